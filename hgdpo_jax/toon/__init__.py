@@ -1,0 +1,1 @@
+"""The toon world: procedural portraits of people with exact captions, rendered on demand."""
