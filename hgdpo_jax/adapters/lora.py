@@ -1,0 +1,104 @@
+"""Low-rank adapters of a U-Net's attention, applied from outside the modules.
+
+An adapter is `{module path: {"down": [in, rank], "up": [rank, out]}}` in float32 with alpha equal to the rank, that is,
+it adds `x @ down @ up * scale` to the output of the linear layer at that path, e.g.
+`down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hgdpo_jax.errors import UserError
+
+Adapter = Mapping[str, Mapping[str, jax.Array]]
+
+_TARGET = re.compile(r"(^|\.)attn[12]\.to_(q|k|v|out\.0)$")
+
+
+def find_targets(unet_params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Path of every attention projection of a U-Net's parameter tree, with its input and output width."""
+    return {path: node["kernel"].shape for path, node in _modules(unet_params) if _TARGET.search(path)}
+
+
+def initialize(key: jax.Array, targets: Mapping[str, tuple[int, int]], rank: int) -> dict[str, dict[str, jax.Array]]:
+    """A fresh adapter that changes nothing: down ~ N(0, 1/rank^2), up = 0 (diffusers' DPO example)."""
+    adapter = {}
+    for index, path in enumerate(sorted(targets)):
+        inputs, outputs = targets[path]
+        down = jax.random.normal(jax.random.fold_in(key, index), (inputs, rank)) / rank
+        adapter[path] = {"down": down, "up": jnp.zeros((rank, outputs))}
+    return adapter
+
+
+def check(adapter: Adapter, targets: Mapping[str, tuple[int, int]]) -> None:
+    """Raises UserError unless every entry of the adapter fits one of `targets` (from `find_targets`)."""
+    unknown = sorted(set(adapter) - set(targets))
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise UserError(
+            f"the adapter changes {', '.join(unknown[:3])}{more}, which this U-Net does not have as an attention "
+            "projection: give an adapter of this U-Net's family"
+        )
+    for path, entry in adapter.items():
+        found = (entry["down"].shape[0], entry["up"].shape[1])
+        if found != tuple(targets[path]):
+            raise UserError(
+                f"the adapter maps {found[0]} to {found[1]} channels at {path}, expected {targets[path][0]} to "
+                f"{targets[path][1]}: give an adapter of this U-Net's family"
+            )
+
+
+def apply(adapters: Sequence[tuple[Adapter, float | jax.Array]]) -> AbstractContextManager:
+    """Context in which linear layers add the low-rank branches of `adapters`, pairs of adapter and scale.
+
+    It acts while modules are called or traced, so it belongs inside a jitted function. Paths count from the module that
+    is applied. An entry that matches no layer goes unnoticed here: call `check` first.
+    """
+
+    def intercept(next_call, arguments, keywords, context):
+        output = next_call(*arguments, **keywords)
+        if not isinstance(context.module, nn.Dense) or context.method_name != "__call__":
+            return output
+        path = ".".join(context.module.path)
+        for adapter, scale in adapters:
+            if path in adapter:
+                # The small factors keep float32 until here; only the products with the activations are rounded.
+                down = adapter[path]["down"].astype(output.dtype)
+                up = (adapter[path]["up"] * scale).astype(output.dtype)
+                output = output + (arguments[0].astype(output.dtype) @ down) @ up
+        return output
+
+    return nn.intercept_methods(intercept)
+
+
+def merge(params: Mapping[str, Any], adapter: Adapter, scale: float | jax.Array) -> dict[str, Any]:
+    """Parameters with the adapter added to the kernels it changes; raises UserError where it does not fit."""
+    check(adapter, find_targets(params))
+    return _merge(params, adapter, scale, "")
+
+
+def _merge(node: Mapping[str, Any], adapter: Adapter, scale, path: str) -> dict[str, Any]:
+    merged = {
+        name: _merge(child, adapter, scale, f"{path}.{name}" if path else name) if isinstance(child, Mapping) else child
+        for name, child in node.items()
+    }
+    if path in adapter:
+        kernel = node["kernel"]
+        change = adapter[path]["down"] @ adapter[path]["up"] * scale
+        merged["kernel"] = (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
+    return merged
+
+
+def _modules(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every module with parameters of its own, with its path."""
+    if any(not isinstance(child, Mapping) for child in node.values()):
+        yield path, node
+    for name, child in node.items():
+        if isinstance(child, Mapping):
+            yield from _modules(child, f"{path}.{name}" if path else name)

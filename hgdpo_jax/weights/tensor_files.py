@@ -1,0 +1,110 @@
+"""Named arrays in safetensors files, written whole or not at all, with a checksum."""
+
+import contextlib
+import hashlib
+import json
+import struct
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from etils import epath
+
+from hgdpo_jax.errors import UserError
+
+_CHECKSUM = "sha256"
+
+_TYPE_NAMES = {
+    np.dtype(np.float64): "F64",
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+    np.dtype(np.int64): "I64",
+    np.dtype(np.int32): "I32",
+    np.dtype(np.uint32): "U32",
+    np.dtype(np.int16): "I16",
+    np.dtype(np.int8): "I8",
+    np.dtype(np.uint8): "U8",
+    np.dtype(np.bool_): "BOOL",
+}
+
+
+def save_tensors(path: epath.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None):
+    """Writes a safetensors file beside its place and renames it; equal content gives equal bytes.
+
+    Arrays of any layout and of JAX are taken; `metadata` values are strings, "sha256" is added.
+    """
+    path = epath.Path(path)
+    arrays = {name: np.asarray(tensors[name]) for name in sorted(tensors)}
+    metadata = dict(metadata or {})
+    metadata[_CHECKSUM] = _checksum(arrays, metadata)
+    # safetensors' own writer keeps metadata in a hash map, whose order changes from one process to the next.
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    for name, array in arrays.items():
+        end = offset + array.nbytes
+        header[name] = {
+            "dtype": _TYPE_NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        with beside.open("wb") as file:
+            file.write(struct.pack("<Q", len(encoded)) + encoded)
+            for array in arrays.values():
+                file.write(array.tobytes())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def load_tensors(path: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays and metadata of a safetensors file.
+
+    Raises UserError where the file is missing, cut short, or differs from the checksum it carries; files of other
+    programs carry none.
+    """
+    path = epath.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, expected a safetensors file")
+    try:
+        with _local(path) as local, safetensors.safe_open(local, framework="np") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a whole safetensors file ({reason}): fetch or make it again") from error
+    expected = metadata.pop(_CHECKSUM, None)
+    if expected is not None and _checksum(tensors, metadata) != expected:
+        raise UserError(f"{path} differs from the checksum it was written with: fetch or make it again")
+    return tensors, metadata
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(json.dumps([name, _TYPE_NAMES[array.dtype], list(array.shape)]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _local(path: epath.Path) -> Iterator[str]:
+    """A local copy of `path` where it lies in an object store: the reader maps files into memory."""
+    if "://" not in str(path):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = epath.Path(folder) / path.name
+        path.copy(copy)
+        yield str(copy)
