@@ -1,0 +1,330 @@
+"""Pictures for people: images at a size that can be looked at, grids of pairs, and training curves."""
+
+import base64
+import dataclasses
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+# Colours of the figures; the report replaces each by its CSS variable, so that inlined curves follow the dark mode.
+PALETTE = {
+    "ink": "#23262b",
+    "muted": "#6b7078",
+    "line": "#dfe1e5",
+    "series-1": "#0f766e",
+    "series-2": "#c2410c",
+    "series-3": "#4f46e5",
+    "series-4": "#a16207",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePair:
+    """Two uint8 images [height, width, 3] of one prompt, and the scores by name of each."""
+
+    prompt: str
+    first_image: np.ndarray
+    second_image: np.ndarray
+    first_scores: Mapping[str, float]
+    second_scores: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """What one small chart of the training curves shows: a title, the series (key -> label), and a level to mark."""
+
+    title: str
+    note: str
+    series: Mapping[str, str]
+    level: float | None = None
+    percent: bool = False
+
+
+CHARTS = (
+    Chart(
+        "DPO loss",
+        "Dotted: log 2, where training starts.",
+        {"dpo_loss": "DPO term", "loss": "total"},
+        np.log(2),
+    ),
+    Chart(
+        "Statistic matching loss",
+        "Squared distance of channel means.",
+        {"statistic_loss": "statistic term"},
+    ),
+    Chart(
+        "Implicit accuracy",
+        "Share of pairs on which the policy leans to the winner.",
+        {"implicit_accuracy": "training pairs"},
+        0.5,
+        percent=True,
+    ),
+    Chart(
+        "Margin",
+        "Implicit reward of the winner over the loser's.",
+        {"margin": "training pairs"},
+        0.0,
+    ),
+    Chart(
+        "Noise prediction error",
+        "Faint dashes: the reference model on the same noise.",
+        {
+            "policy_winner_error": "winner",
+            "policy_loser_error": "loser",
+            "reference_winner_error": "winner, reference",
+            "reference_loser_error": "loser, reference",
+        },
+    ),
+    Chart(
+        "Error against the reference",
+        "Policy minus reference; DPO widens the gap.",
+        {"winner_error_change": "winner", "loser_error_change": "loser"},
+        0.0,
+    ),
+    Chart("Gradient norm", "Before clipping.", {"gradient_norm": "LoRA gradient"}),
+    Chart(
+        "Validation win rate",
+        "Over the base, by the training scorer.",
+        {"validation_win_rate": "validation prompts"},
+        0.5,
+        percent=True,
+    ),
+    Chart(
+        "Validation colour shift",
+        "Per cent of the base.",
+        {
+            "validation_hue_shift": "hue",
+            "validation_saturation_shift": "saturation",
+            "validation_value_shift": "value",
+        },
+        0.0,
+    ),
+)
+
+
+def resize_for_display(image: np.ndarray, height: int) -> Image.Image:
+    """A uint8 image [h, w, 3] near `height` pixels high: enlarged by a whole factor, or reduced to that height.
+
+    Lanczos both ways: drawn portraits of few pixels look like drawings, not like blocks.
+    """
+    picture = Image.fromarray(np.asarray(image, np.uint8))
+    if picture.height > height:
+        size = (max(1, round(picture.width * height / picture.height)), height)
+    else:
+        factor = max(1, height // picture.height)
+        size = (picture.width * factor, picture.height * factor)
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def data_uri(image: np.ndarray, height: int) -> str:
+    """The image, resized for display, as a WebP data URI."""
+    stream = io.BytesIO()
+    resize_for_display(image, height).save(stream, "WEBP", quality=88, method=6)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def pair_grid(
+    pairs: Sequence[ImagePair],
+    first_label: str,
+    second_label: str,
+    score: str,
+    height: int = 192,
+) -> bytes:
+    """A PNG with one column a pair: the first image above the second, each with its `score`, the prompt below."""
+    if not pairs:
+        raise ValueError("a grid needs at least one pair")
+    tiles = [[resize_for_display(image, height) for image in (pair.first_image, pair.second_image)] for pair in pairs]
+    width, height = tiles[0][0].size
+    gap, label_width, score_height, line_height, prompt_lines = 12, 64, 20, 15, 5
+    total_width = gap + label_width + len(pairs) * (width + gap)
+    row_height = height + score_height + gap // 2
+    canvas = Image.new(
+        "RGB",
+        (total_width, gap + 2 * row_height + prompt_lines * line_height + gap),
+        "white",
+    )
+    draw = ImageDraw.Draw(canvas)
+    bold, regular = _font(13, bold=True), _font(12)
+    for row, label in enumerate((first_label, second_label)):
+        draw.text(
+            (gap, gap + row * row_height + height / 2),
+            label,
+            PALETTE["ink"],
+            bold,
+            anchor="lm",
+        )
+    for column, (pair, images) in enumerate(zip(pairs, tiles, strict=True)):
+        left = gap + label_width + column * (width + gap)
+        scores = (pair.first_scores.get(score), pair.second_scores.get(score))
+        for row, image in enumerate(images):
+            top = gap + row * row_height
+            canvas.paste(image, (left, top))
+            if scores[row] is not None:
+                leads = scores[row] == max(value for value in scores if value is not None)
+                color = PALETTE["series-1" if leads else "muted"]
+                text = format_score(scores[row])
+                draw.text(
+                    (left + width / 2, top + height + score_height / 2),
+                    text,
+                    color,
+                    regular,
+                    anchor="mm",
+                )
+        for line, text in enumerate(_wrap(pair.prompt, regular, width, prompt_lines)):
+            top = gap + 2 * row_height + line * line_height
+            draw.text((left, top), text, PALETTE["muted"], regular)
+    stream = io.BytesIO()
+    canvas.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def format_score(value: float | None) -> str:
+    """A score in at most four significant digits, or a dash where there is none."""
+    return "–" if value is None or not np.isfinite(value) else f"{value:.4g}".replace("-", "−")
+
+
+def charts_with_data(log: Sequence[Mapping[str, float]]) -> list[Chart]:
+    """The charts for which the log, one mapping of scalars a step, holds at least one value."""
+    return [chart for chart in CHARTS if any(len(_series(log, key)[0]) for key in chart.series)]
+
+
+def chart_svg(chart: Chart, log: Sequence[Mapping[str, float]]) -> str:
+    """One chart as SVG markup to inline, its colours CSS variables named as in PALETTE."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.title}):
+        figure = Figure(figsize=(4.0, 2.4), layout="constrained")
+        _draw_chart(figure.add_subplot(), chart, log)
+        stream = io.StringIO()
+        # Without metadata there is no date and no address in the file.
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
+    markup = stream.getvalue()
+    markup = markup[markup.index("<svg") :]
+    view_box = re.search(r'viewBox="[^"]*"', markup)
+    assert view_box is not None
+    markup = re.sub(r"<svg[^>]*>", f'<svg {view_box.group()} role="img">', markup, count=1)
+    # Group names repeat from chart to chart; an HTML page needs each id once, and these are not referred to.
+    markup = re.sub(r'<g id="\w+">', "<g>", markup)
+    for name, color in PALETTE.items():
+        markup = markup.replace(color, f"var(--{name})")
+    return markup
+
+
+def curves_figure(log: Sequence[Mapping[str, float]]) -> bytes:
+    """All charts that have data as one PNG."""
+    charts = charts_with_data(log)
+    columns = min(3, max(1, len(charts)))
+    rows = max(1, -(-len(charts) // columns))
+    figure = Figure(figsize=(4.0 * columns, 2.7 * rows), layout="constrained")
+    for index, chart in enumerate(charts):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        _draw_chart(axes, chart, log)
+        axes.set_title(
+            chart.title,
+            loc="left",
+            fontsize=10,
+            color=PALETTE["ink"],
+            fontweight="bold",
+        )
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _series(log: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one series; the error changes are differences of two logged ones."""
+    if key.endswith("_error_change"):
+        side = key.removesuffix("_error_change")
+        policy, reference = f"policy_{side}_error", f"reference_{side}_error"
+        points = [
+            (line["step"], line[policy] - line[reference]) for line in log if policy in line and reference in line
+        ]
+    else:
+        points = [(line["step"], line[key]) for line in log if key in line]
+    points = [(step, value) for step, value in points if np.isfinite(value)]
+    steps, values = np.array(points, np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of each value and the ones within half a window of it; shorter at both ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    center = np.arange(len(values))
+    first, last = (
+        np.maximum(center - window // 2, 0),
+        np.minimum(center + window // 2 + 1, len(values)),
+    )
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def _draw_chart(axes: Axes, chart: Chart, log: Sequence[Mapping[str, float]]) -> None:
+    if chart.level is not None:
+        axes.axhline(
+            100 * chart.level if chart.percent else chart.level,
+            color=PALETTE["muted"],
+            linewidth=1,
+            linestyle=":",
+        )
+    for index, (key, label) in enumerate(chart.series.items()):
+        steps, values = _series(log, key)
+        if not len(steps):
+            continue
+        values = 100 * values if chart.percent else values
+        is_reference = key.startswith("reference_")
+        color = PALETTE[f"series-{index % 2 + 1 if is_reference else index + 1}"]
+        style = {"color": color, "label": label, "linewidth": 1.6}
+        if key.startswith("validation_"):
+            axes.plot(steps, values, marker="o", markersize=3.5, **style)
+        elif is_reference:
+            axes.plot(
+                steps,
+                _running_mean(values, len(values) // 20),
+                **{**style, "linestyle": "--", "linewidth": 1},
+            )
+        else:
+            # One step sees few pairs: the line is a running mean, the values themselves stay in the background.
+            axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
+            axes.plot(steps, _running_mean(values, len(values) // 20), **style)
+    axes.set_xlabel("step", fontsize=8, color=PALETTE["muted"])
+    axes.tick_params(labelsize=8, colors=PALETTE["muted"], length=0)
+    axes.grid(axis="y", color=PALETTE["line"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(PALETTE["line"])
+    axes.margins(x=0.02)
+    if chart.percent:
+        axes.yaxis.set_major_formatter("{x:.0f} %")
+    if len(chart.series) > 1:
+        axes.legend(
+            fontsize=8,
+            frameon=False,
+            labelcolor=PALETTE["muted"],
+            handlelength=1.2,
+            borderaxespad=0.2,
+        )
+
+
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    # matplotlib carries its font with it, so a grid looks the same on every machine.
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/{name}", size)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+    """The text broken into lines that fit into `width` pixels, an ellipsis where it had to be cut."""
+    wrapped = [""]
+    for word in text.split():
+        longer = f"{wrapped[-1]} {word}".strip()
+        if wrapped[-1] and font.getlength(longer) > width:
+            wrapped.append(word)
+        else:
+            wrapped[-1] = longer
+    if len(wrapped) > lines:
+        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1] + " …"]
+    return wrapped

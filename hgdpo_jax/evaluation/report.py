@@ -1,0 +1,183 @@
+"""The report of an evaluation: one self-contained page, summary.json, and the figures beside it."""
+
+import dataclasses
+import importlib.resources
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import markupsafe
+from etils import epath
+
+from hgdpo_jax.evaluation import figures
+from hgdpo_jax.evaluation.color_shift import ColorShift
+from hgdpo_jax.evaluation.figures import ImagePair
+from hgdpo_jax.evaluation.win_rate import ScoreComparison, WinRate
+
+HERO_PAIRS = 8
+PAGE_IMAGE_HEIGHT = 320
+
+
+@dataclasses.dataclass(frozen=True)
+class PairCheck:
+    """What the pairs are worth before training: winners against losers by the judge, and the oracle's mean of each.
+
+    The oracle's means are in per cent of the prompt's attributes shown.
+    """
+
+    judge: WinRate
+    oracle_winner: float
+    oracle_loser: float
+
+    @property
+    def oracle_points(self) -> float:
+        """How far the winners lie above the losers by the oracle, in points of its per cent."""
+        return self.oracle_winner - self.oracle_loser
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportData:
+    """All that the report shows, as plain values.
+
+    scores: by the name used in summary.json, in the order shown; `headline` names the one to lead with.
+    examples: base first, tuned second, not chosen by their scores; the first of them stand at the top of the page.
+    training: the training log, one mapping of scalars a step.
+    best_pairs, worst_pairs: winner first, loser second: the pairs of the pool set apart furthest, and least.
+    settings: nested or flat; values are shown as text.
+    """
+
+    title: str
+    subtitle: str
+    headline: str
+    scores: Mapping[str, ScoreComparison]
+    color_shift: ColorShift
+    examples: Sequence[ImagePair]
+    training: Sequence[Mapping[str, float]] = ()
+    pair_check: PairCheck | None = None
+    best_pairs: Sequence[ImagePair] = ()
+    worst_pairs: Sequence[ImagePair] = ()
+    oracle_accuracy: float | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    attribution: str = ""
+
+
+def summarize(report: ReportData) -> dict[str, Any]:
+    """The figures of the report as written to summary.json; what is not finite becomes null."""
+    scores, shift = report.scores, report.color_shift
+    summary: dict[str, Any] = {
+        "prompts": scores[report.headline].win_rate.prompts,
+        "win_rate": {
+            name: {key: getattr(score.win_rate, key) for key in ("rate", "low", "high", "wins", "ties", "losses")}
+            for name, score in scores.items()
+        },
+        "per_image_win_rate": {name: score.per_image_win_rate for name, score in scores.items()},
+        "mean_score": {name: {"base": score.base_mean, "tuned": score.tuned_mean} for name, score in scores.items()},
+        "color_shift": {
+            "hue": shift.hue,
+            "saturation": shift.saturation,
+            "value": shift.value,
+        },
+        "signed_color_shift": {
+            "hue": shift.signed_hue,
+            "saturation": shift.signed_saturation,
+            "value": shift.signed_value,
+        },
+        "hue_degrees": shift.hue_degrees,
+    }
+    if report.oracle_accuracy is not None:
+        summary["oracle_accuracy"] = report.oracle_accuracy
+    if report.pair_check is not None:
+        judge = report.pair_check.judge
+        summary["pairs"] = {
+            "count": judge.prompts,
+            "judge": {"rate": judge.rate, "low": judge.low, "high": judge.high},
+            "oracle_points": report.pair_check.oracle_points,
+        }
+    return _finite_or_none(summary)
+
+
+def write_report(folder: str | os.PathLike, report: ReportData) -> dict[str, Any]:
+    """Write index.html, summary.json, grid.png, curves.png and pairs.png into `folder`; returns the summary.
+
+    The same data gives the same bytes. A figure without data (no training log, no pairs) is left out.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = summarize(report)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    hero = report.examples[:HERO_PAIRS]
+    if hero:
+        (folder / "grid.png").write_bytes(figures.pair_grid(hero, "Base", "Tuned", report.headline))
+    if figures.charts_with_data(report.training):
+        (folder / "curves.png").write_bytes(figures.curves_figure(report.training))
+    pairs = [
+        *report.best_pairs[: HERO_PAIRS // 2],
+        *report.worst_pairs[: HERO_PAIRS // 2],
+    ]
+    if pairs:
+        (folder / "pairs.png").write_bytes(figures.pair_grid(pairs, "Winner", "Loser", report.headline))
+    (folder / "index.html").write_text(render_page(report), encoding="utf-8")
+    return summary
+
+
+def render_page(report: ReportData) -> str:
+    """The report as one HTML page that needs no other file."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["score"] = figures.format_score
+    environment.filters["signed"] = _signed
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["picture"] = lambda image: figures.data_uri(image, PAGE_IMAGE_HEIGHT)
+    source = importlib.resources.files("hgdpo_jax.evaluation").joinpath("report.html.jinja")
+    charts = [
+        # The markup comes from matplotlib and fixed titles alone.
+        (chart, markupsafe.Markup(figures.chart_svg(chart, report.training)))
+        for chart in figures.charts_with_data(report.training)
+    ]
+    return environment.from_string(source.read_text(encoding="utf-8")).render(
+        report=report,
+        headline=report.scores[report.headline],
+        hero=report.examples[:HERO_PAIRS],
+        charts=charts,
+        settings=_flatten(report.settings),
+        verdict=verdict,
+    )
+
+
+def verdict(win_rate: WinRate) -> str:
+    """What the interval of a win rate allows to say."""
+    if win_rate.low > 0.5:
+        return "better"
+    if win_rate.high < 0.5:
+        return "worse"
+    return "no difference shown"
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    if not math.isfinite(value):
+        return "–"
+    # Adding zero turns a rounded -0.0 into 0.0.
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            rows.extend(_flatten(value, f"{prefix}{name}."))
+        else:
+            rows.append((f"{prefix}{name}", value))
+    return rows
+
+
+def _finite_or_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite_or_none(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
