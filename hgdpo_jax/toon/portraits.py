@@ -44,8 +44,8 @@ _CENTERS = {
     "eyebrows": (385, 334),
     "hair": (389, 306),
 }
-# Processes cost a second to start, as much as rendering a few hundred portraits.
-_PORTRAITS_WORTH_PROCESSES = 2000
+# Processes cost a second to start, as much as rendering a few hundred pictures.
+_PICTURES_WORTH_PROCESSES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,17 +192,23 @@ def drawing(person: Portrait) -> Drawing:
     return drawn.replace(["mouth"], lambda markup: moved(markup, "mouth", scale=_MOUTH_SCALE[person.mouth]))
 
 
+@functools.lru_cache(maxsize=1024)
 def render(person: Portrait) -> np.ndarray:
-    """Returns the picture of a portrait, uint8 [64, 48, 3]."""
+    """Returns the picture of a portrait, uint8 [64, 48, 3], read-only."""
     return drawing(person).rasterize()
 
 
 def render_many(people: Sequence[Portrait]) -> np.ndarray:
     """Returns the pictures of n portraits, uint8 [n, 64, 48, 3], on all cores when n is large."""
-    if len(people) < _PORTRAITS_WORTH_PROCESSES:
-        pictures = [render(person) for person in people]
+    return stack_in_processes(render, people)
+
+
+def stack_in_processes(picture: Callable[..., np.ndarray], *arguments: Sequence) -> np.ndarray:
+    """Returns the stacked pictures that a module-level function makes of each item, on all cores when many."""
+    if len(arguments[0]) < _PICTURES_WORTH_PROCESSES:
+        pictures = list(map(picture, *arguments))
     else:
         # Spawned, not forked: the parent holds JAX's threads.
         with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as executor:
-            pictures = list(executor.map(render, people, chunksize=256))
+            pictures = list(executor.map(picture, *arguments, chunksize=256))
     return np.stack(pictures) if pictures else np.zeros((0, HEIGHT, WIDTH, 3), np.uint8)
