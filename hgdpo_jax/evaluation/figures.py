@@ -60,20 +60,20 @@ CHARTS = (
     ),
     Chart(
         "Implicit accuracy",
-        "Share of pairs on which the policy leans to the winner.",
+        "Share of pairs leaning to the winner.",
         {"implicit_accuracy": "training pairs"},
         0.5,
         percent=True,
     ),
     Chart(
         "Margin",
-        "Implicit reward of the winner over the loser's.",
+        "Implicit reward, winner less loser.",
         {"margin": "training pairs"},
         0.0,
     ),
     Chart(
         "Noise prediction error",
-        "Faint dashes: the reference model on the same noise.",
+        "Dashes: the reference on the same noise.",
         {
             "policy_winner_error": "winner",
             "policy_loser_error": "loser",
@@ -83,7 +83,7 @@ CHARTS = (
     ),
     Chart(
         "Error against the reference",
-        "Policy minus reference; DPO widens the gap.",
+        "Policy minus reference, by image.",
         {"winner_error_change": "winner", "loser_error_change": "loser"},
         0.0,
     ),
@@ -185,8 +185,10 @@ def pair_grid(
 
 
 def format_score(value: float | None) -> str:
-    """A score in at most four significant digits, or a dash where there is none."""
-    return "–" if value is None or not np.isfinite(value) else f"{value:.4g}".replace("-", "−")
+    """A score in four significant digits, whole numbers as such, or a dash where there is none."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    return (f"{value:.0f}" if value == round(value) else f"{value:#.4g}").replace("-", "−")
 
 
 def charts_with_data(log: Sequence[Mapping[str, float]]) -> list[Chart]:
@@ -197,7 +199,7 @@ def charts_with_data(log: Sequence[Mapping[str, float]]) -> list[Chart]:
 def chart_svg(chart: Chart, log: Sequence[Mapping[str, float]]) -> str:
     """One chart as SVG markup to inline, its colours CSS variables named as in PALETTE."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.title}):
-        figure = Figure(figsize=(4.0, 2.4), layout="constrained")
+        figure = Figure(figsize=(3.4, 2.2), layout="constrained")
         _draw_chart(figure.add_subplot(), chart, log)
         stream = io.StringIO()
         # Without metadata there is no date and no address in the file.
@@ -220,7 +222,7 @@ def curves_figure(log: Sequence[Mapping[str, float]]) -> bytes:
     charts = charts_with_data(log)
     columns = min(3, max(1, len(charts)))
     rows = max(1, -(-len(charts) // columns))
-    figure = Figure(figsize=(4.0 * columns, 2.7 * rows), layout="constrained")
+    figure = Figure(figsize=(3.7 * columns, 2.6 * rows), layout="constrained")
     for index, chart in enumerate(charts):
         axes = figure.add_subplot(rows, columns, index + 1)
         _draw_chart(axes, chart, log)
@@ -276,20 +278,16 @@ def _draw_chart(axes: Axes, chart: Chart, log: Sequence[Mapping[str, float]]) ->
             continue
         values = 100 * values if chart.percent else values
         is_reference = key.startswith("reference_")
-        color = PALETTE[f"series-{index % 2 + 1 if is_reference else index + 1}"]
-        style = {"color": color, "label": label, "linewidth": 1.6}
+        color = PALETTE["ink" if is_reference else f"series-{index + 1}"]
+        smooth = _running_mean(values, len(values) // 20)
         if key.startswith("validation_"):
-            axes.plot(steps, values, marker="o", markersize=3.5, **style)
+            axes.plot(steps, values, color=color, label=label, linewidth=1.6, marker="o", markersize=3.5)
         elif is_reference:
-            axes.plot(
-                steps,
-                _running_mean(values, len(values) // 20),
-                **{**style, "linestyle": "--", "linewidth": 1},
-            )
+            axes.plot(steps, smooth, color=color, linewidth=0.9, linestyle=(0, (2, 3)))
         else:
             # One step sees few pairs: the line is a running mean, the values themselves stay in the background.
-            axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
-            axes.plot(steps, _running_mean(values, len(values) // 20), **style)
+            axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.2)
+            axes.plot(steps, smooth, color=color, label=label, linewidth=1.6)
     axes.set_xlabel("step", fontsize=8, color=PALETTE["muted"])
     axes.tick_params(labelsize=8, colors=PALETTE["muted"], length=0)
     axes.grid(axis="y", color=PALETTE["line"], linewidth=0.8)
@@ -300,13 +298,17 @@ def _draw_chart(axes: Axes, chart: Chart, log: Sequence[Mapping[str, float]]) ->
     axes.margins(x=0.02)
     if chart.percent:
         axes.yaxis.set_major_formatter("{x:.0f} %")
-    if len(chart.series) > 1:
+    if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(
+            loc="lower right",
+            bbox_to_anchor=(1, 0.98),
+            ncols=3,
             fontsize=8,
             frameon=False,
             labelcolor=PALETTE["muted"],
-            handlelength=1.2,
-            borderaxespad=0.2,
+            handlelength=1,
+            columnspacing=1,
+            borderaxespad=0,
         )
 
 

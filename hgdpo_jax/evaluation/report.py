@@ -18,7 +18,7 @@ from hgdpo_jax.evaluation.figures import ImagePair
 from hgdpo_jax.evaluation.win_rate import ScoreComparison, WinRate
 
 HERO_PAIRS = 8
-PAGE_IMAGE_HEIGHT = 320
+PAGE_IMAGE_HEIGHT = 384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,22 +104,22 @@ def write_report(folder: str | os.PathLike, report: ReportData) -> dict[str, Any
 
     The same data gives the same bytes. A figure without data (no training log, no pairs) is left out.
     """
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    path = epath.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
     summary = summarize(report)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    (path / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
     hero = report.examples[:HERO_PAIRS]
     if hero:
-        (folder / "grid.png").write_bytes(figures.pair_grid(hero, "Base", "Tuned", report.headline))
+        (path / "grid.png").write_bytes(figures.pair_grid(hero, "Base", "Tuned", report.headline))
     if figures.charts_with_data(report.training):
-        (folder / "curves.png").write_bytes(figures.curves_figure(report.training))
+        (path / "curves.png").write_bytes(figures.curves_figure(report.training))
     pairs = [
         *report.best_pairs[: HERO_PAIRS // 2],
         *report.worst_pairs[: HERO_PAIRS // 2],
     ]
     if pairs:
-        (folder / "pairs.png").write_bytes(figures.pair_grid(pairs, "Winner", "Loser", report.headline))
-    (folder / "index.html").write_text(render_page(report), encoding="utf-8")
+        (path / "pairs.png").write_bytes(figures.pair_grid(pairs, "Winner", "Loser", report.headline))
+    (path / "index.html").write_text(render_page(report), encoding="utf-8")
     return summary
 
 
@@ -133,7 +133,7 @@ def render_page(report: ReportData) -> str:
     )
     environment.filters["score"] = figures.format_score
     environment.filters["signed"] = _signed
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
     environment.filters["picture"] = lambda image: figures.data_uri(image, PAGE_IMAGE_HEIGHT)
     source = importlib.resources.files("hgdpo_jax.evaluation").joinpath("report.html.jinja")
     charts = [
