@@ -211,7 +211,7 @@ def chart_svg(chart: Chart, log: Sequence[Mapping[str, float]]) -> str:
     assert view_box is not None
     markup = re.sub(r"<svg[^>]*>", f'<svg {view_box.group()} role="img">', markup, count=1)
     # Group names repeat from chart to chart; an HTML page needs each id once, and these are not referred to.
-    markup = re.sub(r'<g id="\w+">', "<g>", markup)
+    markup = re.sub(r'<g id="[\w.]+"', "<g", markup)
     for name, color in PALETTE.items():
         markup = markup.replace(color, f"var(--{name})")
     return markup
@@ -226,13 +226,8 @@ def curves_figure(log: Sequence[Mapping[str, float]]) -> bytes:
     for index, chart in enumerate(charts):
         axes = figure.add_subplot(rows, columns, index + 1)
         _draw_chart(axes, chart, log)
-        axes.set_title(
-            chart.title,
-            loc="left",
-            fontsize=10,
-            color=PALETTE["ink"],
-            fontweight="bold",
-        )
+        # The legend has the line below the title.
+        axes.set_title(chart.title, loc="left", fontsize=10, color=PALETTE["ink"], weight="bold", y=1, pad=20)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
     return stream.getvalue()

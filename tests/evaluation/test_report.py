@@ -1,0 +1,152 @@
+import dataclasses
+import html.parser
+import json
+import math
+
+import numpy as np
+import pytest
+
+from hgdpo_jax.evaluation.color_shift import color_shift
+from hgdpo_jax.evaluation.figures import ImagePair
+from hgdpo_jax.evaluation.report import PairCheck, ReportData, render_page, verdict, write_report
+from hgdpo_jax.evaluation.win_rate import compare_scores, win_rate
+
+HOSTILE = '<script>alert("1")</script> & <img src=x onerror=alert(2)>'
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, markup):
+        super().__init__()
+        self.tags, self.attributes, self.words, self.open = [], [], [], []
+        self.feed(markup)
+        self.text = " ".join(self.words)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *attribute) for attribute in attributes]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *attribute) for attribute in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words += data.split()
+
+
+@pytest.fixture(scope="module")
+def report():
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (2, 3, 16, 12, 3), dtype=np.uint8)
+    scores = generator.normal(20, 1, (2, 3, 4))
+    comparisons = {
+        "scorer": compare_scores(scores[0] + 5, scores[1], label="Training scorer", description="chose the pairs"),
+        "judge": compare_scores(scores[0], scores[1], label="Held-out judge"),
+    }
+    prompts = ["a woman with red hair", HOSTILE, "a man"]
+    examples = [
+        ImagePair(prompt, images[0, i], images[1, i], {"judge": scores[1, i, 0]}, {"judge": scores[0, i, 0]})
+        for i, prompt in enumerate(prompts)
+    ]
+    return ReportData(
+        title="A report",
+        subtitle="of <nothing>",
+        headline="judge",
+        scores=comparisons,
+        color_shift=color_shift(images[0], images[1]),
+        examples=examples,
+        training=[{"step": step, "loss": 0.7, "dpo_loss": 0.69, "validation_win_rate": 0.6} for step in (1, 2, 3)],
+        pair_check=PairCheck(win_rate(np.ones((9, 1)), np.zeros((9, 1))), 80.0, 65.5),
+        best_pairs=examples[:1],
+        worst_pairs=examples[1:2],
+        oracle_accuracy=0.97,
+        settings={"name": "n", "loss": {"beta": 2500, "note": HOSTILE}},
+        attribution="Drawn by someone.",
+    )
+
+
+def test_page_is_well_formed_and_needs_no_other_file(report):
+    page = Page(render_page(report))
+    assert page.open == []
+    assert "link" not in page.tags and "iframe" not in page.tags
+    sources = [value for _, name, value in page.attributes if name in ("src", "srcset", "href", "data", "xlink:href")]
+    assert sources and all(value.startswith(("data:", "#")) for value in sources)
+    assert "http" not in render_page(report) and "@import" not in render_page(report)
+
+
+def test_identifiers_are_unique_and_references_find_them(report):
+    page = Page(render_page(report))
+    identifiers = [value for _, name, value in page.attributes if name == "id"]
+    references = [value[1:] for _, name, value in page.attributes if name == "xlink:href"]
+    assert references and set(references) <= set(identifiers) and len(identifiers) == len(set(identifiers))
+
+
+def test_prompts_and_settings_are_shown_as_text_never_as_markup(report):
+    markup = render_page(report)
+    page = Page(markup)
+    assert page.tags.count("script") == 1 and "onerror=alert(2)>" not in markup
+    assert " ".join(HOSTILE.split()) in page.text
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    for pair in report.examples:
+        assert pair.prompt in page.text
+
+
+def test_page_leads_with_the_headline_score(report):
+    lead = Page(render_page(report)).text.split("Win rate over the base")[0]
+    rate = report.scores["judge"].win_rate.rate
+    assert f"{100 * rate:.1f}" in lead and "held-out judge" in lead and "100.0" in lead
+
+
+def test_page_shows_pairs_settings_accuracy_and_attribution(report):
+    text = Page(render_page(report)).text
+    for words in ("+14.5 points", "loss.beta 2500", "right on 97.0", "Drawn by someone.", "DPO loss"):
+        assert words in text
+
+
+def test_summary_has_the_promised_shape(report, tmp_path):
+    returned = write_report(tmp_path, report)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == returned
+    assert summary["prompts"] == 3
+    assert set(summary["win_rate"]) == {"scorer", "judge"}
+    assert {"rate", "low", "high"} <= set(summary["win_rate"]["judge"])
+    assert set(summary["color_shift"]) == {"hue", "saturation", "value"}
+    assert summary["pairs"]["oracle_points"] == pytest.approx(14.5)
+
+
+def test_same_data_give_the_same_files(report, tmp_path):
+    names = ["curves.png", "grid.png", "index.html", "pairs.png", "summary.json"]
+    for folder in ("one", "two"):
+        write_report(tmp_path / folder, report)
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_report_of_an_evaluation_alone_leaves_out_what_it_has_no_data_for(report, tmp_path):
+    alone = ReportData("t", "s", "judge", report.scores, report.color_shift, report.examples)
+    write_report(tmp_path, alone)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "index.html", "summary.json"]
+    page = Page((tmp_path / "index.html").read_text())
+    assert "Settings" not in page.text and "oracle" not in page.text and "learned" not in page.text
+    assert ("figure", "class", "chart") not in page.attributes
+
+
+def test_change_without_a_finite_value_becomes_null(report, tmp_path):
+    shift = dataclasses.replace(report.color_shift, signed_saturation=math.inf)
+    summary = write_report(tmp_path, dataclasses.replace(report, color_shift=shift))
+    assert summary["color_shift"]["saturation"] is None
+
+
+def test_verdict_follows_the_interval():
+    better = win_rate(np.ones((30, 1)), np.zeros((30, 1)))
+    assert verdict(better) == "better"
+    assert verdict(win_rate(np.zeros((30, 1)), np.ones((30, 1)))) == "worse"
+    assert verdict(win_rate(np.ones((3, 1)), np.ones((3, 1)))) == "no difference shown"
