@@ -50,5 +50,6 @@ def write_folder(folder: epath.PathLike, files: CLIPFiles, storage: str = "float
         folder / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"} | dict(files.preprocessor)
     )
     write_weights(folder / "model.safetensors", dict(files.tensors), storage)
-    given = {key: value for key, value in files.config.items() if key not in ("dtype", "torch_dtype")}
-    write_json(folder / "config.json", {"architectures": ["CLIPModel"], "model_type": "clip"} | given)
+    # Unless told, transformers 5 computes in the type of the file.
+    config = {"architectures": ["CLIPModel"], "model_type": "clip"} | dict(files.config) | {"dtype": "float32"}
+    write_json(folder / "config.json", config)

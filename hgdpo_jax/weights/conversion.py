@@ -45,7 +45,7 @@ def to_tree(tensors: Mapping[str, np.ndarray], template: Mapping[str, Any], wher
         node = tree
         for name in path[:-1]:
             node = node.setdefault(name, {})
-        node[path[-1]] = np.ascontiguousarray(_to_flax(path, array).astype(DTYPES[dtype]))
+        node[path[-1]] = _to_flax(path, array).astype(DTYPES[dtype], order="C")
     if left:
         raise UserError(
             f"{where} has {_some(sorted(left))}, which the model that its config.json describes does not have"
@@ -56,7 +56,7 @@ def to_tree(tensors: Mapping[str, np.ndarray], template: Mapping[str, Any], wher
 def from_tree(tree: Mapping[str, Any], dtype: str = "float32") -> dict[str, np.ndarray]:
     """The inverse of `to_tree`: PyTorch's names and layout, in `dtype`."""
     return {
-        _key(path): np.ascontiguousarray(_to_pytorch(path, np.asarray(array).astype(DTYPES[dtype])))
+        _key(path): _to_pytorch(path, np.asarray(array)).astype(DTYPES[dtype], order="C")
         for path, array in _leaves(tree)
     }
 

@@ -43,12 +43,11 @@ def resolve_source(source: epath.PathLike) -> epath.Path:
 def content_fingerprint(folder: epath.PathLike) -> str:
     """SHA-256, in hexadecimal, of the weight, config and vocabulary files of a folder and their relative names."""
     folder, digest = epath.Path(folder), hashlib.sha256()
-    files = {str(path.relative_to(folder)): path for path in folder.glob("**/*") if path.suffix in _CONTENT}
-    for name in sorted(files):
-        if any(part.startswith(".") for part in epath.Path(name).parts):
-            continue
+    # Both layouts are at most one folder deep, and epath has no recursive search.
+    paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _CONTENT]
+    for name, path in sorted((str(path.relative_to(folder)), path) for path in paths):
         content = hashlib.sha256()
-        with files[name].open("rb") as file:
+        with path.open("rb") as file:
             while block := file.read(1 << 24):
                 content.update(block)
         digest.update(f"{name}\0{content.hexdigest()}\n".encode())

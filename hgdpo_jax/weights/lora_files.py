@@ -60,11 +60,13 @@ def save_adapter(
     """Writes an adapter as float32 safetensors; equal adapters and metadata give equal bytes.
 
     "diffusers" is read by `load_lora_weights`, "kohya" by the web interfaces and by diffusers too. `metadata` says
-    where the adapter comes from, such as the fingerprints of its base and of its settings; this project's version is added.
+    where the adapter comes from, such as its base's and its settings' fingerprints; this project's version is added.
     """
     if format not in FORMATS:
         raise UserError(f"adapter format {format!r} is unknown, expected one of {', '.join(FORMATS)}")
     ranks = {module: int(entry["down"].shape[1]) for module, entry in adapter.items()}
+    # Readers expect one rank; the others are exceptions to it.
+    rank = Counter(ranks.values()).most_common(1)[0][0]
     tensors: dict[str, np.ndarray] = {}
     for module, entry in adapter.items():
         down, up = (np.asarray(entry[part], np.float32).T for part in ("down", "up"))
@@ -74,9 +76,12 @@ def save_adapter(
         else:
             name = _KOHYA_PREFIX + _flat(module)
             tensors[f"{name}.lora_down.weight"] = down
-            tensors[f"{name}.lora_up.weight"] = up
-            tensors[f"{name}.alpha"] = np.array(ranks[module], np.float32)
-    save_tensors(path, tensors, {"format": "pt"} | _format_metadata(ranks, format) | _version() | dict(metadata or {}))
+            # One alpha for all: diffusers mistakes several.
+            tensors[f"{name}.lora_up.weight"] = up * np.float32(ranks[module] / rank)
+            tensors[f"{name}.alpha"] = np.array(rank, np.float32)
+    save_tensors(
+        path, tensors, {"format": "pt"} | _format_metadata(ranks, rank, format) | _version() | dict(metadata or {})
+    )
 
 
 def load_adapter(
@@ -159,9 +164,7 @@ def _with_dots(module: str) -> str | None:
     return f"{block}.attentions.{attention}.transformer_blocks.{layer}.attn{which}.to_{projection}"
 
 
-def _format_metadata(ranks: Mapping[str, int], format: str) -> dict[str, str]:
-    # Readers expect one rank; the others are exceptions to it.
-    rank = Counter(ranks.values()).most_common(1)[0][0]
+def _format_metadata(ranks: Mapping[str, int], rank: int, format: str) -> dict[str, str]:
     if format == "kohya":
         return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     exceptions = {module: value for module, value in sorted(ranks.items()) if value != rank}

@@ -93,6 +93,8 @@ def write_folder(folder: epath.PathLike, files: StableDiffusionFiles, storage: s
 
 
 def _config(files: StableDiffusionFiles, name: str) -> dict[str, Any]:
-    # A stored type would make transformers load the text encoder in it, whatever the rest of the pipeline has.
-    given = {key: value for key, value in files.configs[name].items() if key not in ("dtype", "torch_dtype")}
-    return _CLASSES[name] | given
+    config = _CLASSES[name] | dict(files.configs[name])
+    if name == "text_encoder":
+        # Unless told, transformers 5 computes in the stored type and diffusers in float32: they would not fit.
+        config["dtype"] = "float32"
+    return config

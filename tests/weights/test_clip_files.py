@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.models.clip import CLIP, CLIPConfig
+from hgdpo_jax.weights.clip_files import read_folder, write_folder
+from hgdpo_jax.weights.conversion import from_tree, to_tree
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tokenizer_folder, tmp_path_factory):
+    """A small CLIP with random weights as transformers writes it."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": 54, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    vision = {**tower, "image_size": 16, "patch_size": 8}
+    folder = tmp_path_factory.mktemp("clip")
+    transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+    ).save_pretrained(folder)
+    transformers.CLIPTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
+    transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_that_transformers_wrote_fills_the_model(clip_folder):
+    files = read_folder(clip_folder)
+    model = CLIP(CLIPConfig.from_dict(files.config))
+    ids, pixels = jnp.zeros((1, 77), jnp.int32), jnp.zeros((1, 16, 16, 3))
+    template = jax.eval_shape(model.init, jax.random.key(0), ids, pixels)["params"]
+    back = from_tree(to_tree(files.tensors, template, "clip"))
+    assert back.keys() == files.tensors.keys()
+    assert all(np.array_equal(back[key], array) for key, array in files.tensors.items())
+
+
+def test_a_written_folder_loads_in_transformers(clip_folder, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    write_folder(tmp_path, read_folder(clip_folder), "float32")
+    expected = transformers.CLIPModel.from_pretrained(clip_folder).state_dict()
+    found = transformers.CLIPModel.from_pretrained(tmp_path).state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+    processor = transformers.CLIPProcessor.from_pretrained(tmp_path)
+    inputs = processor(text=["a hat"], images=np.zeros((20, 16, 3), np.uint8), return_tensors="np")
+    assert inputs["pixel_values"].shape == (1, 3, 16, 16)
+    assert transformers.CLIPTokenizer.from_pretrained(tmp_path)("a hat")["input_ids"] == inputs["input_ids"][0].tolist()
+
+
+def test_a_folder_without_tokenizer_is_refused(clip_folder, tmp_path):
+    write_folder(tmp_path, read_folder(clip_folder))
+    for name in ("vocab.json", "tokenizer.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="holds no tokenizer, expected vocab.json and merges.txt"):
+        read_folder(tmp_path)

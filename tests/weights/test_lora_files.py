@@ -1,0 +1,245 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from hgdpo_jax.adapters import lora
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.weights.conversion import to_tree
+from hgdpo_jax.weights.lora_files import load_adapter, save_adapter
+from hgdpo_jax.weights.tensor_files import load_tensors
+
+MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+OUTPUT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
+
+
+def random_adapter(targets, rank, seed=0):
+    generator = np.random.default_rng(seed)
+    return {
+        path: {
+            "down": generator.normal(size=(inputs, rank)).astype(np.float32) / rank,
+            "up": generator.normal(size=(rank, outputs)).astype(np.float32),
+        }
+        for path, (inputs, outputs) in targets.items()
+    }
+
+
+@pytest.fixture
+def adapter():
+    return random_adapter({MODULE: (6, 5), OUTPUT: (3, 4)}, rank=2)
+
+
+def same(found, expected):
+    return found.keys() == expected.keys() and jax.tree.all(jax.tree.map(np.array_equal, found, dict(expected)))
+
+
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+def test_what_is_saved_is_loaded(adapter, tmp_path, format):
+    save_adapter(adapter, tmp_path / "a.safetensors", format)
+    assert same(load_adapter(tmp_path / "a.safetensors"), adapter)
+    assert same(load_adapter(tmp_path / "a.safetensors", {MODULE: (6, 5), OUTPUT: (3, 4)}), adapter)
+
+
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+def test_equal_adapters_give_equal_bytes(adapter, tmp_path, format):
+    save_adapter(adapter, tmp_path / "a", format, {"base": "1", "config": "2"})
+    save_adapter(dict(reversed(adapter.items())), tmp_path / "b", format, {"config": "2", "base": "1"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_names_and_metadata_are_those_of_the_formats(adapter, tmp_path):
+    save_adapter(adapter, tmp_path / "a", "diffusers", {"base_fingerprint": "abc"})
+    tensors, metadata = load_tensors(tmp_path / "a")
+    assert set(tensors) == {f"unet.{path}.lora_{part}.weight" for path in adapter for part in "AB"}
+    assert tensors[f"unet.{MODULE}.lora_A.weight"].shape == (2, 6)
+    config = json.loads(metadata["lora_adapter_metadata"])
+    assert config["unet.r"] == config["unet.lora_alpha"] == 2
+    assert metadata["base_fingerprint"] == "abc"
+    save_adapter(adapter, tmp_path / "b", "kohya")
+    tensors, metadata = load_tensors(tmp_path / "b")
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
+    assert {f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"} < set(tensors)
+    assert tensors[f"{name}.alpha"] == 2
+
+
+def kohya_names(adapter, alpha):
+    tensors = {}
+    for path, entry in adapter.items():
+        name = "lora_unet_" + path.replace(".", "_")
+        tensors[f"{name}.lora_down.weight"] = np.ascontiguousarray(entry["down"].T)
+        tensors[f"{name}.lora_up.weight"] = np.ascontiguousarray(entry["up"].T)
+        tensors[f"{name}.alpha"] = np.array(alpha, np.float32)
+    return tensors
+
+
+def old_names(adapter, prefix="unet."):
+    parts = {"down": "lora.down", "up": "lora.up"}
+    return {
+        f"{prefix}{path}.{parts[part]}.weight": np.ascontiguousarray(array.T)
+        for path, entry in adapter.items()
+        for part, array in entry.items()
+    }
+
+
+def halved(adapter):
+    return {path: {"down": entry["down"], "up": entry["up"] / 2} for path, entry in adapter.items()}
+
+
+def test_alpha_is_folded_into_the_second_factor(adapter, tmp_path):
+    safetensors.numpy.save_file(kohya_names(adapter, alpha=1.0), tmp_path / "a")
+    assert same(load_adapter(tmp_path / "a"), halved(adapter))
+
+
+def test_older_diffusers_names_are_read(adapter, tmp_path):
+    safetensors.numpy.save_file(old_names(adapter), tmp_path / "a")
+    assert same(load_adapter(tmp_path / "a"), adapter)
+    safetensors.numpy.save_file(old_names(adapter, prefix=""), tmp_path / "b")
+    assert same(load_adapter(tmp_path / "b"), adapter)
+
+
+def test_alpha_of_the_metadata_counts(adapter, tmp_path):
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 1})}
+    safetensors.numpy.save_file(old_names(adapter), tmp_path / "a", metadata)
+    assert same(load_adapter(tmp_path / "a"), halved(adapter))
+
+
+def test_a_peft_folder_is_read_with_the_alpha_of_its_config(adapter, tmp_path):
+    tensors = {
+        f"base_model.model.{path}.lora_{letter}.weight": np.ascontiguousarray(entry[part].T)
+        for path, entry in adapter.items()
+        for letter, part in (("A", "down"), ("B", "up"))
+    }
+    safetensors.numpy.save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="adapter_config.json does not exist"):
+        load_adapter(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 1, "alpha_pattern": {}}))
+    assert same(load_adapter(tmp_path), halved(adapter))
+
+
+def without(tensors, ending):
+    return {key: array for key, array in tensors.items() if not key.endswith(ending)}
+
+
+NUMBER = np.ones((2, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda tensors: tensors | {"lora_te_text_model_encoder.lora_up.weight": NUMBER},
+            "also changes the text encoder",
+        ),
+        (
+            lambda tensors: tensors | {f"unet.{MODULE}.lora_C.weight": NUMBER},
+            "to_q.lora_C.weight: expected pairs of LoRA",
+        ),
+        (lambda tensors: tensors | {"lora_unet_input_blocks_1_1.lora_up.weight": NUMBER}, "lora_unet_input_blocks_1_1"),
+        (lambda tensors: without(tensors, "to_q.lora.up.weight"), "has only down for .*attn1.to_q"),
+        (lambda tensors: tensors | {f"unet.{MODULE}.lora.up.weight": NUMBER[:1, :1]}, r"shapes \[2, 6\] and \[1, 1\]"),
+        (lambda tensors: {}, "no tensors"),
+    ],
+)
+def test_no_key_is_dropped_silently(adapter, tmp_path, change, message):
+    safetensors.numpy.save_file(change(old_names(adapter)), tmp_path / "a")
+    with pytest.raises(UserError, match=message) as error:
+        load_adapter(tmp_path / "a")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_adapter_that_does_not_fit_the_targets_is_refused(adapter, tmp_path):
+    save_adapter(adapter, tmp_path / "a", "kohya")
+    with pytest.raises(UserError, match="the adapter changes mid_block"):
+        load_adapter(tmp_path / "a", {MODULE: (6, 5)})
+
+
+def test_an_unknown_format_is_refused(adapter, tmp_path):
+    with pytest.raises(UserError, match="expected one of diffusers, kohya"):
+        save_adapter(adapter, tmp_path / "a", "pickle")
+
+
+@pytest.fixture(scope="module")
+def model(pipeline):
+    """The pipeline's U-Net in JAX: a function of an adapter and its scale, and its LoRA targets."""
+    unet = UNet(UNetConfig.from_dict(dict(pipeline.unet.config)))
+    generator = np.random.default_rng(3)
+    latents = generator.normal(size=(2, 8, 8, 4)).astype(np.float32)
+    states = generator.normal(size=(2, 7, 24)).astype(np.float32)
+    timesteps = np.array([3, 700], np.int32)
+    template = jax.eval_shape(unet.init, jax.random.key(0), latents, timesteps, states)["params"]
+    tensors = {name: tensor.numpy().copy() for name, tensor in pipeline.unet.state_dict().items()}
+    params = to_tree(tensors, template, "unet")
+
+    @jax.jit
+    def ours(adapter, scale):
+        with lora.apply([(adapter, scale)]):
+            return unet.apply({"params": params}, latents, timesteps, states)
+
+    def theirs():
+        torch = pytest.importorskip("torch")
+        with torch.no_grad():
+            sample = torch.tensor(latents).permute(0, 3, 1, 2)
+            output = pipeline.unet(sample, torch.tensor(timesteps), torch.tensor(states)).sample
+        return output.permute(0, 2, 3, 1).numpy()
+
+    return ours, theirs, lora.find_targets(params)
+
+
+def relative(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def compare(pipeline, model, adapter, folder, name):
+    """Both readers of one file, at three scales."""
+    ours, theirs, targets = model
+    loaded = jax.tree.map(jnp.asarray, load_adapter(folder / name, targets))
+    pipeline.load_lora_weights(folder, weight_name=name, adapter_name="tested")
+    try:
+        plain = ours(loaded, 0.0)
+        for scale in (0.0, 0.5, 1.0):
+            pipeline.set_adapters("tested", scale)
+            assert relative(ours(loaded, scale), theirs()) < 1e-4
+            assert relative(ours(adapter, scale), theirs()) < 1e-4
+        assert relative(ours(loaded, 1.0), plain) > 1e-2
+    finally:
+        pipeline.delete_adapters("tested")
+
+
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+@pytest.mark.parametrize("mixed", [False, True], ids=["one rank", "two ranks"])
+def test_diffusers_computes_with_our_files_what_we_do(pipeline, model, tmp_path, format, mixed):
+    pytest.importorskip("peft")
+    adapter = random_adapter(model[2], rank=4)
+    if mixed:
+        adapter[OUTPUT] = random_adapter({OUTPUT: model[2][OUTPUT]}, rank=2)[OUTPUT]
+    save_adapter(adapter, tmp_path / "a.safetensors", format, {"base_fingerprint": "abc"})
+    compare(pipeline, model, adapter, tmp_path, "a.safetensors")
+
+
+def test_a_kohya_file_with_another_alpha_means_the_same_to_both(pipeline, model, tmp_path):
+    pytest.importorskip("peft")
+    adapter = random_adapter(model[2], rank=4)
+    safetensors.numpy.save_file(kohya_names(adapter, alpha=2.0), tmp_path / "a.safetensors")
+    compare(pipeline, model, halved(adapter), tmp_path, "a.safetensors")
+
+
+def test_a_file_that_diffusers_wrote_means_the_same_to_both(pipeline, model, tmp_path):
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    ours, theirs, targets = model
+    config = peft.LoraConfig(
+        r=4, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False
+    )
+    torch.manual_seed(0)
+    pipeline.unet.add_adapter(config, "tested")
+    try:
+        pipeline.unet.save_lora_adapter(tmp_path, adapter_name="tested")
+        adapter = load_adapter(tmp_path, targets)
+        assert relative(ours(adapter, 1.0), theirs()) < 1e-4
+        assert relative(ours(adapter, 1.0), ours(adapter, 0.0)) > 1e-2
+    finally:
+        pipeline.unet.delete_adapters("tested")

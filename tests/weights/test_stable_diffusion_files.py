@@ -1,0 +1,101 @@
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
+from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.weights.conversion import from_tree, to_tree
+from hgdpo_jax.weights.stable_diffusion_files import read_folder, write_folder
+
+COMPONENTS = ("unet", "vae", "text_encoder")
+
+
+def templates(configs):
+    """Shapes of the parameters of the three models that the configs describe."""
+    unet = UNet(UNetConfig.from_dict(configs["unet"]))
+    vae = Autoencoder(AutoencoderConfig.from_dict(configs["vae"]))
+    text = CLIPTextTransformer(CLIPTextConfig.from_dict(configs["text_encoder"]))
+    key, ids, images = jax.random.key(0), jnp.zeros((1, 77), jnp.int32), jnp.zeros((1, 16, 16, 3))
+    states, latents = jnp.zeros((1, 77, 24)), jnp.zeros((1, 8, 8, 4))
+    shapes = {
+        "unet": jax.eval_shape(unet.init, key, latents, jnp.zeros(1, jnp.int32), states),
+        "vae": jax.eval_shape(vae.init, key, images, latents),
+        "text_encoder": jax.eval_shape(text.init, key, ids),
+    }
+    return {name: tree["params"] for name, tree in shapes.items()}
+
+
+def test_a_folder_that_diffusers_wrote_fills_the_models(diffusers_folder):
+    files = read_folder(diffusers_folder)
+    assert files.configs["scheduler"]["beta_schedule"] == "scaled_linear"
+    for name, template in templates(files.configs).items():
+        tree = to_tree(files.tensors[name], template, f"{diffusers_folder}/{name}")
+        back = from_tree(tree)
+        assert all(np.array_equal(back[key], array) for key, array in files.tensors[name].items())
+
+
+@pytest.mark.parametrize("storage", ["float16", "float32"])
+def test_a_written_folder_loads_in_diffusers_with_the_same_weights(diffusers_folder, pipeline, tmp_path, storage):
+    diffusers = pytest.importorskip("diffusers")
+    torch = pytest.importorskip("torch")
+    write_folder(tmp_path / "written", read_folder(diffusers_folder), storage)
+    loaded = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "written", safety_checker=None)
+    for name in COMPONENTS:
+        expected, found = getattr(pipeline, name).state_dict(), getattr(loaded, name).state_dict()
+        assert expected.keys() == found.keys()
+        for key, tensor in expected.items():
+            rounded = tensor.half().float() if storage == "float16" else tensor
+            assert torch.equal(rounded, found[key]), key
+    image = loaded("a red hat", num_inference_steps=2, output_type="np", height=16, width=16).images
+    assert image.shape == (1, 16, 16, 3)
+
+
+def test_a_written_folder_reads_as_what_was_written(diffusers_folder, tmp_path):
+    files = read_folder(diffusers_folder)
+    write_folder(tmp_path, files, "float32")
+    again = read_folder(tmp_path)
+    for name in COMPONENTS:
+        assert again.tensors[name].keys() == files.tensors[name].keys()
+        assert all(np.array_equal(again.tensors[name][key], files.tensors[name][key]) for key in files.tensors[name])
+
+
+def test_half_precision_files_are_found_under_their_own_names(diffusers_folder, pipeline, tmp_path):
+    shutil.copytree(diffusers_folder, tmp_path / "copy")
+    for path in (tmp_path / "copy").glob("*/*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    assert read_folder(tmp_path / "copy").tensors["unet"].keys() == read_folder(diffusers_folder).tensors["unet"].keys()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("unet/config.json", "unet/config.json does not exist"),
+        ("scheduler/scheduler_config.json", "scheduler_config.json does not exist"),
+        (
+            "vae/diffusion_pytorch_model.safetensors",
+            "vae holds no weights, expected diffusion_pytorch_model.safetensors or diffusion_pytorch_model.fp16",
+        ),
+        ("text_encoder/model.safetensors", "text_encoder holds no weights, expected model.safetensors or model.fp16"),
+    ],
+)
+def test_a_folder_that_lacks_a_file_is_told_which(diffusers_folder, tmp_path, file, message):
+    shutil.copytree(diffusers_folder, tmp_path / "copy")
+    (tmp_path / "copy" / file).unlink()
+    with pytest.raises(UserError, match=message) as error:
+        read_folder(tmp_path / "copy")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_weights_of_another_model_are_refused(diffusers_folder):
+    files = read_folder(diffusers_folder)
+    other = dataclasses.replace(
+        files, configs={**files.configs, "unet": {**files.configs["unet"], "layers_per_block": 2}}
+    )
+    with pytest.raises(UserError, match="folder/unet lacks"):
+        to_tree(files.tensors["unet"], templates(other.configs)["unet"], "folder/unet")

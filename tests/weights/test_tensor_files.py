@@ -1,0 +1,83 @@
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
+
+TENSORS = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "a": np.arange(4, dtype=ml_dtypes.bfloat16),
+    "c": np.array(3, np.int32),
+}
+
+
+def one_line(error):
+    return len(str(error.value).splitlines()) == 1
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    save_tensors(tmp_path / "new" / "x.safetensors", TENSORS, {"origin": "here"})
+    tensors, metadata = load_tensors(tmp_path / "new" / "x.safetensors")
+    assert metadata == {"origin": "here"}
+    for name, array in TENSORS.items():
+        assert tensors[name].dtype == array.dtype
+        np.testing.assert_array_equal(tensors[name], array)
+
+
+def test_the_safetensors_library_reads_the_file(tmp_path):
+    save_tensors(tmp_path / "x.safetensors", TENSORS)
+    np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "x.safetensors")["b"], TENSORS["b"])
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    save_tensors(tmp_path / "x", TENSORS, {"k": "1", "j": "2"})
+    save_tensors(tmp_path / "y", dict(reversed(TENSORS.items())), {"j": "2", "k": "1"})
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+
+
+def test_only_the_file_itself_remains_beside_nothing(tmp_path):
+    save_tensors(tmp_path / "x", TENSORS)
+    with pytest.raises(KeyError):
+        save_tensors(tmp_path / "y", {"complex": np.zeros(2, np.complex128)})
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_without_checksum_is_read(tmp_path):
+    safetensors.numpy.save_file({"a": np.ones(2, np.float32)}, tmp_path / "x", {"format": "pt"})
+    assert load_tensors(tmp_path / "x")[1] == {"format": "pt"}
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="nothing.safetensors does not exist") as error:
+        load_tensors(tmp_path / "nothing.safetensors")
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("length", [0, 5, 60, -1])
+def test_a_truncated_file_is_refused(tmp_path, length):
+    save_tensors(tmp_path / "x", TENSORS)
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:length])
+    with pytest.raises(UserError, match="not a whole safetensors file") as error:
+        load_tensors(tmp_path / "x")
+    assert one_line(error)
+
+
+def test_no_altered_byte_changes_what_is_loaded(tmp_path):
+    save_tensors(tmp_path / "x", TENSORS, {"origin": "here"})
+    content = (tmp_path / "x").read_bytes()
+    refused = 0
+    for position in range(len(content)):
+        altered = bytearray(content)
+        altered[position] ^= 1
+        (tmp_path / "y").write_bytes(altered)
+        try:
+            tensors, _ = load_tensors(tmp_path / "y")
+        except UserError as error:
+            refused += 1
+            assert len(str(error).splitlines()) == 1
+        else:
+            # Only the name of the checksum itself, or a space after the header, may go unnoticed.
+            assert all(np.array_equal(tensors[name], TENSORS[name]) for name in TENSORS)
+    assert refused > 0.9 * len(content)
