@@ -1,0 +1,1 @@
+"""Noise schedule, sampler steps, guidance and latent normalisation: pure functions on arrays."""

@@ -1,0 +1,39 @@
+"""One step of the DDPM sampler (Ho et al. 2020, Eq. 7 and 11)."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from hgdpo_jax.diffusion.schedule import NoiseSchedule, at_timesteps
+
+
+def step(
+    schedule: NoiseSchedule,
+    predicted_noise: Float[Array, "n h w c"],
+    timesteps: Int[Array, " n"],
+    latents: Float[Array, "n h w c"],
+    noise: Float[Array, "n h w c"] | None = None,
+    stride: int = 1,
+) -> Float[Array, "n h w c"]:
+    """Latents of t to latents of t - stride, with a t of its own for each image, float32.
+
+    The variance is diffusers' "fixed_small", without clipping. Where t - stride < 0 the result is the predicted clean
+    image. Without `noise` it is the posterior's mean: enough for the difference of two models that share their noise.
+    """
+    # Float64: 1 - x cancels all but four digits of float32 at small t.
+    alphas_cumprod = schedule.alphas_cumprod.astype(np.float64)
+    previous = schedule.previous_alphas_cumprod(stride).astype(np.float64)
+    beta = 1 - alphas_cumprod / previous
+    clean_weight = np.sqrt(previous) * beta / (1 - alphas_cumprod)
+    latents_weight = np.sqrt(1 - beta) * (1 - previous) / (1 - alphas_cumprod)
+
+    def at(table):
+        return at_timesteps(table, timesteps)
+
+    latents, predicted_noise = latents.astype(jnp.float32), predicted_noise.astype(jnp.float32)
+    clean = (latents - at(np.sqrt(1 - alphas_cumprod)) * predicted_noise) / at(np.sqrt(alphas_cumprod))
+    mean = at(clean_weight) * clean + at(latents_weight) * latents
+    if noise is None:
+        return mean
+    deviation = np.sqrt(np.maximum((1 - previous) / (1 - alphas_cumprod) * beta, 1e-20))
+    return mean + at(np.where(previous < 1, deviation, 0)) * noise.astype(jnp.float32)

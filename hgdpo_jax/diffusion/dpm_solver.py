@@ -1,0 +1,72 @@
+"""The multistep sampler DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2), as diffusers' DPMSolverMultistepScheduler."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from hgdpo_jax.diffusion.schedule import NoiseSchedule
+from hgdpo_jax.errors import UserError
+
+
+def timesteps(schedule: NoiseSchedule, steps: int) -> Int[np.ndarray, " steps"]:
+    """The timesteps visited, falling, by the schedule's spacing; raises UserError where `steps` does not fit."""
+    trained = len(schedule.betas)
+    if not 1 <= steps < trained:
+        raise UserError(f"{steps} sampling steps, expected 1 to {trained - 1}: set pool.steps within that")
+    if schedule.timestep_spacing == "linspace":
+        visited = np.linspace(0, trained - 1, steps + 1).round()[:0:-1]
+    elif schedule.timestep_spacing == "leading":
+        visited = np.arange(steps, 0, -1) * (trained // (steps + 1)) + schedule.steps_offset
+    else:
+        visited = np.arange(trained, 0, -trained / steps).round() - 1
+    return visited.astype(np.int32)
+
+
+def sample(
+    predict_noise: Callable[[Float[Array, "*shape"], Int[Array, ""]], Float[Array, "*shape"]],
+    initial_latents: Float[Array, "*shape"],
+    schedule: NoiseSchedule,
+    steps: int,
+    after_step: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]] | None = None,
+) -> Float[Array, "*shape"]:
+    """Clean latents from noise, float32 in and out, with `steps` calls of `predict_noise(latents, timestep)`.
+
+    The calls share one trace, in a scan. The latents may have any shape: for latent adaptive normalisation (HG-DPO,
+    Eq. 7) one array holds target and reference, say as [2n, h, w, c]. `after_step` changes the latents after every
+    step, the last one too, and not the solver's memory of the previous prediction.
+    """
+
+    def advance(carry, step):
+        latents, previous_clean = carry
+        timestep, signal, spread, keep, move, curve = step
+        clean = (latents - spread * predict_noise(latents, timestep).astype(jnp.float32)) / signal
+        latents = keep * latents + move * clean + curve * (clean - previous_clean)
+        return (after_step(latents) if after_step else latents, clean), None
+
+    initial_latents = initial_latents.astype(jnp.float32)
+    xs = (jnp.asarray(timesteps(schedule, steps)), *map(jnp.asarray, _coefficients(schedule, steps)))
+    (latents, _), _ = jax.lax.scan(advance, (initial_latents, jnp.zeros_like(initial_latents)), xs)
+    return latents
+
+
+def _coefficients(schedule: NoiseSchedule, steps: int) -> tuple[Float[np.ndarray, " steps"], ...]:
+    """Signal and spread of the latents at every step, and the weights that lead to the next ones, float32.
+
+    `next = keep * latents + move * clean + curve * (clean - previous_clean)`, with the predicted clean image.
+    """
+    trained = schedule.alphas_cumprod.astype(np.float64)
+    # Interpolated, because an offset may lead past the last trained step.
+    ratios = np.interp(timesteps(schedule, steps), np.arange(len(trained)), np.sqrt((1 - trained) / trained))
+    ratios = np.append(ratios, 0.0)  # The sampler ends without noise.
+    signal = 1 / np.sqrt(ratios**2 + 1)
+    spread = ratios * signal
+    keep = spread[1:] / spread[:-1]
+    move = signal[1:] * (1 - ratios[1:] / ratios[:-1])
+    # The first step knows no previous prediction, and the last one, to infinite log-SNR, cannot weigh it.
+    curve = np.zeros(steps)
+    widths = -np.diff(np.log(ratios[:-1]))
+    curve[1:-1] = 0.5 * move[1:-1] * widths[1:] / widths[:-1]
+    return tuple(array.astype(np.float32) for array in (signal[:-1], spread[:-1], keep, move, curve))
