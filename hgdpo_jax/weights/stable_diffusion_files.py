@@ -9,13 +9,17 @@ from etils import epath
 
 from hgdpo_jax.weights.folders import (
     TOKENIZER_FILES,
+    content_fingerprint,
     copy_files,
     read_json,
     read_weights,
     require_tokenizer,
+    resolve_source,
     write_json,
     write_weights,
 )
+
+__all__ = ["StableDiffusionFiles", "content_fingerprint", "read_folder", "resolve_source", "write_folder"]
 
 _WEIGHT_FILES = {
     "unet": "diffusion_pytorch_model",
