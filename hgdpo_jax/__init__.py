@@ -1,0 +1,26 @@
+"""HG-DPO in JAX: a text-to-image model's own images, ranked by a preference model, teach it to draw people better."""
+
+import importlib
+from typing import Any
+
+# Loaded at first use, so that `python -m hgdpo_jax.main --help` does not wait for JAX.
+_HOMES = {
+    "StableDiffusion": "hgdpo_jax.pipelines.stable_diffusion",
+    "PickScore": "hgdpo_jax.pipelines.pick_score",
+    "load_adapter": "hgdpo_jax.weights.lora_files",
+    "save_adapter": "hgdpo_jax.weights.lora_files",
+}
+
+__all__ = [*_HOMES, "losses"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return importlib.import_module("hgdpo_jax.losses")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

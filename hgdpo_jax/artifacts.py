@@ -1,0 +1,218 @@
+"""Where a run's files lie, which stages are done, and whether they still are what the settings ask for.
+
+    WORKDIR/runs/<experiment>/<stage>/    one stage's files, with started.json and done.json
+    WORKDIR/pools/                        image pools and their scores, shared by experiments
+
+A stage is done once its done.json exists: settings, fingerprint and the checksums of its files, written by rename.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from hgdpo_jax.errors import UserError
+
+STARTED, DONE, TRACEBACK = "started.json", "done.json", "traceback.txt"
+PARTIAL_SUFFIX = ".partial"
+
+# What only serves to go on or to look on: it may change after the stage is done.
+_NOT_PART_OF_THE_RESULT = ("checkpoints", "tensorboard", STARTED, DONE, TRACEBACK)
+_LONGEST_VALUE = 60
+
+
+def write_bytes(path: epath.PathLike, content: bytes) -> None:
+    """Writes a file beside its place and renames it, so that it is there whole or not at all; makes its folder."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """`write_bytes` of a plain value as JSON with sorted keys: equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def fingerprint_of(values: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that name these plain values; lists and tuples count as the same."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def checksum(path: epath.PathLike) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRun:
+    """One stage of one experiment: its settings, its folder and the earlier stages it reads."""
+
+    name: str
+    experiment: str
+    workdir: epath.Path
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, "StageRun"] = dataclasses.field(default_factory=dict)
+
+    @property
+    def folder(self) -> epath.Path:
+        """Where the stage writes."""
+        return self.workdir / "runs" / self.experiment / self.name
+
+    @property
+    def pools(self) -> epath.Path:
+        """Where image pools and their scores lie, one folder a fingerprint, shared by experiments."""
+        return self.workdir / "pools"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Names what the stage makes: its settings and its inputs' fingerprints."""
+        return fingerprint_of({"stage": self.name, "settings": self.settings, "inputs": self._input_fingerprints()})
+
+    def fingerprint_of(self, values: Mapping[str, Any]) -> str:
+        """Sixteen hexadecimal digits that name these plain values."""
+        return fingerprint_of(values)
+
+    def input(self, name: str) -> epath.Path:
+        """Folder of an earlier stage, with every file checked against its checksum.
+
+        Raises UserError where that stage is not done, or a file of it is missing or altered.
+        """
+        if name not in self.inputs:
+            raise KeyError(f"{self.name} reads {name} but does not name it in INPUTS")
+        self.inputs[name].verify()
+        return self.inputs[name].folder
+
+    def is_done(self) -> bool:
+        """Whether the stage has finished, whatever its settings were."""
+        return (self.folder / DONE).is_file()
+
+    def is_started(self) -> bool:
+        """Whether the stage has begun, whatever its settings were."""
+        return (self.folder / STARTED).is_file() or self.is_done()
+
+    def changes(self) -> list[str]:
+        """What differs from the settings that the stage was started with, one "name old -> new" each; [] if nothing."""
+        if not self.is_started():
+            return []
+        marker = _read_marker(self.folder / (DONE if self.is_done() else STARTED))
+        if marker["fingerprint"] == self.fingerprint:
+            return []
+        before, now = _flat(marker["settings"]), _flat(_as_json(self.settings))
+        changed = [
+            f"{name} {_shown(before, name)} -> {_shown(now, name)}"
+            for name in dict.fromkeys([*now, *before])
+            if _shown(before, name, shorten=False) != _shown(now, name, shorten=False)
+        ]
+        inputs = self._input_fingerprints()
+        changed += [f"{name} made anew" for name in inputs if marker["inputs"].get(name) != inputs[name]]
+        return changed
+
+    def start(self) -> None:
+        """Marks the stage as begun with these settings, and clears away what a killed run left half written."""
+        for path in list(_files(self.folder)):
+            if path.name.endswith(PARTIAL_SUFFIX):
+                path.unlink()
+        (self.folder / TRACEBACK).unlink(missing_ok=True)
+        write_json(self.folder / STARTED, self._marker())
+
+    def finish(self) -> None:
+        """Marks the stage as done, with the checksums of its files."""
+        files = {str(path.relative_to(self.folder)): checksum(path) for path in _files(self.folder)}
+        write_json(self.folder / DONE, {**self._marker(), "files": files})
+
+    def verify(self) -> None:
+        """Raises UserError where the stage is not done, or a file of it is missing or not what was written."""
+        if not self.is_done():
+            raise UserError(f"{self.name} is not done in {self.folder.parent}: add it to --stage, or leave --stage out")
+        for name, expected in _read_marker(self.folder / DONE)["files"].items():
+            path = self.folder / name
+            if not path.is_file() or checksum(path) != expected:
+                what = "was altered or damaged" if path.is_file() else "is missing"
+                raise UserError(f"{path} {what} since {self.name} was done: delete {self.folder} to make it again")
+
+    def _input_fingerprints(self) -> dict[str, str]:
+        return {name: stage.fingerprint for name, stage in self.inputs.items()}
+
+    def _marker(self) -> dict[str, Any]:
+        return {
+            "stage": self.name,
+            "fingerprint": self.fingerprint,
+            "settings": _as_json(self.settings),
+            "inputs": self._input_fingerprints(),
+        }
+
+
+def refuse_changes(runs: Sequence[StageRun]) -> None:
+    """Raises UserError where a stage was started with other settings, with every change and every folder concerned."""
+    changed = [(run, changes) for run in runs if (changes := run.changes())]
+    if not changed:
+        return
+    first = changed[0][0]
+    # A change upstream shows again as "made anew" in all that follows: say it once.
+    described = dict.fromkeys(change for _, changes in changed for change in changes)
+    settings = [change for change in described if not change.endswith(" made anew")] or list(described)
+    folders = " ".join(str(run.folder) for run, _ in changed)
+    raise UserError(
+        f"{first.name} in {first.folder.parent} was started with other settings: {', '.join(settings)}; "
+        f"keep both with --config.name=NAME or --workdir=DIR, or start over with rm -r {folders}"
+    )
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    """All files that belong to a stage's result, in the order of their names, unfinished ones among them."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name in _NOT_PART_OF_THE_RESULT:
+            continue
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _read_marker(path: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON any more: delete {path.parent} to make the stage again") from error
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as a marker gives them back: tuples become lists, and only plain values are left."""
+    return json.loads(json.dumps(settings))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _shown(settings: Mapping[str, Any], name: str, shorten: bool = True) -> str:
+    if name not in settings:
+        return "(none)"
+    text = json.dumps(settings[name])
+    return text[: _LONGEST_VALUE - 3] + "..." if shorten and len(text) > _LONGEST_VALUE else text

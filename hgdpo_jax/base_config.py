@@ -1,0 +1,137 @@
+"""Every setting of an experiment once, with its meaning, unit and source; the values are the paper's (SD1.5).
+
+An experiment, a file in configs/, is `base_config()` and what differs from it. Section numbers are those of HG-DPO
+(arXiv 2405.20216); "not stated" means that the paper does not say and this project chose.
+"""
+
+from ml_collections import ConfigDict
+
+
+def base_config() -> ConfigDict:
+    """The paper's settings; locked, so that a misspelt field is an error, and every field keeps its type."""
+    config = ConfigDict()
+
+    # Name of the experiment, its folder in WORKDIR/runs; empty: the name of the config file.
+    config.name = ""
+    # All random numbers derive from it: pool images, training noise, initial LoRA.
+    config.seed = 0
+    # Compute type of the frozen models: "bfloat16" or "float32". LoRA, optimiser and losses are always float32.
+    config.dtype = "bfloat16"
+    # Stages to run, in this order.
+    config.stages = (
+        "generate_pool",
+        "score_pool",
+        "select_pairs",
+        "train_policy",
+        "export_adapter",
+        "sample_images",
+        "evaluate_policy",
+    )
+
+    # Checkpoints: a folder in the diffusers (base) or transformers (scorer, judge) layout, or one of the packaged
+    # "toon", "toon-scorer", "toon-judge", "toon-oracle".
+    config.weights = weights = ConfigDict()
+    # The model that draws the pool, is the reference, and carries the LoRA (Sec. 2).
+    weights.base = ""
+    # The preference model that chooses the pairs: PickScore (Sec. 3.1).
+    weights.scorer = ""
+    # A second scorer that never chooses pairs and only evaluates; empty: none.
+    weights.judge = ""
+    # A classifier of attributes that only evaluates, for toon portraits; empty: none.
+    weights.oracle = ""
+
+    # Each a text file with one prompt a line, or "toon:train", "toon:validation", "toon:test".
+    config.prompts = prompts = ConfigDict()
+    # Prompts of the pool (Sec. 3.1).
+    prompts.train = ""
+    # Prompts that choose the best checkpoint during training (not stated).
+    prompts.validation = ""
+    # Prompts of the evaluation; the paper's are the 177 PartiPrompts of category People (Sec. 4).
+    prompts.test = ""
+    # How many of each are used, counted from the first; 0: all.
+    prompts.train_count = 0
+    prompts.validation_count = 64
+    prompts.test_count = 0
+
+    # Drawing images of the base model (Sec. 3.1, Eq. 4); steps, guidance and size also hold for evaluation samples.
+    config.pool = pool = ConfigDict()
+    # Images a prompt, N. Not part of the pool's fingerprint: more images are added to those there are.
+    pool.size = 20
+    # DPM-Solver++ steps.
+    pool.steps = 50
+    # Scale of classifier-free guidance.
+    pool.guidance = 5.0
+    # Pixels.
+    pool.width = 704
+    pool.height = 1024
+    # Prompts a file of the pool: what is lost at most when the run is killed, times one image.
+    pool.block = 64
+    # Images drawn at once on one device; changes speed and memory, not the images.
+    pool.device_batch = 8
+
+    config.scoring = scoring = ConfigDict()
+    # How an image becomes the scorer's square: "crop" its centre (PickScore's own way, which loses 31 % of a 704x1024
+    # portrait), or "pad" it.
+    scoring.framing = "crop"
+    # Images scored at once on one device.
+    scoring.device_batch = 16
+
+    # Choosing winner and loser (Sec. 3.1, Eq. 6).
+    config.pairs = pairs = ConfigDict()
+    # The loser is the image with the l-th highest score, 2 to pool.size (ablation N-20-L-l); 0: the lowest.
+    pairs.loser_rank = 0
+    # What training sees: "encoded" decodes an image and encodes it with the VAE (the paper's way), "sampled" takes the
+    # sampler's latents.
+    pairs.latents = "encoded"
+
+    # The LoRA on to_q, to_k, to_v and to_out of every attention (Sec. 3.2).
+    config.adapter = adapter = ConfigDict()
+    # Rank; alpha equals it.
+    adapter.rank = 8
+    # Weight of the LoRA when sampling, 0 to 1 (Sec. 3.2: 0.5; 0.8 gives the best poses and less diversity).
+    adapter.scale = 0.5
+
+    config.loss = loss = ConfigDict()
+    # Regularisation beta of Diffusion-DPO (Eq. 3) on errors averaged over the latent.
+    loss.beta = 2500.0
+    # Weight lambda_stat of statistic matching (Eq. 8 and 9); 0: DPO alone.
+    loss.statistic_weight = 10000.0
+    # Noise steps that statistic matching goes back: 1 as the paper writes, 20 as one of 50 sampler steps.
+    loss.statistic_stride = 1
+
+    # Training the LoRA (Sec. 3.2).
+    config.train = train = ConfigDict()
+    # Optimiser steps (not stated; here 100,000 pairs once).
+    train.steps = 6250
+    # Pairs a step over all devices.
+    train.batch_size = 16
+    # Pairs at once on one device; the rest of a batch is accumulated.
+    train.device_batch = 4
+    # Peak learning rate of AdamW (0.9, 0.999).
+    train.learning_rate = 1e-5
+    # Steps of linear warm-up (not stated).
+    train.warmup_steps = 100
+    # Decoupled weight decay (not stated; the paper says Adam).
+    train.weight_decay = 0.0
+    # Gradients are scaled down to this norm; 0: never (not stated).
+    train.max_gradient_norm = 1.0
+    # Steps between evaluations on the validation prompts; the best of them is exported.
+    train.evaluate_every = 250
+    # Steps between checkpoints: what is lost at most when the run is killed.
+    train.checkpoint_every = 50
+
+    # Drawing images of base and tuned model for the eye.
+    config.sample = sample = ConfigDict()
+    # Prompts; empty: the test prompts.
+    sample.prompts = ()
+    # Images a prompt.
+    sample.seeds = 4
+    # Latent adaptive normalisation while sampling (Eq. 7); doubles the cost.
+    sample.latent_normalization = False
+
+    # Base against tuned model on the test prompts (Sec. 4).
+    config.evaluate = evaluate = ConfigDict()
+    # Images a prompt and model; their scores are averaged within the prompt.
+    evaluate.seeds = 4
+
+    return config.lock()

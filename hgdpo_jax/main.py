@@ -1,0 +1,290 @@
+"""Runs the stages of an experiment that are not done.
+
+    python -m hgdpo_jax.main --config=configs/toon.py
+    python -m hgdpo_jax.main --config=configs/toon.py --plan
+    python -m hgdpo_jax.main --config=configs/toon.py --config.name=milder --config.loss.beta=10000
+    python -m hgdpo_jax.main --config=configs/toon.py --stage=sample_images,evaluate_policy
+
+Run the same command again after a stop of any kind: it goes on where it was. Files lie in WORKDIR/runs/NAME/STAGE.
+A config's fields, with their meaning, are in hgdpo_jax/base_config.py; --config.FIELD=VALUE changes one.
+HGDPO_DEBUG=1 shows the traceback of an error. Exit status: 0 done, 1 unexpected error, 2 something to mend in the command,
+its files or the disk, 130 interrupted.
+"""
+
+import dataclasses
+import difflib
+import errno
+import importlib
+import os
+import pkgutil
+import re
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+from absl import flags, logging
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from hgdpo_jax.artifacts import TRACEBACK, StageRun, refuse_changes, write_text
+from hgdpo_jax.errors import UserError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REPORT = epath.Path("report/index.html")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage's module and its run in this experiment."""
+
+    module: ModuleType
+    run: StageRun
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line `arguments` (without the program's name); returns the exit status."""
+    debug = os.environ.get("HGDPO_DEBUG", "") not in ("", "0")
+    try:
+        _run(arguments)
+        return 0
+    except KeyboardInterrupt:
+        return _complain("interrupted; what is made is kept: run the same command to go on", 130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, UserError):
+            return _complain(str(error), 2)
+        if disk_full := _disk_full(error):
+            return _complain(f"no space left on the disk ({disk_full}); what is made is kept: free some, run again", 2)
+        return _complain(f"unexpected {type(error).__name__}: {error}; HGDPO_DEBUG=1 shows where", 1)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", "workdir", "Folder of all that is made; a gs:// path works too.", flag_values=values)
+    flags.DEFINE_list("stage", [], "Stages to run instead of the config's, comma-separated.", flag_values=values)
+    flags.DEFINE_bool(
+        "plan", False, "Print the stages, which are done and what each costs; run nothing.", flag_values=values
+    )
+    flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
+    # Declared for the help text; read by _read_config.
+    overrides = [argument for argument in arguments if re.match(r"--?(no)?config\.", argument)]
+    flags.DEFINE_string("config", None, "The experiment: a Python file with get_config().", flag_values=values)
+    try:
+        rest = values(["hgdpo_jax.main", *(argument for argument in arguments if argument not in overrides)])[1:]
+    except flags.Error as error:
+        raise UserError(f"{_first_line(error)}; --help lists the flags") from error
+    if values.help:
+        print(f"{(__doc__ or '').strip()}\n\nFlags:\n{_flag_lines(values)}\nStages: {', '.join(_stage_names())}")
+        return
+    if rest:
+        raise UserError(f"{' '.join(rest)} is not a flag; --help lists the flags")
+    if not values.config:
+        raise UserError("no experiment given, expected --config=FILE, for example --config=configs/toon.py")
+
+    config = _read_config(values.config, overrides)
+    stages = _stages(config, values.stage or config.stages, epath.Path(values.workdir).expanduser())
+    if values.plan:
+        _print_plan(stages, config)
+    else:
+        _run_stages(stages, config)
+
+
+def _read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
+    """The config of a file with the command line's changes; raises UserError for anything wrong with either."""
+    file = epath.Path(path.split(":")[0])
+    if not file.is_file():
+        raise UserError(f"config file {file} does not exist, expected a Python file such as configs/toon.py")
+    config = _parse_config(path, [])
+    fields = [name for name, _ in _fields(config)]
+    for override in overrides:
+        name = re.sub(r"^--?(no)?config\.", "", override.split("=")[0])
+        if name not in fields and not any(field.startswith(f"{name}.") for field in fields):
+            near = difflib.get_close_matches(name, fields, 1, 0.4)
+            hint = f"did you mean {near[0]}?" if near else f"the fields are in {_base_config_path()}"
+            raise UserError(f"config has no field {name}: {hint}")
+    config = _parse_config(path, overrides)
+    config.name = config.name or file.stem
+    return config
+
+
+def _parse_config(path: str, overrides: Sequence[str]) -> ConfigDict:
+    argv = ["hgdpo_jax.main", f"--config={path}", *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        return values.config.lock()
+    except flags.Error as error:
+        raise UserError(f"{_first_line(error)}; its meaning and unit are in {_base_config_path()}") from error
+    except Exception as error:
+        raise UserError(f"config file {path} failed with {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> list[tuple[str, object]]:
+    """All fields of a config by their dotted names."""
+    fields: list[tuple[str, object]] = []
+    for name, value in config.items():
+        fields += _fields(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [(f"{prefix}{name}", value)]
+    return fields
+
+
+def _stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> list[Stage]:
+    """The named stages, loaded, with their inputs."""
+    known: dict[str, Stage] = {}
+
+    def load(name: str) -> Stage:
+        if name not in known:
+            module = _import_stage(name)
+            inputs = {earlier: load(earlier).run for earlier in module.INPUTS}
+            run = StageRun(name, config.name, workdir, module.settings(config), inputs)
+            known[name] = Stage(module, run)
+        return known[name]
+
+    return [load(name) for name in names]
+
+
+def _import_stage(name: str) -> ModuleType:
+    names = _stage_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, 0.4)
+        hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(names)}"
+        raise UserError(f"there is no stage {name!r}: {hint}")
+    return importlib.import_module(f"hgdpo_jax.stages.{name}")
+
+
+def _stage_names() -> list[str]:
+    import hgdpo_jax.stages
+
+    return sorted(module.name for module in pkgutil.iter_modules(hgdpo_jax.stages.__path__))
+
+
+def _print_plan(stages: Sequence[Stage], config: ConfigDict) -> None:
+    width = max(len(stage.run.name) for stage in stages)
+    for stage in stages:
+        if stage.run.changes():
+            state = "other settings"
+        elif stage.run.is_done():
+            state = "done"
+        else:
+            state = "partly done" if stage.run.is_started() else "to do"
+        print(f"{stage.run.name:{width}}  {state:14}  {stage.module.plan(config)}")
+
+
+def _run_stages(stages: Sequence[Stage], config: ConfigDict) -> None:
+    """Runs what is not done, after everything that can be wrong beforehand has been looked at."""
+    refuse_changes([stage.run for stage in stages])
+    ahead = [stage for stage in stages if not stage.run.is_done()]
+    coming: set[str] = set()
+    for stage in ahead:
+        earlier = [run for name, run in stage.run.inputs.items() if name not in coming]
+        refuse_changes(earlier)
+        for run in earlier:
+            if not run.is_done():
+                raise UserError(
+                    f"{stage.run.name} reads {run.name}, which is not done in {run.folder.parent}: "
+                    f"put {run.name} before it in --stage, or leave --stage out"
+                )
+        coming.add(stage.run.name)
+        if hasattr(stage.module, "check"):
+            stage.module.check(config)
+    if ahead:
+        _prepare(stages[0].run.workdir)
+
+    width = max(len(stage.run.name) for stage in stages)
+    for stage in stages:
+        if stage not in ahead:
+            print(f"{stage.run.name:{width}}  done before, skipped", flush=True)
+            continue
+        print(f"{stage.run.name:{width}}  running: {stage.module.plan(config)}", flush=True)
+        begin = time.monotonic()
+        _run_stage(stage, config)
+        print(f"{stage.run.name:{width}}  done in {time.monotonic() - begin:.1f} s", flush=True)
+    for stage in stages:
+        if (stage.run.folder / _REPORT).is_file():
+            print(f"report: {stage.run.folder / _REPORT}")
+
+
+def _run_stage(stage: Stage, config: ConfigDict) -> None:
+    stage.run.start()
+    try:
+        stage.module.run(config, stage.run)
+    except UserError:
+        raise
+    except Exception as error:
+        if _disk_full(error):
+            raise
+        place = stage.run.folder / TRACEBACK
+        write_text(place, traceback.format_exc())
+        raise RuntimeError(
+            f"{stage.run.name}: {type(error).__name__}: {_first_line(error)} (traceback in {place})"
+        ) from error
+    stage.run.finish()
+
+
+def _prepare(workdir: epath.Path) -> None:
+    """Makes sure that the workdir can be written, and that programs are compiled once, not once a run."""
+    probe = workdir / f".writable-{os.getpid()}"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        if _disk_full(error):
+            raise
+        raise UserError(
+            f"workdir {workdir} cannot be written ({error.strerror}): give another with --workdir=DIR"
+        ) from error
+
+    # Not at the top: --help and --plan do without.
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path("~/.cache/hgdpo_jax/xla").expanduser()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _disk_full(error: BaseException) -> str:
+    """What a full disk stopped, read off an error or its causes; empty where the disk is not the cause.
+
+    The checkpoint and record writers are C++ and pass on only the system's words.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
+            return str(cause.filename or cause.strerror)
+        if "No space left on device" in str(cause):
+            return "no room for a file"
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return status
+
+
+def _first_line(error: BaseException) -> str:
+    # str() of a KeyError is the quoted form of its argument.
+    text = str(error.args[0]) if error.args else str(error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+
+
+def _flag_lines(values: flags.FlagValues) -> str:
+    lines = []
+    for name in ("config", "workdir", "stage", "plan", "help"):
+        default = values[name].default
+        shown = f" (default: {default})" if default else ""
+        lines.append(f"  --{name:8}  {values[name].help}{shown}")
+    return "\n".join(lines)
+
+
+def _base_config_path() -> str:
+    return os.path.relpath(epath.Path(__file__).parent / "base_config.py")
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.ERROR)
+    sys.exit(main(sys.argv[1:]))
