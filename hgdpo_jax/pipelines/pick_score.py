@@ -1,0 +1,139 @@
+"""PickScore: how well people would like an image for a prompt, by a CLIP model."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.models.clip import CLIP, CLIPConfig
+from hgdpo_jax.pipelines.batching import map_batches, on_devices
+from hgdpo_jax.pipelines.stable_diffusion import load_tokenizer
+from hgdpo_jax.sharding import data_mesh, replicate
+from hgdpo_jax.weights import clip_files
+from hgdpo_jax.weights.conversion import to_tree
+
+
+def preprocess(
+    images: Float[Array, "n height width 3"], size: int, framing: str, mean: Sequence[float], spread: Sequence[float]
+) -> Float[Array, "n size size 3"]:
+    """Pixels in [0, 255] to CLIP's input: bicubic with antialiasing, then cropped or padded to a square.
+
+    "crop" gives the shorter side `size` pixels and keeps the centre (PickScore's own processor; 31 % of a 704x1024 portrait
+    is lost); "pad" gives the longer side `size` pixels and fills up with the mean colour.
+    """
+    height, width = images.shape[1:3]
+    edge = min(height, width) if framing == "crop" else max(height, width)
+    # The reference truncates the longer side to whole pixels.
+    rows, columns = int(height * size / edge), int(width * size / edge)
+    x = images.astype(jnp.float32)
+    if (rows, columns) != (height, width):
+        x = jax.image.resize(x, (x.shape[0], rows, columns, 3), method="cubic", antialias=True)
+        # PIL, which the reference resizes with, returns whole numbers.
+        x = jnp.round(jnp.clip(x, 0.0, 255.0))
+    x = (x / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(spread, jnp.float32)
+    if framing == "crop":
+        top, left = (rows - size) // 2, (columns - size) // 2
+        return x[:, top : top + size, left : left + size]
+    top, left = (size - rows) // 2, (size - columns) // 2
+    return jnp.pad(x, ((0, 0), (top, size - rows - top), (left, size - columns - left), (0, 0)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PickScore:
+    """A CLIP model used as PickScore uses it: `exp(logit_scale)` times the cosine of image and prompt."""
+
+    clip: CLIP
+    parameters: dict
+    tokenizer: Any
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+    framing: str
+    fingerprint: str
+
+    @classmethod
+    def load(cls, source: str, dtype: str = "float32", framing: str = "crop") -> "PickScore":
+        """Reads a transformers CLIPModel folder, or one that ships with the package ("toon-scorer").
+
+        `framing` is "crop" or "pad"; raises UserError where the source is missing, damaged, or another architecture.
+        """
+        if framing not in ("crop", "pad"):
+            raise UserError(f"scoring.framing is {framing!r}, expected 'crop' or 'pad'")
+        folder = clip_files.resolve_source(source)
+        files = clip_files.read_folder(folder)
+        clip = CLIP(CLIPConfig.from_dict(files.config), jnp.dtype(dtype))
+        parameters = to_tree(files.tensors, parameter_shapes(clip), dtype=dtype, where=str(folder))
+        # In bfloat16 exp(logit_scale) is off by a tenth, alike for all images, but scores should compare across runs.
+        parameters["logit_scale"] = jnp.asarray(files.tensors["logit_scale"], jnp.float32)
+        return cls(
+            clip=clip,
+            parameters=replicate(parameters, data_mesh()),
+            tokenizer=load_tokenizer(folder),
+            mean=tuple(files.preprocessor["image_mean"]),
+            spread=tuple(files.preprocessor["image_std"]),
+            framing=framing,
+            fingerprint=clip_files.content_fingerprint(folder),
+        )
+
+    # Pure functions
+
+    def embed_prompts(self, parameters, token_ids: Int[Array, "n t"]) -> Float[Array, "n p"]:
+        """Unit embeddings of the prompts."""
+        return self.clip.apply({"params": parameters}, token_ids, method="embed_text")
+
+    def score_pixels(
+        self, parameters, pixels: UInt8[Array, "n height width 3"], prompt_embeddings: Float[Array, "n p"]
+    ) -> Float[Array, "n"]:
+        """Scores of images, each against its own prompt."""
+        size = self.clip.config.vision.image_size
+        inputs = preprocess(pixels, size, self.framing, self.mean, self.spread)
+        embeddings = self.clip.apply({"params": parameters}, inputs, method="embed_images")
+        return jnp.exp(parameters["logit_scale"]) * jnp.sum(embeddings * prompt_embeddings, axis=-1)
+
+    # Public interface
+
+    def tokenize(self, prompts: Sequence[str]) -> Int[np.ndarray, "n t"]:
+        """Token ids, cut and padded to the text tower's length."""
+        length = self.clip.config.text.max_position_embeddings
+        encoded = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length)
+        return np.asarray(encoded["input_ids"], np.int32)
+
+    def encode_prompts(self, prompts: Sequence[str], device_batch: int = 16) -> Float[np.ndarray, "n p"]:
+        """Unit embeddings of the prompts."""
+        ids = self.tokenize(prompts)
+        return map_batches(
+            lambda rows: self._embed_prompts(self.parameters, on_devices(ids[rows])), len(ids), device_batch
+        )
+
+    def score(
+        self, images: UInt8[np.ndarray, "n height width 3"], prompts: Sequence[str], device_batch: int = 16
+    ) -> Float[np.ndarray, "n"]:
+        """Score of each image for the prompt in the same place; scores compare only within one prompt."""
+        texts = list(dict.fromkeys(prompts))
+        place = {text: i for i, text in enumerate(texts)}
+        embeddings = self.encode_prompts(texts, device_batch)[np.array([place[prompt] for prompt in prompts])]
+
+        def run(rows):
+            return self._score_pixels(self.parameters, on_devices(images[rows]), on_devices(embeddings[rows]))
+
+        return map_batches(run, len(images), device_batch)
+
+    @functools.cached_property
+    def _embed_prompts(self):
+        return jax.jit(self.embed_prompts)
+
+    @functools.cached_property
+    def _score_pixels(self):
+        return jax.jit(self.score_pixels)
+
+
+def parameter_shapes(clip: CLIP) -> dict:
+    """Shapes of a CLIP model's parameters, without making any."""
+    size = clip.config.vision.image_size
+    ids, pixels = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, size, size, 3))
+    return jax.eval_shape(clip.init, jax.random.key(0), ids, pixels)["params"]

@@ -1,0 +1,70 @@
+"""The loss of HG-DPO on preference pairs, from two calls of the U-Net."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hgdpo_jax import losses
+from hgdpo_jax.diffusion import ddpm
+from hgdpo_jax.diffusion.schedule import add_noise
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+
+
+def pair_losses(
+    model: StableDiffusion,
+    lora: dict,
+    base: dict,
+    batch: dict[str, Any],
+    *,
+    beta: float,
+    statistic_weight: float,
+    statistic_stride: int,
+) -> dict[str, Float[Array, "n"]]:
+    """Losses and what explains them, one float32 value a pair (HG-DPO, Eq. 9).
+
+    `batch` holds `winner_latents` and `loser_latents` `[n, h, w, c]`, `token_ids` `[n, t]`, and for each pair one
+    `timesteps` `[n]` and one `noise` `[n, h, w, c]`, shared by its two images. The U-Net runs once with the LoRA and once
+    without on [winners; losers]; the statistic loss reuses both predictions.
+    """
+    winners = batch["winner_latents"].astype(jnp.float32)
+    losers = batch["loser_latents"].astype(jnp.float32)
+    noise, timesteps = batch["noise"], batch["timesteps"]
+    noisy_winners = add_noise(model.schedule, winners, noise, timesteps)
+    noisy_losers = add_noise(model.schedule, losers, noise, timesteps)
+    states = model.text_states(base, batch["token_ids"])
+    inputs = (
+        jnp.concatenate([noisy_winners, noisy_losers]),
+        jnp.concatenate([timesteps, timesteps]),
+        jnp.concatenate([states, states]),
+    )
+    policy = model.noise(base, *inputs, adapters=[(lora, 1.0)])
+    reference = jax.lax.stop_gradient(model.noise(base, *inputs))
+    policy_winner, policy_loser = jnp.split(policy, 2)
+    reference_winner, reference_loser = jnp.split(reference, 2)
+    errors = {
+        "policy_winner_error": losses.noise_prediction(policy_winner, noise),
+        "policy_loser_error": losses.noise_prediction(policy_loser, noise),
+        "reference_winner_error": losses.noise_prediction(reference_winner, noise),
+        "reference_loser_error": losses.noise_prediction(reference_loser, noise),
+    }
+    dpo_loss = losses.diffusion_dpo(**errors, beta=beta)
+    # The sampler's own noise, shared by both models, cancels in the difference of their means.
+    policy_step, reference_step = (
+        ddpm.step(model.schedule, predicted, timesteps, noisy_winners, noise=None, stride=statistic_stride)
+        for predicted in (policy_winner, reference_winner)
+    )
+    statistic_loss = losses.statistic_matching(policy_step, reference_step)
+    margin = beta * (
+        (errors["reference_winner_error"] - errors["policy_winner_error"])
+        - (errors["reference_loser_error"] - errors["policy_loser_error"])
+    )
+    return {
+        "loss": dpo_loss + statistic_weight * statistic_loss,
+        "dpo_loss": dpo_loss,
+        "statistic_loss": statistic_weight * statistic_loss,
+        "implicit_accuracy": (margin > 0).astype(jnp.float32),
+        "margin": margin,
+        **errors,
+    }

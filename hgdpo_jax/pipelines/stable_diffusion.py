@@ -1,0 +1,286 @@
+"""A Stable Diffusion 1.x checkpoint as one object."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from hgdpo_jax.adapters import lora
+from hgdpo_jax.diffusion import dpm_solver
+from hgdpo_jax.diffusion.guidance import guided
+from hgdpo_jax.diffusion.latent_normalization import normalize
+from hgdpo_jax.diffusion.schedule import NoiseSchedule
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
+from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.pipelines.batching import map_batches, on_devices
+from hgdpo_jax.sharding import data_mesh, replicate
+from hgdpo_jax.weights import stable_diffusion_files
+from hgdpo_jax.weights.conversion import to_tree
+
+Adapters = Sequence[tuple[dict, Any]]
+ImageBatch = UInt8[np.ndarray, "n height width 3"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StableDiffusion:
+    """Modules, parameters, noise schedule and tokenizer of a checkpoint.
+
+    The pure functions (`text_states`, `noise`, `sample`, `decode`, `encode`) take the parameters and run inside jit; the
+    methods of the public interface take and return numpy arrays of any number of rows.
+    """
+
+    unet: UNet
+    autoencoder: Autoencoder
+    text_encoder: CLIPTextTransformer
+    schedule: NoiseSchedule
+    tokenizer: Any
+    parameters: dict[str, dict]
+    fingerprint: str
+
+    @classmethod
+    def load(cls, source: str, dtype: str = "float32") -> "StableDiffusion":
+        """Reads a diffusers folder, or one that ships with the package ("toon"), with its weights in `dtype`.
+
+        Raises UserError where the source is missing, damaged, or another architecture.
+        """
+        folder = stable_diffusion_files.resolve_source(source)
+        files = stable_diffusion_files.read_folder(folder)
+        compute = jnp.dtype(dtype)
+        unet = UNet(UNetConfig.from_dict(files.configs["unet"]), compute)
+        autoencoder = Autoencoder(AutoencoderConfig.from_dict(files.configs["vae"]), compute)
+        text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(files.configs["text_encoder"]), compute)
+        parameters = {
+            name: to_tree(files.tensors[name], template, dtype=dtype, where=f"{folder}/{name}")
+            for name, template in parameter_shapes(unet, autoencoder, text_encoder).items()
+        }
+        return cls(
+            unet=unet,
+            autoencoder=autoencoder,
+            text_encoder=text_encoder,
+            schedule=NoiseSchedule.from_dict(files.configs["scheduler"]),
+            tokenizer=load_tokenizer(folder / "tokenizer"),
+            parameters=replicate(parameters, data_mesh()),
+            fingerprint=stable_diffusion_files.content_fingerprint(folder),
+        )
+
+    def with_unet(self, unet: dict) -> "StableDiffusion":
+        """The same checkpoint with other weights in its U-Net."""
+        return dataclasses.replace(self, parameters={**self.parameters, "unet": replicate(unet, data_mesh())})
+
+    # Pure functions
+
+    def text_states(self, parameters, token_ids: Int[Array, "n t"]) -> Float[Array, "n t d"]:
+        """States of the text encoder after its final norm, float32."""
+        return self.text_encoder.apply({"params": parameters["text_encoder"]}, token_ids)
+
+    def noise(self, parameters, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[Array, "n h w c"]:
+        """The U-Net's noise prediction in float32, with the adapters' low-rank branches added at their scales."""
+        with lora.apply(adapters):
+            return self.unet.apply({"params": parameters["unet"]}, latents, timesteps, text_states).astype(jnp.float32)
+
+    def sample(
+        self,
+        parameters,
+        initial_latents: Float[Array, "n h w c"],
+        text_states: Float[Array, "n t d"],
+        empty_states: Float[Array, "n t d"],
+        adapters: Adapters,
+        *,
+        steps: int,
+        guidance: float,
+        latent_normalization: bool = False,
+    ) -> Float[Array, "n h w c"]:
+        """Latents by DPM-Solver++ with classifier-free guidance; with LAN beside the model without adapters (Eq. 7)."""
+
+        def predict(latents, timestep, adapters):
+            def conditioned(latents, states):
+                timesteps = jnp.full((latents.shape[0],), timestep)
+                return self.noise(parameters, latents, timesteps, states, adapters)
+
+            return guided(conditioned, latents, text_states, empty_states, guidance)
+
+        if not latent_normalization:
+            return dpm_solver.sample(
+                lambda latents, timestep: predict(latents, timestep, adapters), initial_latents, self.schedule, steps
+            )
+
+        def predict_both(latents, timestep):
+            target, reference = jnp.split(latents, 2)
+            return jnp.concatenate([predict(target, timestep, adapters), predict(reference, timestep, ())])
+
+        def match_statistics(latents):
+            target, reference = jnp.split(latents, 2)
+            return jnp.concatenate([normalize(target, reference), reference])
+
+        both = jnp.concatenate([initial_latents, initial_latents])
+        return jnp.split(dpm_solver.sample(predict_both, both, self.schedule, steps, match_statistics), 2)[0]
+
+    def decode(self, parameters, latents: Float[Array, "n h w c"]) -> UInt8[Array, "n height width 3"]:
+        """Scaled latents to pixels."""
+        unscaled = latents.astype(jnp.float32) / self.autoencoder.config.scaling_factor
+        images = self.autoencoder.apply({"params": parameters["vae"]}, unscaled, method="decode")
+        return jnp.round(jnp.clip(127.5 * (images + 1.0), 0.0, 255.0)).astype(jnp.uint8)
+
+    def encode(self, parameters, images: UInt8[Array, "n height width 3"]) -> Float[Array, "n h w c"]:
+        """Pixels to the scaled mean of their latents' posterior."""
+        scaled = images.astype(jnp.float32) / 127.5 - 1.0
+        mean, _ = self.autoencoder.apply({"params": parameters["vae"]}, scaled, method="encode")
+        return mean * self.autoencoder.config.scaling_factor
+
+    # Public interface
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """Shape of one image's latents; raises UserError where the pixels do not divide evenly through every level."""
+        factor = self.autoencoder.config.factor
+        # Latents whose side the U-Net cannot halve at every level would not meet their skip connections.
+        multiple = factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if width % multiple or height % multiple:
+            raise UserError(f"an image of {width}x{height} does not fit this model: give multiples of {multiple} pixels")
+        return height // factor, width // factor, self.autoencoder.config.latent_channels
+
+    def tokenize(self, prompts: Sequence[str]) -> Int[np.ndarray, "n t"]:
+        """Token ids, cut and padded to the text encoder's length."""
+        length = self.text_encoder.config.max_position_embeddings
+        encoded = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length)
+        return np.asarray(encoded["input_ids"], np.int32)
+
+    def encode_prompts(self, prompts: Sequence[str], device_batch: int = 16) -> Float[np.ndarray, "n t d"]:
+        """Text states of the prompts, float32."""
+        ids = self.tokenize(prompts)
+        return map_batches(
+            lambda rows: self._text_states(self.parameters, on_devices(ids[rows])), len(ids), device_batch
+        )
+
+    def predict_noise(self, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[np.ndarray, "n h w c"]:
+        """One call of the U-Net; timesteps `[n]`."""
+        return np.asarray(
+            self._noise(self.parameters, latents, jnp.asarray(timesteps), text_states, tuple(adapters))
+        )
+
+    def encode_images(self, images: ImageBatch, device_batch: int = 16) -> Float[np.ndarray, "n h w c"]:
+        """Scaled posterior means of the images' latents, float32."""
+        return map_batches(
+            lambda rows: self._encode(self.parameters, on_devices(images[rows])), len(images), device_batch
+        )
+
+    def decode_latents(self, latents: Float[np.ndarray, "n h w c"], device_batch: int = 16) -> ImageBatch:
+        """Pixels of scaled latents."""
+        return map_batches(
+            lambda rows: self._decode(self.parameters, on_devices(latents[rows])), len(latents), device_batch
+        )
+
+    def generate_latents(
+        self,
+        prompts: Sequence[str],
+        initial_latents: Float[np.ndarray, "n h w c"],
+        adapters: Adapters = (),
+        *,
+        negative_prompts: Sequence[str] | None = None,
+        steps: int = 50,
+        guidance: float = 5.0,
+        latent_normalization: bool = False,
+        device_batch: int = 8,
+        report=None,
+    ) -> Float[np.ndarray, "n h w c"]:
+        """Scaled latents of one image a prompt, from the given start; `report` receives the number of images done."""
+        negative_prompts = negative_prompts or [""] * len(prompts)
+        texts = list(dict.fromkeys([*prompts, *negative_prompts]))
+        states = self.encode_prompts(texts)
+        place = {text: i for i, text in enumerate(texts)}
+        positive, negative = (np.array([place[t] for t in given]) for given in (prompts, negative_prompts))
+
+        def run(rows):
+            return self._sample(
+                self.parameters,
+                on_devices(initial_latents[rows]),
+                on_devices(states[positive[rows]]),
+                on_devices(states[negative[rows]]),
+                tuple(adapters),
+                steps=steps,
+                guidance=guidance,
+                latent_normalization=latent_normalization,
+            )
+
+        return map_batches(run, len(prompts), device_batch, report)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        adapters: Adapters = (),
+        *,
+        negative_prompts: Sequence[str] | None = None,
+        width: int = 704,
+        height: int = 1024,
+        steps: int = 50,
+        guidance: float = 5.0,
+        initial_latents: Float[np.ndarray, "n h w c"] | None = None,
+        latent_normalization: bool = False,
+        device_batch: int = 8,
+    ) -> ImageBatch:
+        """One image a prompt and seed; `initial_latents`, where given, are the start instead of the seeds' noise."""
+        if initial_latents is None:
+            shape = self.latent_shape(width, height)
+            initial_latents = np.stack([np.asarray(jax.random.normal(jax.random.key(seed), shape)) for seed in seeds])
+        latents = self.generate_latents(
+            prompts,
+            initial_latents,
+            adapters,
+            negative_prompts=negative_prompts,
+            steps=steps,
+            guidance=guidance,
+            latent_normalization=latent_normalization,
+            device_batch=device_batch,
+        )
+        return self.decode_latents(latents, device_batch)
+
+    @functools.cached_property
+    def _text_states(self):
+        return jax.jit(self.text_states)
+
+    @functools.cached_property
+    def _noise(self):
+        return jax.jit(self.noise)
+
+    @functools.cached_property
+    def _sample(self):
+        return jax.jit(self.sample, static_argnames=("steps", "guidance", "latent_normalization"))
+
+    @functools.cached_property
+    def _encode(self):
+        return jax.jit(self.encode)
+
+    @functools.cached_property
+    def _decode(self):
+        return jax.jit(self.decode)
+
+
+def parameter_shapes(unet: UNet, autoencoder: Autoencoder, text_encoder: CLIPTextTransformer) -> dict[str, dict]:
+    """Shapes of the parameters of the three networks, without making any."""
+    latents = jnp.zeros((1, 16, 16, unet.config.in_channels))
+    pixels = jnp.zeros((1, 8 * autoencoder.config.factor, 8 * autoencoder.config.factor, 3))
+    small = jnp.zeros((1, 8, 8, autoencoder.config.latent_channels))
+    states = jnp.zeros((1, 2, unet.config.cross_attention_dim))
+    key = jax.random.key(0)
+    return {
+        "unet": jax.eval_shape(unet.init, key, latents, jnp.zeros((1,), jnp.int32), states)["params"],
+        "vae": jax.eval_shape(autoencoder.init, key, pixels, small)["params"],
+        "text_encoder": jax.eval_shape(text_encoder.init, key, jnp.zeros((1, 2), jnp.int32))["params"],
+    }
+
+
+def load_tokenizer(folder):
+    """The CLIP tokenizer of a folder; raises UserError where its files are missing."""
+    # Slow to import, and of no use to whoever only wants the functions above.
+    from transformers import CLIPTokenizer
+
+    if not (folder / "vocab.json").exists():
+        raise UserError(f"no tokenizer in {folder}: expected vocab.json and merges.txt")
+    return CLIPTokenizer.from_pretrained(str(folder))

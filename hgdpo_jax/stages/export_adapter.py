@@ -1,0 +1,29 @@
+"""Writes the trained LoRA as files that diffusers and the kohya tools (A1111, ComfyUI) read."""
+
+from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.stages.train_policy import best_adapter
+from hgdpo_jax.weights import folders, lora_files
+
+INPUTS = ("train_policy",)
+FILES = {"diffusers": "hgdpo_lora.safetensors", "kohya": "hgdpo_lora_kohya.safetensors"}
+
+
+def settings(config) -> dict:
+    return {}
+
+
+def plan(config) -> str:
+    return "two files"
+
+
+def run(config, run: StageRun) -> None:
+    adapter, step = best_adapter(run.input("train_policy"))
+    metadata = {
+        "base_model": config.weights.base,
+        "base_fingerprint": folders.content_fingerprint(folders.resolve_source(config.weights.base)),
+        "config_fingerprint": run.fingerprint,
+        "step": str(step),
+        "recommended_scale": str(config.adapter.scale),
+    }
+    for format, name in FILES.items():
+        lora_files.save_adapter(adapter, run.folder / name, format=format, metadata=metadata)

@@ -1,0 +1,172 @@
+"""Trains all weights of a U-Net by noise prediction on captioned portraits, and writes the whole checkpoint.
+
+The autoencoder and the text encoder come from their own stages and stay as they are.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgdpo_jax import losses
+from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.diffusion.schedule import NoiseSchedule, add_noise
+from hgdpo_jax.evaluation.figures import image_grid
+from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
+from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion, load_tokenizer, parameter_shapes
+from hgdpo_jax.random_keys import image_noise, training_key
+from hgdpo_jax.run_log import RunLog
+from hgdpo_jax.toon.captions import caption, prompts
+from hgdpo_jax.toon.portraits import portrait, render_many
+from hgdpo_jax.training.loop import train
+from hgdpo_jax.training.optimizer import make_optimizer
+from hgdpo_jax.training.state import initial_state, make_step
+from hgdpo_jax.weights import clip_files, folders, stable_diffusion_files
+from hgdpo_jax.weights.conversion import from_tree, to_tree
+
+INPUTS = ("train_autoencoder", "train_clip")
+
+# Stable Diffusion's noise schedule, in the words of its scheduler_config.json.
+SCHEDULER = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "linspace",
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+}
+
+
+def settings(config) -> dict:
+    return {"seed": config.seed, **config.base_training.to_dict()}
+
+
+def plan(config) -> str:
+    return f"{config.base_training.steps} steps of {config.base_training.batch_size} portraits"
+
+
+def run(config, run: StageRun) -> None:
+    options = config.base_training
+    model, configs = _untrained(run, options)
+    tokens, latents = _cache(model, options)
+    empty = model.tokenize([""])[0]
+
+    def loss_function(unet, frozen, batch):
+        clean, token_ids, key = batch
+        noise_key, time_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, clean.shape)
+        timesteps = jax.random.randint(time_key, (len(clean),), 0, len(model.schedule.betas))
+        noisy = add_noise(model.schedule, clean, noise, timesteps)
+        states = model.text_states(frozen, token_ids)
+        predicted = model.noise({"unet": unet}, noisy, timesteps, states)
+        return losses.noise_prediction(predicted, noise).mean(), {}
+
+    def batch_at(step):
+        random = np.random.default_rng((config.seed, step))
+        rows = random.integers(len(latents), size=options.batch_size)
+        ids = tokens[random.integers(len(tokens), size=len(rows)), rows]
+        # Guidance needs a model that knows the empty prompt.
+        ids[random.random(len(rows)) < options.empty_captions] = empty
+        return latents[rows], ids, training_key(config.seed, step)
+
+    log = RunLog(run.folder)
+    sample_prompts = prompts("validation", 24)
+    start = image_noise(config.seed, sample_prompts, np.zeros(24, np.int32), latents.shape[1:])
+
+    def evaluate(state, step):
+        """Keeps the weights of this step: earlier ones teach the scorers what a weaker model draws."""
+        unet = jax.device_get(state["average"])
+        folders.write_weights(run.folder / f"unet-{step}.safetensors", from_tree(unet), "float16")
+        trained = model.with_unet(unet)
+        drawn = trained.generate_latents(sample_prompts, np.asarray(start), steps=12, guidance=3.0, device_batch=24)
+        log.image(step, "samples", image_grid(trained.decode_latents(drawn, 24), columns=8, enlarge=3))
+        return {}
+
+    optimizer = make_optimizer(
+        learning_rate=options.learning_rate,
+        warmup_steps=options.steps // 20,
+        decay_steps=options.steps,
+        max_gradient_norm=1.0,
+    )
+    state = train(
+        initial_state(model.parameters["unet"], optimizer),
+        make_step(
+            loss_function,
+            optimizer,
+            average_decay=options.average_decay,
+            frozen={"text_encoder": model.parameters["text_encoder"]},
+        ),
+        batch_at,
+        steps=options.steps,
+        checkpoints=Checkpoints(run.folder / "checkpoints"),
+        log=log,
+        save_every=options.save_every,
+        description="finetune_base",
+        evaluate=evaluate,
+        evaluate_every=options.keep_every,
+        samples_per_step=options.batch_size,
+        unit="image",
+    )
+    parameters = model.parameters | {"unet": state["average"]}
+    stable_diffusion_files.write_folder(
+        run.folder / "base",
+        stable_diffusion_files.StableDiffusionFiles(
+            configs=configs,
+            tensors={name: from_tree(jax.device_get(tree)) for name, tree in parameters.items()},
+            tokenizer=run.input("train_clip") / "clip",
+        ),
+        storage="float16",
+    )
+
+
+def _untrained(run: StageRun, options) -> tuple[StableDiffusion, dict]:
+    """The checkpoint before its U-Net is trained, and its configuration files."""
+    vae, clip = run.input("train_autoencoder") / "vae", clip_files.read_folder(run.input("train_clip") / "clip")
+    text_config = dict(clip.config["text_config"])
+    configs = {
+        "vae": folders.read_json(vae / "config.json"),
+        "text_encoder": text_config,
+        "unet": options.unet.to_dict() | {"cross_attention_dim": text_config["hidden_size"]},
+        "scheduler": SCHEDULER,
+    }
+    unet = UNet(UNetConfig.from_dict(configs["unet"]))
+    autoencoder = Autoencoder(AutoencoderConfig.from_dict(configs["vae"]))
+    text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(text_config))
+    shapes = parameter_shapes(unet, autoencoder, text_encoder)
+    tensors = folders.read_weights(vae, "diffusion_pytorch_model")
+    text_tensors = {
+        name.removeprefix("text_model."): array
+        for name, array in clip.tensors.items()
+        if name.startswith("text_model.")
+    }
+    latents = jnp.zeros((1, 8, 8, unet.config.in_channels))
+    states = jnp.zeros((1, 2, unet.config.cross_attention_dim))
+    initial = jax.jit(unet.init)(jax.random.key(options.seed), latents, jnp.zeros((1,), jnp.int32), states)
+    model = StableDiffusion(
+        unet=unet,
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+        schedule=NoiseSchedule.from_dict(SCHEDULER),
+        tokenizer=load_tokenizer(run.input("train_clip") / "clip"),
+        parameters={
+            "unet": initial["params"],
+            "vae": to_tree(tensors, shapes["vae"], where=str(vae)),
+            "text_encoder": to_tree(text_tensors, shapes["text_encoder"], where="train_clip"),
+        },
+        fingerprint="",
+    )
+    return model, configs
+
+
+def _cache(model: StableDiffusion, options) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids `[captions, n, 77]` and latents `[n, h, w, 4]` of the training portraits."""
+    people = [portrait(index, "train") for index in range(options.portraits)]
+    texts = [
+        caption(person, person.caption_variant + k) for k in range(options.captions_per_portrait) for person in people
+    ]
+    tokens = model.tokenize(texts).reshape(options.captions_per_portrait, len(people), -1)
+    return tokens, model.encode_images(render_many(people), device_batch=64)

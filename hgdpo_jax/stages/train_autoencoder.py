@@ -1,0 +1,110 @@
+"""Trains the autoencoder of a toon checkpoint on rendered portraits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from hgdpo_jax.random_keys import training_key
+from hgdpo_jax.run_log import RunLog
+from hgdpo_jax.toon.portraits import portrait, render_many
+from hgdpo_jax.training.loop import train
+from hgdpo_jax.training.optimizer import make_optimizer
+from hgdpo_jax.training.state import initial_state, make_step
+from hgdpo_jax.weights import folders
+from hgdpo_jax.weights.conversion import from_tree
+
+INPUTS = ()
+
+
+def settings(config) -> dict:
+    return {"seed": config.seed, **config.autoencoder.to_dict()}
+
+
+def plan(config) -> str:
+    return f"{config.autoencoder.steps} steps of {config.autoencoder.batch_size} portraits"
+
+
+def reconstruction_loss(images, reconstructions):
+    """Absolute error of the pixels and of their differences along both axes, one value an image.
+
+    The differences weigh outlines, of which the face's expression consists, above the plain areas.
+    """
+
+    def error(difference):
+        return jnp.abs(difference).mean(axis=(1, 2, 3))
+
+    difference = reconstructions - images
+    return error(difference) + error(jnp.diff(difference, axis=1)) + error(jnp.diff(difference, axis=2))
+
+
+def run(config, run: StageRun) -> None:
+    options = config.autoencoder
+    model_config = AutoencoderConfig(
+        block_out_channels=tuple(options.block_out_channels),
+        layers_per_block=options.layers_per_block,
+        norm_num_groups=options.norm_num_groups,
+        scaling_factor=1.0,
+    )
+    model = Autoencoder(model_config)
+    images = render_many([portrait(index, "train") for index in range(options.images)])
+    latent_shape = (images.shape[1] // model_config.factor, images.shape[2] // model_config.factor, 4)
+    optimizer = make_optimizer(
+        learning_rate=options.learning_rate, warmup_steps=50, decay_steps=options.steps, max_gradient_norm=1.0
+    )
+
+    def to_float(pixels):
+        return pixels.astype(jnp.float32) / 127.5 - 1.0
+
+    def loss_function(parameters, _, batch):
+        pixels, key = batch
+        noise = jax.random.normal(key, (pixels.shape[0], *latent_shape))
+        target = to_float(pixels)
+        output, mean, log_variance = model.apply({"params": parameters}, target, noise)
+        divergence = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).mean()
+        reconstruction = reconstruction_loss(target, output).mean()
+        loss = reconstruction + options.divergence_weight * divergence
+        return loss, {"reconstruction_loss": reconstruction, "divergence": divergence}
+
+    def batch_at(step):
+        rows = np.random.default_rng((config.seed, step)).integers(len(images), size=options.batch_size)
+        return images[rows], training_key(config.seed, step)
+
+    parameters = jax.jit(model.init)(
+        jax.random.key(config.seed), to_float(images[:1]), jnp.zeros((1, *latent_shape))
+    )["params"]
+    state = train(
+        initial_state(parameters, optimizer),
+        make_step(loss_function, optimizer, average_decay=0.995),
+        batch_at,
+        steps=options.steps,
+        checkpoints=Checkpoints(run.folder / "checkpoints"),
+        log=RunLog(run.folder),
+        save_every=options.save_every,
+        description="train_autoencoder",
+    )
+    trained = {"params": state["average"]}
+    encode = jax.jit(lambda pixels: model.apply(trained, to_float(pixels), method="encode")[0])
+    spread = float(np.std(np.concatenate([encode(images[start : start + 64]) for start in range(0, 1024, 64)])))
+    folders.write_json(
+        run.folder / "vae" / "config.json",
+        {
+            "_class_name": "AutoencoderKL",
+            "act_fn": "silu",
+            "block_out_channels": list(model_config.block_out_channels),
+            "down_block_types": ["DownEncoderBlock2D"] * len(model_config.block_out_channels),
+            "in_channels": 3,
+            "latent_channels": model_config.latent_channels,
+            "layers_per_block": model_config.layers_per_block,
+            "norm_num_groups": model_config.norm_num_groups,
+            "out_channels": 3,
+            "sample_size": images.shape[1],
+            "scaling_factor": round(1.0 / spread, 5),
+            "up_block_types": ["UpDecoderBlock2D"] * len(model_config.block_out_channels),
+        },
+    )
+    folders.write_weights(
+        run.folder / "vae" / "diffusion_pytorch_model.safetensors", from_tree(state["average"]), "float32"
+    )

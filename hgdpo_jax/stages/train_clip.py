@@ -1,0 +1,118 @@
+"""Trains a small CLIP on portraits and their captions: a toon checkpoint's text encoder, and the start of a scorer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgdpo_jax import losses
+from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.models.clip import CLIP, CLIPConfig
+from hgdpo_jax.pipelines.pick_score import preprocess
+from hgdpo_jax.pipelines.stable_diffusion import load_tokenizer
+from hgdpo_jax.run_log import RunLog
+from hgdpo_jax.toon.captions import caption
+from hgdpo_jax.toon.portraits import portrait, render_many
+from hgdpo_jax.toon.vocabulary import write_tokenizer
+from hgdpo_jax.training.loop import train
+from hgdpo_jax.training.optimizer import make_optimizer
+from hgdpo_jax.training.state import initial_state, make_step
+from hgdpo_jax.weights import clip_files
+from hgdpo_jax.weights.conversion import from_tree
+
+INPUTS = ()
+
+# Centred pixels; the toon models have no reason to share the statistics of photographs.
+PREPROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+
+
+def settings(config) -> dict:
+    return {"seed": config.seed, **config.clip.to_dict()}
+
+
+def plan(config) -> str:
+    return f"{config.clip.steps} steps of {config.clip.batch_size} portraits"
+
+
+def clip_config(options, vocabulary: int) -> dict:
+    """A transformers CLIPModel config.json of the given sizes."""
+    text = {"hidden_act": "quick_gelu", "max_position_embeddings": 77, "vocab_size": vocabulary}
+    # The markers are the last two entries, as in CLIP's own vocabulary.
+    text |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
+    return {
+        "projection_dim": options.projection_dim,
+        "text_config": text | options.text.to_dict() | {"projection_dim": options.projection_dim},
+        "vision_config": {"hidden_act": "quick_gelu"}
+        | options.vision.to_dict()
+        | {"projection_dim": options.projection_dim},
+    }
+
+
+def crop_padding(token_ids: np.ndarray) -> np.ndarray:
+    """Cuts token ids `[..., t]` behind the longest prompt: under causal attention the end token's state is the same."""
+    return token_ids[..., : int(np.argmax(token_ids, axis=-1).max()) + 1]
+
+
+def run(config, run: StageRun) -> None:
+    options = config.clip
+    tokenizer_folder = run.folder / "tokenizer"
+    vocabulary = write_tokenizer(tokenizer_folder, options.vocabulary_size)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    model_config = clip_config(options, vocabulary)
+    model = CLIP(CLIPConfig.from_dict(model_config))
+    people = [portrait(options.first_portrait + index, "train") for index in range(options.portraits)]
+    images = render_many(people)
+    captions = [
+        caption(person, person.caption_variant + k) for k in range(options.captions_per_portrait) for person in people
+    ]
+    token_ids = np.asarray(tokenizer(captions, padding="max_length", max_length=77)["input_ids"], np.int32)
+    token_ids = crop_padding(token_ids).reshape(options.captions_per_portrait, len(people), -1)
+
+    def loss_function(parameters, _, batch):
+        ids, pixels = batch
+        inputs = preprocess(pixels, options.vision.image_size, "pad", **_statistics())
+        text, image, logit_scale = model.apply({"params": parameters}, ids, inputs)
+        loss = losses.contrastive(text, image, jnp.exp(logit_scale)).mean()
+        nearest = jnp.argmax(text @ image.T, axis=-1)
+        return loss, {"accuracy": (nearest == jnp.arange(len(ids))).mean(), "logit_scale": logit_scale}
+
+    def batch_at(step):
+        random = np.random.default_rng((config.seed, step))
+        rows = random.choice(len(people), size=options.batch_size, replace=False)
+        return token_ids[random.integers(len(token_ids), size=len(rows)), rows], images[rows]
+
+    ids, pixels = batch_at(0)
+    inputs = preprocess(jnp.asarray(pixels[:1]), options.vision.image_size, "pad", **_statistics())
+    parameters = jax.jit(model.init)(jax.random.key(config.seed), ids[:1], inputs)["params"]
+    optimizer = make_optimizer(
+        learning_rate=options.learning_rate,
+        warmup_steps=options.steps // 10,
+        decay_steps=options.steps,
+        weight_decay=options.weight_decay,
+        max_gradient_norm=1.0,
+    )
+    state = train(
+        initial_state(parameters, optimizer),
+        make_step(loss_function, optimizer, average_decay=0.99),
+        batch_at,
+        steps=options.steps,
+        checkpoints=Checkpoints(run.folder / "checkpoints"),
+        log=RunLog(run.folder),
+        save_every=options.save_every,
+        description="train_clip",
+    )
+    clip_files.write_folder(
+        run.folder / "clip",
+        clip_files.CLIPFiles(
+            config=model_config,
+            tensors=from_tree(state["average"]),
+            preprocessor=PREPROCESSOR
+            | {"size": {"shortest_edge": options.vision.image_size}, "crop_size": options.vision.image_size},
+            tokenizer=tokenizer_folder,
+        ),
+        storage="float32",
+    )
+
+
+def _statistics() -> dict:
+    return {"mean": PREPROCESSOR["image_mean"], "spread": PREPROCESSOR["image_std"]}

@@ -1,0 +1,85 @@
+"""Trains the attribute oracle: a classifier that reads a toon portrait's attributes off its pixels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.run_log import RunLog
+from hgdpo_jax.toon.attributes import ATTRIBUTES
+from hgdpo_jax.toon.oracle import AttributeOracle, make_classifier, to_float
+from hgdpo_jax.toon.portraits import labels, portrait, render_many
+from hgdpo_jax.training.loop import train
+from hgdpo_jax.training.optimizer import make_optimizer
+from hgdpo_jax.training.state import initial_state, make_step
+from hgdpo_jax.weights import folders
+from hgdpo_jax.weights.conversion import from_tree
+
+INPUTS = ()
+_HELD_OUT = 1000
+
+
+def settings(config) -> dict:
+    return {"seed": config.seed, "base": config.weights.base, **config.oracle.to_dict()}
+
+
+def plan(config) -> str:
+    return f"{config.oracle.steps} steps of {config.oracle.batch_size} portraits"
+
+
+def run(config, run: StageRun) -> None:
+    options = config.oracle
+    base = StableDiffusion.load(config.weights.base)
+
+    def corpus(split: str, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pictures as drawn, the same through the autoencoder, and their classes `[n, attributes]`."""
+        people = [portrait(first + index, split) for index in range(count)]
+        pictures = render_many(people)
+        decoded = base.decode_latents(base.encode_images(pictures, 64), 64)
+        return pictures, decoded, np.array([[labels(person)[name] for name in ATTRIBUTES] for person in people])
+
+    drawn, decoded, classes = corpus("train", options.first_portrait, options.portraits)
+
+    def loss_function(parameters, _, batch):
+        pixels, expected = batch
+        logits = make_classifier().apply({"params": parameters}, to_float(pixels))
+        each = [
+            optax.softmax_cross_entropy_with_integer_labels(logits[name], expected[:, i])
+            for i, name in enumerate(ATTRIBUTES)
+        ]
+        right = jnp.stack([jnp.argmax(logits[name], axis=-1) == expected[:, i] for i, name in enumerate(ATTRIBUTES)])
+        return jnp.stack(each).mean(), {"accuracy": right.mean()}
+
+    def batch_at(step):
+        random = np.random.default_rng((config.seed, step))
+        rows = random.integers(len(classes), size=options.batch_size)
+        through = random.random((len(rows), 1, 1, 1)) < 0.75
+        return np.where(through, decoded[rows], drawn[rows]), classes[rows]
+
+    parameters = jax.jit(make_classifier().init)(jax.random.key(config.seed), to_float(drawn[:1]))["params"]
+    optimizer = make_optimizer(
+        learning_rate=options.learning_rate,
+        warmup_steps=options.steps // 20,
+        decay_steps=options.steps,
+        weight_decay=options.weight_decay,
+        max_gradient_norm=1.0,
+    )
+    state = train(
+        initial_state(parameters, optimizer),
+        make_step(loss_function, optimizer, average_decay=0.99),
+        batch_at,
+        steps=options.steps,
+        checkpoints=Checkpoints(run.folder / "checkpoints"),
+        log=RunLog(run.folder),
+        save_every=options.save_every,
+        description="train_oracle",
+    )
+    average = jax.device_get(state["average"])
+    _, held_out, expected = corpus("test", 0, _HELD_OUT)
+    read = AttributeOracle(average, {}, "").attributes(held_out)
+    accuracy = dict(zip(ATTRIBUTES, (read == expected).mean(axis=0).round(4).tolist(), strict=True))
+    folders.write_json(run.folder / "oracle" / "accuracy.json", accuracy | {"all": round(float((read == expected).mean()), 4)})
+    folders.write_weights(run.folder / "oracle" / "model.safetensors", from_tree(average), "float16")

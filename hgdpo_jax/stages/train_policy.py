@@ -1,0 +1,202 @@
+"""Trains the LoRA on the preference pairs with Diffusion-DPO and statistic matching (HG-DPO, Sec. 3.2)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hgdpo_jax.adapters import lora
+from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.data.pair_loader import PairLoader
+from hgdpo_jax.data.prompts import load_prompts
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.evaluation.color_shift import hsv_means, shift_between
+from hgdpo_jax.evaluation.figures import ImagePair, pair_grid
+from hgdpo_jax.evaluation.win_rate import win_rate
+from hgdpo_jax.pipelines.pick_score import PickScore
+from hgdpo_jax.pipelines.preference_step import pair_losses
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.random_keys import image_noise, training_key
+from hgdpo_jax.run_log import RunLog
+from hgdpo_jax.sharding import data_mesh, replicate, shard_batch
+from hgdpo_jax.training.loop import train
+from hgdpo_jax.training.optimizer import make_optimizer
+from hgdpo_jax.weights import folders, lora_files
+
+INPUTS = ("select_pairs",)
+_GRID_IMAGES = 12
+
+
+def settings(config) -> dict:
+    weights = {name: folders.content_fingerprint(folders.resolve_source(config.weights[name])) for name in ("base", "scorer")}
+    return {
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "weights": weights,
+        "adapter.rank": config.adapter.rank,
+        "adapter.scale": config.adapter.scale,
+        "loss": config.loss.to_dict(),
+        "train": config.train.to_dict(),
+        "validation": [config.prompts.validation, config.prompts.validation_count],
+        "sampling": [config.pool.steps, config.pool.guidance, config.pool.width, config.pool.height],
+    }
+
+
+def plan(config) -> str:
+    return f"{config.train.steps} steps of {config.train.batch_size} pairs"
+
+
+def check(config) -> None:
+    """Raises UserError where the global batch does not divide over the devices and their batches."""
+    devices = jax.local_device_count()
+    if config.train.batch_size % devices:
+        raise UserError(
+            f"train.batch_size is {config.train.batch_size}, expected a multiple of the {devices} local devices"
+        )
+
+
+def accumulation_steps(batch_size: int, device_batch: int, devices: int) -> int:
+    """Parts into which the global batch is cut: the fewest whose share of a device is at most `device_batch` pairs."""
+    share = batch_size // devices
+    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= device_batch)
+
+
+def make_policy_step(model: StableDiffusion, optimizer, loss_options: dict, parts: int, mesh):
+    """One compiled step `(state, base, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged."""
+
+    def loss_function(parameters, base, batch):
+        values = pair_losses(model, parameters, base, batch, **loss_options)
+        means = {name: value.mean() for name, value in values.items()}
+        return means["loss"], means
+
+    def step(state, base, batch, key):
+        noise_key, time_key = jax.random.split(key)
+        count, shape = batch["winner_latents"].shape[0], batch["winner_latents"].shape
+        # Drawn for the global batch, so that they do not depend on how it is divided.
+        batch = batch | {
+            "noise": jax.random.normal(noise_key, shape),
+            "timesteps": jax.random.randint(time_key, (count,), 0, len(model.schedule.betas)),
+        }
+        gradient = jax.value_and_grad(loss_function, has_aux=True)
+        if parts == 1:
+            (_, scalars), gradients = gradient(state["parameters"], base, batch)
+        else:
+            # Strided, so that each part is spread over all devices as the batch is.
+            slices = jax.tree.map(lambda x: x.reshape(count // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+            def accumulate(sums, part):
+                (_, scalars), gradients = gradient(state["parameters"], base, part)
+                return jax.tree.map(jnp.add, sums, (scalars, gradients)), None
+
+            part_shape = jax.tree.map(lambda x: x[0], slices)
+            (_, scalars), gradients = jax.eval_shape(gradient, state["parameters"], base, part_shape)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (scalars, gradients))
+            sums, _ = jax.lax.scan(accumulate, zeros, slices)
+            scalars, gradients = jax.tree.map(lambda x: x / parts, sums)
+        updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["parameters"])
+        state = {"parameters": optax.apply_updates(state["parameters"], updates), "optimizer": optimizer_state}
+        return state, scalars | {"gradient_norm": optax.global_norm(gradients)}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def run(config, run: StageRun) -> None:
+    mesh = data_mesh()
+    model = StableDiffusion.load(config.weights.base, config.dtype)
+    pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, config.seed)
+    optimizer = make_optimizer(
+        learning_rate=config.train.learning_rate,
+        warmup_steps=config.train.warmup_steps,
+        weight_decay=config.train.weight_decay,
+        max_gradient_norm=config.train.max_gradient_norm,
+    )
+    targets = lora.find_targets(model.parameters["unet"])
+    parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
+    state = replicate({"parameters": parameters, "optimizer": optimizer.init(parameters)}, mesh)
+    parts = accumulation_steps(config.train.batch_size, config.train.device_batch, mesh.size)
+    loss_options = {
+        "beta": config.loss.beta,
+        "statistic_weight": config.loss.statistic_weight,
+        "statistic_stride": config.loss.statistic_stride,
+    }
+    step_function = make_policy_step(model, optimizer, loss_options, parts, mesh)
+    base = {name: model.parameters[name] for name in ("unet", "text_encoder")}
+
+    def batch_at(step):
+        batch = pairs.batch(step)
+        arrays = {
+            "winner_latents": batch["winner_latents"],
+            "loser_latents": batch["loser_latents"],
+            "token_ids": model.tokenize(batch["prompts"]),
+        }
+        return shard_batch(arrays, mesh), training_key(config.seed, step)
+
+    log = RunLog(run.folder)
+    state = train(
+        state,
+        lambda state, batch: step_function(state, base, *batch),
+        batch_at,
+        steps=config.train.steps,
+        checkpoints=Checkpoints(run.folder / "checkpoints", best="validation_win_rate"),
+        log=log,
+        save_every=config.train.checkpoint_every,
+        description="train_policy",
+        evaluate=Validation(config, model, log),
+        evaluate_every=config.train.evaluate_every,
+        samples_per_step=config.train.batch_size,
+        unit="pair",
+    )
+
+
+class Validation:
+    """Win rate by the training scorer, colour shift and a grid of pictures on the validation prompts."""
+
+    def __init__(self, config, model: StableDiffusion, log: RunLog):
+        self.model, self.log, self.scale = model, log, config.adapter.scale
+        self.scorer = PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing)
+        self.device_batch = config.pool.device_batch
+        self.prompts = load_prompts(config.prompts.validation, config.prompts.validation_count)
+        self.sampling = {"steps": config.pool.steps, "guidance": config.pool.guidance}
+        shape = model.latent_shape(config.pool.width, config.pool.height)
+        self.start = np.asarray(image_noise(config.seed, self.prompts, np.zeros(len(self.prompts), np.int32), shape))
+        self.base: tuple | None = None
+
+    def draw(self, adapter: dict, scale: float) -> tuple[np.ndarray, np.ndarray]:
+        """Images and their scores, with the adapter at a scale; scale 0 is the base, in the same compiled program."""
+        latents = self.model.generate_latents(
+            self.prompts,
+            self.start,
+            [(adapter, jnp.float32(scale))],
+            device_batch=self.device_batch,
+            **self.sampling,
+        )
+        images = self.model.decode_latents(latents, self.device_batch)
+        return images, self.scorer.score(images, self.prompts, self.device_batch)
+
+    def __call__(self, state, step: int) -> dict[str, float]:
+        """Measures the adapter after `step` steps."""
+        adapter = state["parameters"]
+        if self.base is None:
+            images, scores = self.draw(adapter, 0.0)
+            self.base = images, scores, hsv_means(images)
+        base_images, base_scores, base_means = self.base
+        images, scores = self.draw(adapter, self.scale)
+        shift = shift_between(base_means, hsv_means(images))
+        pairs = [
+            ImagePair(prompt, base_images[i], images[i], {"score": float(base_scores[i])}, {"score": float(scores[i])})
+            for i, prompt in enumerate(self.prompts[:_GRID_IMAGES])
+        ]
+        self.log.image(step, "validation", pair_grid(pairs, "base", "tuned", "score"))
+        return {
+            "validation_win_rate": win_rate(scores[:, None], base_scores[:, None]).rate,
+            "validation_hue_shift": shift.signed_hue,
+            "validation_saturation_shift": shift.signed_saturation,
+            "validation_value_shift": shift.signed_value,
+        }
+
+
+def best_adapter(folder) -> tuple[dict, int]:
+    """The LoRA of the step with the highest validation win rate, and that step."""
+    adapter = lora_files.load_adapter(folder / "best.safetensors")
+    return adapter, int(folders.read_json(folder / "best.json")["step"])

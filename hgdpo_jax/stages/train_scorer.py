@@ -1,0 +1,126 @@
+"""Trains a preference scorer of PickScore's architecture and objective on pairs of toon portraits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgdpo_jax import losses
+from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.pipelines.pick_score import PickScore, preprocess
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.run_log import RunLog, progress
+from hgdpo_jax.stages.train_clip import crop_padding
+from hgdpo_jax.toon import damage
+from hgdpo_jax.toon.preferences import KINDS, make_preferences
+from hgdpo_jax.training.loop import train
+from hgdpo_jax.training.optimizer import make_optimizer
+from hgdpo_jax.training.state import initial_state, make_step
+from hgdpo_jax.weights import clip_files, folders
+from hgdpo_jax.weights.conversion import from_tree, to_tree
+
+INPUTS = ("train_clip",)
+_HELD_OUT = 400
+
+
+def settings(config) -> dict:
+    return {"seed": config.seed, **config.scorer_training.to_dict()}
+
+
+def plan(config) -> str:
+    return f"{config.scorer_training.steps} steps of {config.scorer_training.batch_size} pairs"
+
+
+def run(config, run: StageRun) -> None:
+    options = config.scorer_training
+    start = PickScore.load(run.input("train_clip") / "clip", framing="pad")
+    kinds = getattr(damage, options.damage)
+    training = run.folder.parent.parent / options.base_run / "finetune_base"
+    base = StableDiffusion.load(training / "base")
+    weaker = [_earlier(base, training / f"unet-{step}.safetensors") for step in options.weaker_steps]
+
+    drawn = 2 * options.samples + 2 * _HELD_OUT // 4
+    with progress(total=drawn, description="train_scorer: samples", unit="image") as bar:
+        common = {"kinds": kinds, "seed": config.seed, "report": bar.update}
+        pairs = make_preferences(
+            base,
+            weaker,
+            split="train",
+            first=options.first_portrait,
+            count=options.portraits,
+            samples=options.samples,
+            **common,
+        )
+        held_out = make_preferences(
+            base, weaker, split="validation", first=0, count=_HELD_OUT, samples=_HELD_OUT // 4, **common
+        )
+    token_ids = crop_padding(start.tokenize(pairs.prompts))
+
+    def scores_of(parameters, ids, pixels):
+        inputs = preprocess(pixels, start.clip.config.vision.image_size, "pad", start.mean, start.spread)
+        text, image, logit_scale = start.clip.apply({"params": parameters}, ids, inputs)
+        return text, jnp.split(image, 2), jnp.exp(logit_scale)
+
+    def loss_function(parameters, _, batch):
+        ids, better, worse = batch
+        text, (image_better, image_worse), scale = scores_of(parameters, ids, jnp.concatenate([better, worse]))
+        score_better = scale * jnp.sum(text * image_better, axis=-1)
+        score_worse = scale * jnp.sum(text * image_worse, axis=-1)
+        preference = losses.preference(score_better, score_worse, jnp.ones(len(ids))).mean()
+        contrastive = losses.contrastive(text, image_better, scale).mean()
+        loss = preference + options.contrastive_weight * contrastive
+        return loss, {"preference_loss": preference, "accuracy": (score_better > score_worse).mean()}
+
+    names, shares = list(KINDS), np.array(list(KINDS.values()))
+
+    def batch_at(step):
+        random = np.random.default_rng((config.seed, step))
+        chosen = random.choice(names, size=options.batch_size, p=shares)
+        rows, better, worse = zip(*(pairs.pair(str(kind), random) for kind in chosen), strict=True)
+        return token_ids[list(rows)], np.stack(better), np.stack(worse)
+
+    optimizer = make_optimizer(
+        learning_rate=options.learning_rate,
+        warmup_steps=options.steps // 20,
+        decay_steps=options.steps,
+        weight_decay=options.weight_decay,
+        max_gradient_norm=1.0,
+    )
+    state = train(
+        initial_state(start.parameters, optimizer),
+        make_step(loss_function, optimizer, average_decay=0.99),
+        batch_at,
+        steps=options.steps,
+        checkpoints=Checkpoints(run.folder / "checkpoints"),
+        log=RunLog(run.folder),
+        save_every=options.save_every,
+        description="train_scorer",
+    )
+    folder = run.folder / "scorer"
+    files = clip_files.read_folder(run.input("train_clip") / "clip")
+    clip_files.write_folder(
+        folder,
+        clip_files.CLIPFiles(
+            config=files.config,
+            tensors=from_tree(jax.device_get(state["average"])),
+            preprocessor=files.preprocessor,
+            tokenizer=files.tokenizer,
+        ),
+        storage="float16",
+    )
+    scorer = PickScore.load(folder, framing="pad")
+    accuracy = {}
+    for kind in KINDS:
+        random = np.random.default_rng((config.seed, len(kind)))
+        rows, better, worse = zip(*(held_out.pair(kind, random) for _ in range(_HELD_OUT)), strict=True)
+        prompts = [held_out.prompts[row] for row in rows]
+        right = scorer.score(np.stack(better), prompts, 50) > scorer.score(np.stack(worse), prompts, 50)
+        accuracy[kind] = round(float(right.mean()), 4)
+    folders.write_json(folder / "accuracy.json", accuracy)
+
+
+def _earlier(base: StableDiffusion, path) -> StableDiffusion:
+    """The base with the U-Net of an earlier step of its training."""
+    shapes = base.parameters["unet"]
+    unet = to_tree(folders.load_tensors(path)[0], shapes, where=str(path))
+    return base.with_unet(unet)

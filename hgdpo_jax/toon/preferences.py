@@ -1,0 +1,104 @@
+"""Pairs of portraits of which one is clearly better for a prompt: what the toon scorers learn from."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.toon.attributes import ATTRIBUTES
+from hgdpo_jax.toon.captions import caption
+from hgdpo_jax.toon.damage import damaged
+from hgdpo_jax.toon.portraits import Portrait, portrait, render_many
+
+# Share of each kind of pair in a batch, where samples of the base take part.
+KINDS = {"damaged": 0.3, "altered": 0.25, "mismatch": 0.05, "weak": 0.2, "swapped": 0.2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preferences:
+    """Pictures in sets of one row a prompt: row i of every set belongs to prompt i.
+
+    `intact` is the portrait of the prompt, `damaged` the same with damaged anatomy or picture, `altered` a sound portrait
+    with one or two other attributes. `samples` are drawn by the base and `weak` by earlier checkpoints of it, for the first
+    rows only. Every picture went through the autoencoder, or a scorer would learn to see the decoder.
+    """
+
+    prompts: list[str]
+    intact: np.ndarray
+    damaged: np.ndarray
+    altered: np.ndarray
+    samples: np.ndarray
+    weak: np.ndarray
+
+    def pair(self, kind: str, random: np.random.Generator) -> tuple[int, np.ndarray, np.ndarray]:
+        """A random pair of one kind: the prompt's row, the better and the worse picture, uint8."""
+        row = int(random.integers(len(self.prompts)))
+        if kind == "damaged":
+            return row, self.intact[row], self.damaged[row]
+        if kind == "altered":
+            return row, self.intact[row], self.altered[row]
+        if kind == "mismatch":
+            return row, self.intact[row], self.intact[self._other(row, len(self.intact), random)]
+        row = int(random.integers(len(self.samples)))
+        if kind == "weak":
+            return row, (self.samples, self.intact)[int(random.integers(2))][row], self.weak[row]
+        return row, self.samples[row], self.samples[self._other(row, len(self.samples), random)]
+
+    @staticmethod
+    def _other(row: int, count: int, random: np.random.Generator) -> int:
+        return (row + int(random.integers(1, count))) % count
+
+
+def altered(person: Portrait, random: np.random.Generator) -> Portrait:
+    """The portrait with one or two attributes of another class."""
+    names = random.choice(list(ATTRIBUTES), size=int(random.integers(1, 3)), replace=False)
+    changes = {}
+    for name in map(str, names):
+        changes[name] = str(random.choice([other for other in ATTRIBUTES[name] if other != getattr(person, name)]))
+    return dataclasses.replace(person, **changes)
+
+
+def make_preferences(
+    base: StableDiffusion,
+    weaker: Sequence[StableDiffusion],
+    *,
+    split: str,
+    first: int,
+    count: int,
+    samples: int,
+    kinds: Sequence[str],
+    seed: int,
+    report=None,
+) -> Preferences:
+    """Renders and draws all pictures of `count` portraits from `first` on, `samples` of them also by the models."""
+    random = np.random.default_rng((seed, first))
+    people = [portrait(first + index, split) for index in range(count)]
+    texts = [caption(person) for person in people]
+
+    def through_autoencoder(pictures: np.ndarray) -> np.ndarray:
+        return base.decode_latents(base.encode_images(pictures, 64), 64)
+
+    def draw(model: StableDiffusion, rows: np.ndarray) -> np.ndarray:
+        shape = base.latent_shape(48, 64)
+        noise = random.standard_normal((len(rows), *shape)).astype(np.float32)
+        latents = model.generate_latents(
+            [texts[row] for row in rows], noise, steps=10, guidance=3.0, device_batch=50, report=report
+        )
+        return model.decode_latents(latents, 50)
+
+    # Each row's weak sample comes from one of the weaker models.
+    weak = np.zeros((samples, 64, 48, 3), np.uint8)
+    for i, model in enumerate(weaker):
+        rows = np.arange(i, samples, len(weaker))
+        if len(rows):
+            weak[rows] = draw(model, rows)
+    broken = np.stack([damaged(person, kinds, (seed, first + i)) for i, person in enumerate(people)])
+    return Preferences(
+        prompts=texts,
+        intact=through_autoencoder(render_many(people)),
+        damaged=through_autoencoder(broken),
+        altered=through_autoencoder(render_many([altered(person, random) for person in people])),
+        samples=draw(base, np.arange(samples)) if samples else weak,
+        weak=weak,
+    )

@@ -1,0 +1,1 @@
+"""Optimisers, exponential averages and the one training loop."""

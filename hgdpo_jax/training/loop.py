@@ -1,0 +1,76 @@
+"""The training loop that every training stage runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.run_log import RunLog, progress
+
+State = Any
+Batch = Any
+Scalars = dict[str, float]
+
+
+def train(
+    state: State,
+    step_function: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]],
+    batch_at: Callable[[int], Batch],
+    *,
+    steps: int,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    save_every: int,
+    description: str,
+    evaluate: Callable[[State, int], Scalars] | None = None,
+    evaluate_every: int = 0,
+    samples_per_step: int = 0,
+    unit: str = "step",
+) -> State:
+    """Runs `step_function` from the last checkpoint (or `state`) to `steps`, and returns the state it ends with.
+
+    A batch is a function of the step alone, so a resumed run repeats the uninterrupted one. Scalars are fetched one step
+    late, so that the host never waits for the device. Raises UserError where the loss is not finite.
+    """
+    start = checkpoints.latest_step() or 0
+    if start:
+        state = checkpoints.restore(start, state)
+    log.resume(start)
+    pending: tuple[int, dict[str, jax.Array]] | None = None
+
+    def write(pending) -> None:
+        step, device_scalars = pending
+        scalars = {name: float(value) for name, value in jax.device_get(device_scalars).items()}
+        if not np.isfinite(scalars["loss"]):
+            raise UserError(
+                f"{description}: the loss is {scalars['loss']} at step {step}; lower the learning rate "
+                f"(the last good checkpoint, step {checkpoints.latest_step() or 0}, is kept)"
+            )
+        if samples_per_step:
+            scalars[f"{unit}s_per_second"] = bar.rate() * samples_per_step
+        log.scalars(step, scalars)
+        bar.note(loss=scalars["loss"])
+
+    with progress(total=steps, initial=start, description=description, unit="step") as bar:
+        for step in range(start, steps):
+            state, scalars = step_function(state, batch_at(step))
+            if pending:
+                write(pending)
+            pending = (step + 1, scalars)
+            done = step + 1
+            if evaluate and (done % evaluate_every == 0 or done == steps):
+                write(pending)
+                pending = None
+                measured = evaluate(state, done)
+                log.scalars(done, measured)
+                checkpoints.save(done, state, measured)
+            elif done % save_every == 0 or done == steps:
+                write(pending)
+                pending = None
+                checkpoints.save(done, state)
+            bar.update(1)
+    checkpoints.close()
+    return state

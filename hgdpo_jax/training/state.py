@@ -1,0 +1,53 @@
+"""What training carries from step to step, and one step of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hgdpo_jax.training.optimizer import update_average
+
+Scalars = dict[str, jax.Array]
+
+
+def initial_state(parameters, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+    """Parameters, the optimiser's state, the parameters' moving average and the number of steps made."""
+    return {
+        "parameters": parameters,
+        "optimizer": optimizer.init(parameters),
+        # A copy: the step donates its state, and one buffer cannot be donated twice.
+        "average": jax.tree.map(jnp.copy, parameters),
+        "step": jnp.zeros((), jnp.int32),
+    }
+
+
+def make_step(
+    loss_function: Callable[[Any, Any, Any], tuple[jax.Array, Scalars]],
+    optimizer: optax.GradientTransformation,
+    *,
+    average_decay: float,
+    frozen: Any = None,
+) -> Callable[[Any, Any], tuple[Any, Scalars]]:
+    """A compiled step `(state, batch) -> (state, scalars)` of `loss_function(parameters, frozen, batch)`.
+
+    `frozen` is an argument of the compiled program, not a constant in it. The state's buffers are reused.
+    """
+
+    def step(state, frozen, batch):
+        (loss, scalars), gradients = jax.value_and_grad(loss_function, has_aux=True)(
+            state["parameters"], frozen, batch
+        )
+        updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["parameters"])
+        parameters = optax.apply_updates(state["parameters"], updates)
+        state = {
+            "parameters": parameters,
+            "optimizer": optimizer_state,
+            "average": update_average(state["average"], parameters, state["step"], average_decay),
+            "step": state["step"] + 1,
+        }
+        return state, {"loss": loss, **scalars, "gradient_norm": optax.global_norm(gradients)}
+
+    compiled = jax.jit(step, donate_argnums=0)
+    return lambda state, batch: compiled(state, frozen, batch)
