@@ -16,6 +16,7 @@ def timesteps(schedule: NoiseSchedule, steps: int) -> Int[np.ndarray, " steps"]:
     trained = len(schedule.betas)
     if not 1 <= steps < trained:
         raise UserError(f"{steps} sampling steps, expected 1 to {trained - 1}: set pool.steps within that")
+    visited: np.ndarray
     if schedule.timestep_spacing == "linspace":
         visited = np.linspace(0, trained - 1, steps + 1).round()[:0:-1]
     elif schedule.timestep_spacing == "leading":

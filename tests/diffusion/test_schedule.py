@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from hgdpo_jax.diffusion.schedule import NoiseSchedule, add_noise
+from hgdpo_jax.errors import UserError
+
+STABLE_DIFFUSION = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+
+
+def test_noise_levels_are_those_of_diffusers():
+    diffusers = pytest.importorskip("diffusers")
+    reference = diffusers.DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")
+    schedule = NoiseSchedule.from_dict(STABLE_DIFFUSION)
+    assert schedule.betas.dtype == schedule.alphas_cumprod.dtype == np.float32
+    # A few roundings of float32: numpy and PyTorch space their grids differently.
+    np.testing.assert_allclose(schedule.betas, reference.betas.numpy(), rtol=5e-7)
+    np.testing.assert_allclose(schedule.alphas_cumprod, reference.alphas_cumprod.numpy(), rtol=5e-7)
+
+
+def test_noisy_latents_are_those_of_diffusers_for_a_timestep_an_image():
+    diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
+    random = np.random.default_rng(0)
+    clean, noise = random.standard_normal((2, 4, 3, 5, 4), np.float32)
+    timesteps = np.array([0, 1, 500, 999])
+    reference = diffusers.DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear").add_noise(
+        torch.from_numpy(clean), torch.from_numpy(noise), torch.from_numpy(timesteps)
+    )
+    noisy = add_noise(NoiseSchedule.from_dict(STABLE_DIFFUSION), clean, noise, timesteps)
+    # 1 - alphas_cumprod is 8.5e-4 at t = 0, where float32 holds it to 7e-5.
+    np.testing.assert_allclose(noisy, reference.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_without_spacing_means_linspace():
+    schedule = NoiseSchedule.from_dict(STABLE_DIFFUSION)
+    assert (schedule.timestep_spacing, schedule.steps_offset) == ("linspace", 1)
+
+
+def test_nothing_is_noisy_before_the_first_timestep():
+    schedule = NoiseSchedule.scaled_linear(0.1, 0.2, 3)
+    np.testing.assert_array_equal(schedule.previous_alphas_cumprod(1), [1, *schedule.alphas_cumprod[:2]])
+    np.testing.assert_array_equal(schedule.previous_alphas_cumprod(20), [1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("prediction_type", "v_prediction"),
+        ("beta_schedule", "linear"),
+        ("rescale_betas_zero_snr", True),
+        ("trained_betas", [0.1]),
+        ("timestep_spacing", "karras"),
+    ],
+)
+def test_another_schedule_is_refused_by_the_name_of_its_setting(name, value):
+    with pytest.raises(UserError, match=name):
+        NoiseSchedule.from_dict(STABLE_DIFFUSION | {name: value})
+
+
+def test_missing_noise_levels_are_named():
+    with pytest.raises(UserError, match="beta_end"):
+        NoiseSchedule.from_dict({key: value for key, value in STABLE_DIFFUSION.items() if key != "beta_end"})
