@@ -1,0 +1,157 @@
+"""What a run says while it works: scalars and images for TensorBoard and as plain files, and progress bars."""
+
+import collections
+import io
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from hgdpo_jax.artifacts import write_bytes, write_text
+
+Item = TypeVar("Item")
+
+_QUIET_SECONDS = 10.0
+_RATE_WINDOW = 20
+
+
+class RunLog:
+    """Writes a stage's scalars to log.jsonl (one JSON object a line) and, with its images, to TensorBoard files."""
+
+    def __init__(self, folder: epath.PathLike):
+        self._folder = epath.Path(folder)
+        self._resumed_at = 0
+        self._writer: Any = None
+
+    def resume(self, step: int) -> None:
+        """Forgets what was logged after `step`, so that a run that was killed and goes on there has each step once."""
+        self._resumed_at = step
+        path = self._folder / "log.jsonl"
+        if path.is_file():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_text(path, "".join(f"{line}\n" for line in kept))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs numbers by name."""
+        if not values:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **numbers}) + "\n")
+        for name, value in numbers.items():
+            self._tensorboard().add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Logs a picture, also as images/NAME-STEP.png."""
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, "png")
+        write_bytes(self._folder / "images" / f"{name}-{step:06d}.png", encoded.getvalue())
+        self._tensorboard().add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Hands the last lines to TensorBoard; the log can be written again afterwards."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _tensorboard(self):
+        if self._writer is None:
+            # Slow to import, and most stages log nothing.
+            from tensorboardX import SummaryWriter
+
+            # TensorBoard drops what earlier files hold from this step on.
+            purge = self._resumed_at + 1 if self._resumed_at else None
+            self._writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=purge, flush_secs=10)
+        return self._writer
+
+
+def read_scalars(folder: epath.PathLike) -> list[dict[str, float]]:
+    """What a RunLog of this folder wrote: one dict a line, "step" among its names; [] where there is none."""
+    path = epath.Path(folder) / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+class Progress(Generic[Item]):
+    """A progress bar with rate and time left; a line every ten seconds where the error stream is no terminal."""
+
+    def __init__(self, items: Iterable[Item], total: int, initial: int, description: str, unit: str):
+        live = sys.stderr.isatty()
+        self._items = items
+        self._bar = tqdm(
+            total=total,
+            initial=initial,
+            desc=description,
+            unit=f" {unit}",
+            file=sys.stderr if live else _Lines(),
+            mininterval=0.5 if live else _QUIET_SECONDS,
+            delay=0 if live else _QUIET_SECONDS,
+            miniters=1,
+            dynamic_ncols=live,
+            ascii=not live,
+        )
+        # The last few updates, so that compiling does not weigh on the rate for ever.
+        self._times = collections.deque([(time.monotonic(), initial)], maxlen=_RATE_WINDOW)
+
+    def update(self, count: int = 1) -> None:
+        """Says that `count` more are done."""
+        self._bar.update(count)
+        self._times.append((time.monotonic(), self._bar.n))
+
+    def note(self, **values: float) -> None:
+        """Shows numbers behind the bar."""
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+
+    def rate(self) -> float:
+        """How many a second, over the last updates; 0 before the first."""
+        (begin, first), (end, last) = self._times[0], self._times[-1]
+        return (last - first) / (end - begin) if end > begin else 0.0
+
+    def __enter__(self) -> "Progress[Item]":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def __iter__(self) -> Iterator[Item]:
+        with self:
+            for item in self._items:
+                yield item
+                self.update()
+
+
+def progress(
+    items: Iterable[Item] = (), *, total: int | None = None, initial: int = 0, description: str, unit: str
+) -> Progress[Item]:
+    """A bar to iterate over `items` with, or, given a `total`, to open with `with` and update by hand."""
+    if total is None:
+        items = list(items)
+        total = len(items)
+    return Progress(items, total, initial, description, unit)
+
+
+class _Lines(io.TextIOBase):
+    """Turns what tqdm writes, a line over itself, into lines of their own on the error stream."""
+
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+        return len(text)
+
+
+def _step_of(line: str) -> float:
+    """The step of a log line; infinite where a kill cut it short."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")
