@@ -52,7 +52,7 @@ def test_trajectory_agrees_with_diffusers(steps, spacing):
     assert result.dtype == jnp.float32
     # Both float32; the reference takes logarithms and exponentials of log-SNRs, which costs it some digits.
     for ours, theirs in zip(seen, visited, strict=True):
-        assert np.linalg.norm(ours - theirs) < 2e-5 * np.linalg.norm(theirs)
+        assert np.linalg.norm(ours - theirs) < 5e-6 * np.linalg.norm(theirs)
     np.testing.assert_array_equal(result, seen[-1])
 
 
