@@ -15,8 +15,8 @@ State = TypeVar("State")
 class Checkpoints:
     """Keeps a state (any tree of arrays) of the last step saved, and of the best by the metric named `best`.
 
-    Higher is better; without `best` only the last is kept. Saving goes on in the background. A checkpoint is there whole or
-    not at all: one that a kill cut short is not seen by the next run.
+    Higher is better; without `best` only the last is kept. Saving goes on in the background. A checkpoint is there
+    whole or not at all: one that a kill cut short is not seen by the next run.
     """
 
     def __init__(self, folder: epath.PathLike, best: str | None = None):

@@ -7,8 +7,8 @@
 
 Run the same command again after a stop of any kind: it goes on where it was. Files lie in WORKDIR/runs/NAME/STAGE.
 A config's fields, with their meaning, are in hgdpo_jax/base_config.py; --config.FIELD=VALUE changes one.
-HGDPO_DEBUG=1 shows the traceback of an error. Exit status: 0 done, 1 unexpected error, 2 something to mend in the command,
-its files or the disk, 130 interrupted.
+HGDPO_DEBUG=1 shows the traceback of an error. Exit status: 0 done, 1 unexpected error, 2 something to mend in the
+command, its files or the disk, 130 interrupted.
 """
 
 import dataclasses
@@ -241,7 +241,7 @@ def _prepare(workdir: epath.Path) -> None:
     # Not at the top: --help and --plan do without.
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(epath.Path("~/.cache/hgdpo_jax/xla").expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

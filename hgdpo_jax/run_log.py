@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -16,8 +16,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from hgdpo_jax.artifacts import write_bytes, write_text
-
-Item = TypeVar("Item")
 
 _QUIET_SECONDS = 10.0
 _RATE_WINDOW = 20
@@ -50,11 +48,13 @@ class RunLog:
         for name, value in numbers.items():
             self._tensorboard().add_scalar(name, value, step)
 
-    def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Logs a picture, also as images/NAME-STEP.png."""
-        encoded = io.BytesIO()
-        Image.fromarray(pixels).save(encoded, "png")
-        write_bytes(self._folder / "images" / f"{name}-{step:06d}.png", encoded.getvalue())
+    def image(self, step: int, name: str, picture: UInt8[np.ndarray, "height width 3"] | bytes) -> None:
+        """Logs a picture, given as pixels or as the content of a PNG file, also as images/NAME-STEP.png."""
+        if isinstance(picture, bytes):
+            encoded, pixels = picture, np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+        else:
+            encoded, pixels = _png(picture), picture
+        write_bytes(self._folder / "images" / f"{name}-{step:06d}.png", encoded)
         self._tensorboard().add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -80,10 +80,10 @@ def read_scalars(folder: epath.PathLike) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-class Progress(Generic[Item]):
+class Progress:
     """A progress bar with rate and time left; a line every ten seconds where the error stream is no terminal."""
 
-    def __init__(self, items: Iterable[Item], total: int, initial: int, description: str, unit: str):
+    def __init__(self, items: Iterable[Any], total: int, initial: int, description: str, unit: str):
         live = sys.stderr.isatty()
         self._items = items
         self._bar = tqdm(
@@ -115,7 +115,7 @@ class Progress(Generic[Item]):
         (begin, first), (end, last) = self._times[0], self._times[-1]
         return (last - first) / (end - begin) if end > begin else 0.0
 
-    def __enter__(self) -> "Progress[Item]":
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(
@@ -123,7 +123,7 @@ class Progress(Generic[Item]):
     ) -> None:
         self._bar.close()
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[Any]:
         with self:
             for item in self._items:
                 yield item
@@ -131,8 +131,8 @@ class Progress(Generic[Item]):
 
 
 def progress(
-    items: Iterable[Item] = (), *, total: int | None = None, initial: int = 0, description: str, unit: str
-) -> Progress[Item]:
+    items: Iterable[Any] = (), *, total: int | None = None, initial: int = 0, description: str, unit: str
+) -> Progress:
     """A bar to iterate over `items` with, or, given a `total`, to open with `with` and update by hand."""
     if total is None:
         items = list(items)
@@ -147,6 +147,12 @@ class _Lines(io.TextIOBase):
         if line := text.strip():
             print(line, file=sys.stderr, flush=True)
         return len(text)
+
+
+def _png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "png")
+    return encoded.getvalue()
 
 
 def _step_of(line: str) -> float:

@@ -1,0 +1,63 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="hgdpo_jax",
+    version="0.1.0",
+    description="HG-DPO in JAX: preference tuning of text-to-image models on their own ranked images",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["hgdpo_jax", "hgdpo_jax.*"]),
+    package_data={
+        "hgdpo_jax.evaluation": ["*.jinja"],
+        # The trained toon weights with their model card and sample sheet, and the portraits' attribution.
+        "hgdpo_jax.toon": [
+            "*.md",
+            *(f"weights/{pattern}" for pattern in ("*.md", "*.png", "*.json")),
+            *(f"weights/*/{pattern}" for pattern in ("*.safetensors", "*.json", "*.txt", "*.md", "*.png")),
+            *(f"weights/*/*/{pattern}" for pattern in ("*.safetensors", "*.json", "*.txt")),
+        ],
+    },
+    install_requires=[
+        "absl-py>=2.1",
+        "array-record>=0.8",
+        "dicebear-core>=10.7,<11",
+        "dicebear-styles>=10.6,<11",
+        "einops>=0.8",
+        "etils[epath]>=1.12",
+        "flax>=0.12",
+        "grain>=0.2.18",
+        "huggingface_hub>=1.0",
+        # tensorflow-datasets needs it and does not say so.
+        "importlib_resources>=6.4",
+        "jax>=0.10",
+        "jaxtyping>=0.3",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pillow>=11",
+        "resvg-py>=0.5,<0.6",
+        "safetensors>=0.7",
+        "tensorboardX>=2.6",
+        "tensorflow-datasets>=4.9.10",
+        "tokenizers>=0.22",
+        "tqdm>=4.66",
+        "transformers>=5.0",
+    ],
+    extras_require={
+        "torch": ["torch", "diffusers"],
+        "test": [
+            "accelerate>=1.0",
+            "diffusers>=0.36",
+            "mypy>=1.14",
+            "peft>=0.18",
+            "pre-commit>=4.0",
+            "pytest>=8.3",
+            "ruff>=0.14",
+            # An open range may bring several GB of CUDA.
+            "torch==2.13.0",
+        ],
+    },
+)
