@@ -68,24 +68,38 @@ def rgb_to_hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return hue, saturation, highest / 255
 
 
+class HSVSums:
+    """Sums over the pixels of images that come a chunk at a time, from which their HSV means follow."""
+
+    def __init__(self) -> None:
+        self._pixels = 0
+        self._sums = np.zeros(3)
+        self._direction = np.zeros(2)
+
+    def add(self, images: np.ndarray) -> None:
+        """Counts uint8 images [n, height, width, 3] in."""
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
+            raise ValueError(f"expected uint8 images [n, height, width, 3], got {images.dtype} {images.shape}")
+        pixels = images.reshape(-1, 3)
+        self._pixels += len(pixels)
+        for start in range(0, len(pixels), PIXELS_PER_CHUNK):
+            hue, saturation, value = rgb_to_hsv(pixels[start : start + PIXELS_PER_CHUNK])
+            self._sums += [channel.sum(dtype=np.float64) for channel in (hue, saturation, value)]
+            angles = 2 * np.pi * hue[saturation > 0]
+            self._direction += [np.cos(angles).sum(dtype=np.float64), np.sin(angles).sum(dtype=np.float64)]
+
+    def means(self) -> HSVMeans:
+        """Means over all pixels counted so far; there must be some."""
+        hue, saturation, value = (self._sums / self._pixels).tolist()
+        degrees = math.degrees(math.atan2(self._direction[1], self._direction[0])) % 360
+        return HSVMeans(hue, saturation, value, degrees)
+
+
 def hsv_means(images: np.ndarray) -> HSVMeans:
     """HSV means of uint8 images [n, height, width, 3]."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-        raise ValueError(f"expected uint8 images [n, height, width, 3], got {images.dtype} {images.shape}")
-    pixels = images.reshape(-1, 3)
-    sums = np.zeros(3)
-    direction = np.zeros(2)
-    for start in range(0, len(pixels), PIXELS_PER_CHUNK):
-        hue, saturation, value = rgb_to_hsv(pixels[start : start + PIXELS_PER_CHUNK])
-        sums += [channel.sum(dtype=np.float64) for channel in (hue, saturation, value)]
-        angles = 2 * np.pi * hue[saturation > 0]
-        direction += [
-            np.cos(angles).sum(dtype=np.float64),
-            np.sin(angles).sum(dtype=np.float64),
-        ]
-    hue_mean, saturation_mean, value_mean = (sums / len(pixels)).tolist()
-    degrees = math.degrees(math.atan2(direction[1], direction[0])) % 360
-    return HSVMeans(hue_mean, saturation_mean, value_mean, degrees)
+    sums = HSVSums()
+    sums.add(images)
+    return sums.means()
 
 
 def shift_between(base: HSVMeans, tuned: HSVMeans) -> ColorShift:

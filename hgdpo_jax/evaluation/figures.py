@@ -122,6 +122,13 @@ def resize_for_display(image: np.ndarray, height: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
+def png_bytes(image: np.ndarray) -> bytes:
+    """A uint8 image [height, width, 3] as a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def data_uri(image: np.ndarray, height: int) -> str:
     """The image, resized for display, as a WebP data URI."""
     stream = io.BytesIO()

@@ -15,27 +15,11 @@ from etils import epath
 from hgdpo_jax.evaluation import figures
 from hgdpo_jax.evaluation.color_shift import ColorShift
 from hgdpo_jax.evaluation.figures import ImagePair
+from hgdpo_jax.evaluation.pair_check import PairCheck
 from hgdpo_jax.evaluation.win_rate import ScoreComparison, WinRate
 
 HERO_PAIRS = 8
 PAGE_IMAGE_HEIGHT = 384
-
-
-@dataclasses.dataclass(frozen=True)
-class PairCheck:
-    """What the pairs are worth before training: winners against losers by the judge, and the oracle's mean of each.
-
-    The oracle's means are in per cent of the prompt's attributes shown.
-    """
-
-    judge: WinRate
-    oracle_winner: float
-    oracle_loser: float
-
-    @property
-    def oracle_points(self) -> float:
-        """How far the winners lie above the losers by the oracle, in points of its per cent."""
-        return self.oracle_winner - self.oracle_loser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +74,12 @@ def summarize(report: ReportData) -> dict[str, Any]:
     if report.oracle_accuracy is not None:
         summary["oracle_accuracy"] = report.oracle_accuracy
     if report.pair_check is not None:
-        judge = report.pair_check.judge
-        summary["pairs"] = {
-            "count": judge.prompts,
-            "judge": {"rate": judge.rate, "low": judge.low, "high": judge.high},
-            "oracle_points": report.pair_check.oracle_points,
-        }
+        check = report.pair_check
+        summary["pairs"] = {"count": check.pairs, "scorer_spread": check.spread}
+        if check.judge:
+            summary["pairs"]["judge"] = {key: getattr(check.judge, key) for key in ("rate", "low", "high")}
+        if check.oracle_points is not None:
+            summary["pairs"]["oracle_points"] = check.oracle_points
     return _finite_or_none(summary)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from matplotlib.colors import rgb_to_hsv as matplotlib_rgb_to_hsv
 
 from hgdpo_jax.evaluation import color_shift as color_shift_module
-from hgdpo_jax.evaluation.color_shift import color_shift, hsv_means, rgb_to_hsv
+from hgdpo_jax.evaluation.color_shift import HSVSums, color_shift, hsv_means, rgb_to_hsv
 
 
 def plain(*color):
@@ -77,3 +78,11 @@ def test_chunks_do_not_change_the_means(monkeypatch):
 def test_images_of_another_type_are_refused():
     with pytest.raises(ValueError, match="uint8 images"):
         hsv_means(random_images(3).astype(np.float32))
+
+
+def test_means_of_chunks_are_the_means_of_the_whole():
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), dtype=np.uint8)
+    sums = HSVSums()
+    sums.add(images[:2])
+    sums.add(images[2:])
+    assert dataclasses.astuple(sums.means()) == pytest.approx(dataclasses.astuple(hsv_means(images)))

@@ -8,7 +8,8 @@ import pytest
 
 from hgdpo_jax.evaluation.color_shift import color_shift
 from hgdpo_jax.evaluation.figures import ImagePair
-from hgdpo_jax.evaluation.report import PairCheck, ReportData, render_page, verdict, write_report
+from hgdpo_jax.evaluation.pair_check import PairCheck
+from hgdpo_jax.evaluation.report import ReportData, render_page, verdict, write_report
 from hgdpo_jax.evaluation.win_rate import compare_scores, win_rate
 
 HOSTILE = '<script>alert("1")</script> & <img src=x onerror=alert(2)>'
@@ -63,7 +64,7 @@ def report():
         color_shift=color_shift(images[0], images[1]),
         examples=examples,
         training=[{"step": step, "loss": 0.7, "dpo_loss": 0.69, "validation_win_rate": 0.6} for step in (1, 2, 3)],
-        pair_check=PairCheck(win_rate(np.ones((9, 1)), np.zeros((9, 1))), 80.0, 65.5),
+        pair_check=PairCheck(9, 4.2, win_rate(np.ones((9, 1)), np.zeros((9, 1))), 80.0, 65.5),
         best_pairs=examples[:1],
         worst_pairs=examples[1:2],
         oracle_accuracy=0.97,
