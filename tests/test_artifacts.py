@@ -1,0 +1,159 @@
+"""Stages are done once, say what changed, and notice when a file of theirs did."""
+
+import json
+
+import pytest
+from etils import epath
+
+from hgdpo_jax import artifacts
+from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.errors import UserError
+
+
+@pytest.fixture
+def stage(tmp_path):
+    def make(name="train_policy", experiment="toon", inputs=(), **settings):
+        return StageRun(
+            name, experiment, epath.Path(tmp_path), settings or {"seed": 0}, {run.name: run for run in inputs}
+        )
+
+    return make
+
+
+def complete(run, **files):
+    run.start()
+    for name, content in (files or {"result": "x"}).items():
+        (run.folder / name).write_text(content)
+    run.finish()
+
+
+def test_a_stage_is_done_only_after_it_finished(stage):
+    run = stage()
+    assert not run.is_started()
+    run.start()
+    assert run.is_started() and not run.is_done()
+    run.finish()
+    assert run.is_done()
+
+
+def test_equal_settings_have_equal_fingerprints_whatever_their_order_and_kind_of_sequence(stage):
+    assert stage(a=1, b=(1, 2)).fingerprint == stage(b=[1, 2], a=1).fingerprint
+
+
+def test_a_fingerprint_depends_on_settings_name_and_inputs_but_not_on_experiment_and_place(stage, tmp_path):
+    run = stage(seed=0)
+    assert run.fingerprint == stage(experiment="other", seed=0).fingerprint
+    others = [stage(seed=1), stage("score_pool", seed=0), stage(seed=0, inputs=[stage("generate_pool", steps=1)])]
+    others.append(stage(seed=0, inputs=[stage("generate_pool", steps=2)]))
+    assert len({run.fingerprint, *(other.fingerprint for other in others)}) == 5
+
+
+def test_unchanged_settings_are_no_change(stage):
+    complete(stage(loss={"beta": 1.0}, sizes=(1, 2)))
+    assert stage(loss={"beta": 1.0}, sizes=(1, 2)).changes() == []
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_changed_setting_is_refused_with_its_old_and_new_value_and_what_to_type(stage, finished):
+    before = stage(seed=0, loss={"beta": 2500.0, "kind": "dpo"})
+    before.start()
+    if finished:
+        before.finish()
+    now = stage(seed=0, loss={"beta": 10.0}, rank=8)
+    with pytest.raises(UserError) as error:
+        artifacts.refuse_changes([now])
+    message = str(error.value)
+    assert 'loss.beta 2500.0 -> 10.0, rank (none) -> 8, loss.kind "dpo" -> (none)' in message
+    assert "seed" not in message
+    assert f"rm -r {now.folder}" in message and "--config.name=" in message and "\n" not in message
+
+
+def test_a_change_upstream_is_named_once_and_all_its_followers_are_refused(stage):
+    def runs(steps):
+        pool = stage("generate_pool", steps=steps)
+        return [pool, stage("score_pool", inputs=[pool])]
+
+    for run in runs(20):
+        complete(run)
+    with pytest.raises(UserError) as error:
+        artifacts.refuse_changes(runs(30))
+    assert str(error.value).count("steps 20 -> 30") == 1
+    assert "made anew" not in str(error.value)
+    assert all(str(run.folder) in str(error.value).split("rm -r")[1] for run in runs(30))
+
+
+def test_a_stage_whose_input_was_made_anew_says_so(stage):
+    complete(stage("score_pool", inputs=[stage("generate_pool", steps=20)]))
+    assert stage("score_pool", inputs=[stage("generate_pool", steps=30)]).changes() == ["generate_pool made anew"]
+
+
+def test_an_input_is_the_folder_of_the_earlier_stage(stage):
+    pool = stage("generate_pool")
+    complete(pool, latents="abc")
+    assert (stage(inputs=[pool]).input("generate_pool") / "latents").read_text() == "abc"
+
+
+def test_an_input_that_is_not_done_is_refused(stage):
+    with pytest.raises(UserError, match="generate_pool is not done"):
+        stage(inputs=[stage("generate_pool")]).input("generate_pool")
+
+
+def test_an_input_that_was_not_declared_is_a_mistake_of_the_program(stage):
+    with pytest.raises(KeyError, match="INPUTS"):
+        stage().input("generate_pool")
+
+
+def test_an_altered_or_missing_file_is_found_when_a_later_stage_reads_it(stage):
+    pool = stage("generate_pool")
+    pool.start()
+    artifacts.write_text(pool.folder / "part" / "latents", "abc")
+    pool.finish()
+    (pool.folder / "part" / "latents").write_text("abd")
+    with pytest.raises(UserError, match=r"part/latents was altered or damaged .* delete .*generate_pool"):
+        stage(inputs=[pool]).input("generate_pool")
+    (pool.folder / "part" / "latents").unlink()
+    with pytest.raises(UserError, match="part/latents is missing"):
+        stage(inputs=[pool]).input("generate_pool")
+
+
+def test_checkpoints_may_change_after_a_stage_is_done(stage):
+    pool = stage("generate_pool")
+    pool.start()
+    artifacts.write_text(pool.folder / "checkpoints" / "7" / "state", "abc")
+    pool.finish()
+    (pool.folder / "checkpoints" / "7" / "state").unlink()
+    pool.verify()
+
+
+def test_a_damaged_marker_is_one_clear_error(stage):
+    run = stage()
+    complete(run)
+    (run.folder / "done.json").write_text('{"fingerpr')
+    with pytest.raises(UserError, match="done.json is not JSON any more: delete"):
+        run.changes()
+
+
+def test_starting_clears_what_a_killed_run_left_half_written(stage):
+    run = stage()
+    run.start()
+    (run.folder / "deep").mkdir()
+    (run.folder / "deep" / "latents.0123.partial").write_text("half")
+    (run.folder / "deep" / "latents").write_text("whole")
+    run.start()
+    run.finish()
+    assert list(json.loads((run.folder / "done.json").read_text())["files"]) == ["deep/latents"]
+    assert [path.name for path in (run.folder / "deep").iterdir()] == ["latents"]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "folder" / "file"
+    artifacts.write_bytes(path, b"old")
+
+    def fail(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr(type(epath.Path(path)), "replace", fail)
+    with pytest.raises(OSError, match="no"):
+        artifacts.write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]

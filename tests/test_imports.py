@@ -1,0 +1,80 @@
+"""The rooms of the package and who may know whom, read off the import statements."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "hgdpo_jax"
+
+# From top to bottom: a room imports only what stands in its own row or below.
+ROWS = [
+    {"main"},
+    {"stages"},
+    {"training", "evaluation", "data", "preflight", "toon", "artifacts", "checkpoints", "run_log"},
+    {"pipelines", "weights"},
+    {"models", "adapters", "diffusion", "losses", "sharding", "random_keys"},
+    {"errors"},
+]
+ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
+# In these rows a room imports nothing of its own row.
+APART = {4}
+# The public names and the settings stand outside: the one names rooms as text, the other is imported by configs/ alone.
+OUTSIDE = {"__init__", "base_config"}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all modules that a syntax tree imports, with the names taken out of them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide which room they mean"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rooms() -> Iterator[tuple[str, str, ast.Module]]:
+    """Path, room and syntax tree of every module."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE)
+        yield str(place), place.with_suffix("").parts[0], ast.parse(path.read_text())
+
+
+def importers(*libraries: str) -> set[str]:
+    return {room for _, room, tree in rooms() if any(name.split(".")[0] in libraries for name in imports(tree))}
+
+
+def test_every_module_stands_in_a_known_room():
+    assert {room for _, room, _ in rooms()} <= set(ROW_OF) | OUTSIDE
+
+
+def test_imports_point_downwards():
+    wrong = []
+    for place, room, tree in rooms():
+        for name in imports(tree):
+            parts = name.split(".")
+            if parts[0] != "hgdpo_jax" or parts[1:2] == [room]:
+                continue
+            target = parts[1] if len(parts) > 1 else ""
+            if room in OUTSIDE or target not in ROW_OF:
+                wrong.append(f"{place} imports {name}")
+            elif ROW_OF[target] < ROW_OF[room] or (ROW_OF[target] == ROW_OF[room] and ROW_OF[room] in APART):
+                wrong.append(f"{place} imports {name}")
+    assert wrong == []
+
+
+def test_only_models_and_adapters_know_flax():
+    assert importers("flax") <= {"models", "adapters"}
+
+
+def test_only_weights_knows_pytorch_and_its_files():
+    assert importers("safetensors", "torch", "diffusers") <= {"weights"}
+
+
+def test_pytorch_is_imported_only_inside_functions():
+    for place, _, tree in rooms():
+        top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        assert not {name.split(".")[0] for name in imports(top)} & {"torch", "diffusers"}, place
+
+
+def test_only_main_and_the_stages_see_a_config():
+    assert importers("ml_collections") <= {"main", "stages", "base_config"}

@@ -1,0 +1,246 @@
+"""The command line, with small stages instead of the real ones."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import hgdpo_jax.stages
+from hgdpo_jax.main import main
+
+CONFIG = """
+from hgdpo_jax.base_config import base_config
+
+def get_config():
+    config = base_config()
+    config.stages = ("draw", "judge")
+    return config
+"""
+
+DRAW = """
+INPUTS = ()
+
+def settings(config):
+    return {"seed": config.seed, "pool": {"steps": config.pool.steps}}
+
+def plan(config):
+    return f"{config.pool.steps} steps"
+
+def run(config, run):
+    with (run.folder / "drawn").open("a") as file:
+        file.write("drawn\\n")
+"""
+
+JUDGE = """
+import errno
+import os
+from hgdpo_jax.errors import UserError
+
+INPUTS = ("draw",)
+
+def settings(config):
+    return {"rank": config.adapter.rank}
+
+def plan(config):
+    return "one look"
+
+def check(config):
+    if config.adapter.rank < 1:
+        raise UserError(f"adapter.rank is {config.adapter.rank}, expected at least 1")
+
+def run(config, run):
+    drawn = (run.input("draw") / "drawn").read_text()
+    if trouble := os.environ.get("TROUBLE"):
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/file")
+        hidden = RuntimeError("write failed: No space left on device; in some C++")
+        errors = {"interrupt": KeyboardInterrupt(), "full": full, "hidden": hidden, "bug": ZeroDivisionError("oh\\nno")}
+        raise errors[trouble]
+    (run.folder / "report").mkdir()
+    (run.folder / "report" / "index.html").write_text(drawn)
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs the program on an experiment of two stages, draw and judge; returns status, output and errors."""
+    stages = tmp_path / "stages"
+    stages.mkdir()
+    (stages / "draw.py").write_text(DRAW)
+    (stages / "judge.py").write_text(JUDGE)
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    monkeypatch.setattr(hgdpo_jax.stages, "__path__", [str(stages)])
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("HGDPO_DEBUG", raising=False)
+    importlib.invalidate_caches()
+
+    def run(*arguments):
+        for name in ("draw", "judge"):
+            sys.modules.pop(f"hgdpo_jax.stages.{name}", None)
+        status = main([f"--config={tmp_path / 'tiny.py'}", f"--workdir={tmp_path / 'work'}", *arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    yield run
+    for name in ("draw", "judge"):
+        sys.modules.pop(f"hgdpo_jax.stages.{name}", None)
+
+
+def one_line(errors: str) -> str:
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    return errors
+
+
+def test_all_stages_run_once_and_are_skipped_the_next_time(command, tmp_path):
+    status, out, _ = command()
+    assert status == 0
+    assert "draw   running: 50 steps" in out and "judge  done in" in out
+    status, out, _ = command()
+    assert status == 0 and out.count("done before, skipped") == 2
+    assert (tmp_path / "work/runs/tiny/draw/drawn").read_text() == "drawn\n"
+
+
+def test_the_report_is_announced_last(command, tmp_path):
+    _, out, _ = command()
+    assert out.splitlines()[-1] == f"report: {tmp_path}/work/runs/tiny/judge/report/index.html"
+
+
+def test_a_name_puts_an_experiment_beside_the_first(command, tmp_path):
+    command()
+    status, _, _ = command("--config.name=other", "--config.seed=3")
+    assert status == 0
+    assert sorted(path.name for path in (tmp_path / "work/runs").iterdir()) == ["other", "tiny"]
+
+
+def test_stages_run_by_name(command):
+    status, out, _ = command("--stage=draw")
+    assert status == 0 and "judge" not in out
+    status, out, _ = command("--stage=judge")
+    assert status == 0 and "judge  done" in out
+
+
+def test_a_stage_whose_input_is_not_done_says_which(command):
+    status, _, errors = command("--stage=judge")
+    assert status == 2
+    assert "judge reads draw, which is not done" in one_line(errors)
+
+
+def test_the_plan_tells_what_is_done_and_what_it_costs_and_writes_nothing(command, tmp_path, monkeypatch):
+    status, out, _ = command("--plan")
+    assert status == 0
+    assert [line.split() for line in out.splitlines()] == [
+        ["draw", "to", "do", "50", "steps"],
+        ["judge", "to", "do", "one", "look"],
+    ]
+    assert not (tmp_path / "work").exists()
+    monkeypatch.setenv("TROUBLE", "full")
+    command()
+    _, out, _ = command("--plan")
+    assert "draw   done " in out and "judge  partly done" in out
+    _, out, _ = command("--plan", "--config.seed=1")
+    assert "draw   other settings" in out
+
+
+def test_changed_settings_are_refused_before_anything_runs(command):
+    command()
+    status, out, errors = command("--config.pool.steps=7")
+    assert status == 2 and out == ""
+    assert "pool.steps 50 -> 7" in one_line(errors)
+
+
+def test_what_a_stage_cannot_do_is_said_before_any_stage_runs(command, tmp_path):
+    status, _, errors = command("--config.adapter.rank=0")
+    assert status == 2
+    assert "adapter.rank is 0" in one_line(errors)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("--config.loss.betta=3", "config has no field loss.betta: did you mean loss.beta?"),
+        ("--config.zzzzzz=3", "config has no field zzzzzz: the fields are in"),
+        ("--config.pool.steps=many", "--config.pool.steps=many"),
+        ("--config=missing.py", "config file missing.py does not exist"),
+        ("--stage=jugde", "did you mean judge?"),
+        ("--wrkdir=x", "Did you mean: workdir"),
+        ("draw", "draw is not a flag"),
+        ("--workdir=/proc/nowhere", "workdir /proc/nowhere cannot be written"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_that_helps(command, argument, words):
+    status, _, errors = command(argument)
+    assert status == 2
+    assert words in one_line(errors)
+
+
+def test_no_experiment_is_one_line_that_helps(capsys):
+    assert main([]) == 2
+    assert "--config=configs/toon.py" in one_line(capsys.readouterr().err)
+
+
+def test_a_misspelt_field_in_a_config_file_is_one_line_that_names_the_file(command, tmp_path):
+    (tmp_path / "tiny.py").write_text(CONFIG.replace("    return", "    config.loss.betta = 1.0\n    return"))
+    status, _, errors = command()
+    assert status == 2
+    assert "tiny.py" in one_line(errors) and "betta" in errors
+
+
+def test_a_damaged_file_of_an_earlier_stage_is_named_and_made_again_after_deleting_it(command, tmp_path):
+    command("--stage=draw")
+    drawn = tmp_path / "work/runs/tiny/draw/drawn"
+    drawn.write_text("else")
+    status, _, errors = command()
+    assert status == 2
+    assert f"{drawn} was altered" in one_line(errors)
+    for path in drawn.parent.iterdir():
+        path.unlink()
+    drawn.parent.rmdir()
+    assert command()[0] == 0
+
+
+@pytest.mark.parametrize(
+    "trouble, status, words",
+    [
+        ("interrupt", 130, "run the same command to go on"),
+        ("full", 2, "no space left on the disk (a/file); what is made is kept"),
+        ("hidden", 2, "no space left on the disk"),
+        ("bug", 1, "ZeroDivisionError: oh (traceback in"),
+    ],
+)
+def test_a_stage_that_stops_says_why_in_one_line_and_goes_on_the_next_time(
+    command, monkeypatch, trouble, status, words
+):
+    monkeypatch.setenv("TROUBLE", trouble)
+    stopped, _, errors = command()
+    assert stopped == status
+    assert words in one_line(errors)
+    monkeypatch.delenv("TROUBLE")
+    status, out, _ = command()
+    assert status == 0 and "draw   done before, skipped" in out
+
+
+def test_the_traceback_of_an_unexpected_error_is_kept_in_the_stage_s_folder(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("TROUBLE", "bug")
+    command()
+    assert "ZeroDivisionError" in (tmp_path / "work/runs/tiny/judge/traceback.txt").read_text()
+
+
+def test_debugging_shows_tracebacks(command, monkeypatch):
+    monkeypatch.setenv("HGDPO_DEBUG", "1")
+    _, _, errors = command("--stage=jugde")
+    assert "Traceback" in errors
+
+
+def test_help_begins_with_examples_and_does_not_wait_for_jax():
+    program = "import sys; from hgdpo_jax.main import main; main(['--help']); assert 'jax' not in sys.modules"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "--config=configs/toon.py" in finished.stdout.splitlines()[2]
+    assert "--workdir" in finished.stdout and "train_policy" in finished.stdout
+
+
+def test_the_exit_status_reaches_the_shell():
+    command = [sys.executable, "-m", "hgdpo_jax.main", "--config=missing.py"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert "missing.py does not exist" in one_line(finished.stderr)

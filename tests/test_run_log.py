@@ -1,0 +1,82 @@
+"""Logs that a resumed run continues, and progress that says how fast."""
+
+import io
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+
+from hgdpo_jax import run_log
+from hgdpo_jax.run_log import RunLog, progress, read_scalars
+
+
+def test_scalars_are_lines_that_can_be_read_back(tmp_path):
+    log = RunLog(tmp_path)
+    log.scalars(1, {"loss": np.float32(0.5), "margin": 2})
+    log.scalars(2, {})
+    log.close()
+    assert read_scalars(tmp_path) == [{"step": 1, "loss": 0.5, "margin": 2.0}]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_folder_without_a_log_has_no_scalars(tmp_path):
+    assert read_scalars(tmp_path) == []
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path):
+    log = RunLog(tmp_path)
+    for step in (1, 2, 3):
+        log.scalars(step, {"loss": step})
+    log.close()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    resumed = RunLog(tmp_path)
+    resumed.resume(2)
+    for step in (3, 4):
+        resumed.scalars(step, {"loss": 10 * step})
+    resumed.close()
+    assert [(line["step"], line["loss"]) for line in read_scalars(tmp_path)] == [(1, 1), (2, 2), (3, 30), (4, 40)]
+
+
+def test_pixels_and_png_files_are_logged_as_the_same_picture(tmp_path):
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    log = RunLog(tmp_path)
+    log.image(7, "samples", pixels)
+    log.image(8, "samples", (tmp_path / "images" / "samples-000007.png").read_bytes())
+    log.close()
+    for name in ("samples-000007.png", "samples-000008.png"):
+        with Image.open(tmp_path / "images" / name) as image:
+            np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_progress_counts_and_measures_the_rate():
+    with progress(total=10, initial=4, description="draw", unit="image") as bar:
+        assert bar.rate() == 0.0
+        for _ in range(3):
+            time.sleep(0.02)
+            bar.update(2)
+        assert 20 < bar.rate() <= 100
+
+
+def test_progress_goes_through_all_items():
+    assert list(progress([3, 1, 2], description="read", unit="file")) == [3, 1, 2]
+
+
+def test_without_a_terminal_progress_says_whole_lines_and_few(monkeypatch):
+    monkeypatch.setattr(run_log, "_QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress(total=20, description="draw", unit="image") as bar:
+        for _ in range(20):
+            time.sleep(0.01)
+            bar.note(loss=0.5)
+            bar.update()
+    lines = sys.stderr.getvalue().splitlines()
+    assert 1 <= len(lines) < 10
+    assert all(line.startswith("draw:") and "image/s" in line for line in lines)
+    assert "20/20" in lines[-1] and "\r" not in sys.stderr.getvalue()
+
+
+def test_without_a_terminal_a_short_task_says_nothing(capsys):
+    list(progress(range(3), description="read", unit="file"))
+    assert capsys.readouterr().err == ""
