@@ -1,0 +1,1 @@
+"""Prompts, image pools and preference pairs."""

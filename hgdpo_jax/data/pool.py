@@ -1,0 +1,132 @@
+"""A pool of images: for every prompt of a list the same number of latents, and scorers' opinions of them.
+
+    FOLDER/<block>/image-007.safetensors                  latents of image 7 of every prompt of a block
+    FOLDER/scores-<scorer>/<block>/image-007.safetensors  their scores
+
+A block is named by its prompts' texts, so that lists which begin alike share parts. A part is whole or not there.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Shaped
+
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
+
+
+class DamagedPartError(Exception):
+    """A part that could not be read; it has been removed, to be made again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Prompts whose images share files."""
+
+    prompts: tuple[str, ...]
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Sixteen hexadecimal digits, from the texts."""
+        return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
+
+
+def blocks_of(prompts: Sequence[str], size: int) -> list[Block]:
+    """Consecutive prompts, `size` to a block; the last block may be smaller."""
+    return [Block(tuple(prompts[start : start + size])) for start in range(0, len(prompts), size)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """One kind of array, a file for each block and image index, with a row for each prompt of the block."""
+
+    folder: epath.Path
+    kind: str
+    dtype: type
+
+    def path(self, block: Block, index: int) -> epath.Path:
+        """Place of a part."""
+        return self.folder / block.name / f"image-{index:03d}.safetensors"
+
+    def missing(self, blocks: Sequence[Block], size: int) -> list[tuple[Block, int]]:
+        """Blocks and image indices below `size` that are not there."""
+        absent = []
+        for block in blocks:
+            folder = self.folder / block.name
+            there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+            absent += [(block, index) for index in range(size) if self.path(block, index).name not in there]
+        return absent
+
+    def write(self, block: Block, index: int, rows: Shaped[np.ndarray, "prompts ..."]) -> None:
+        """Writes a part in the stored type; raises UserError where a value is not finite in it."""
+        with np.errstate(over="ignore"):
+            stored: np.ndarray = np.asarray(rows).astype(self.dtype)
+        if not np.isfinite(stored).all():
+            bad = int(np.argmin(np.isfinite(stored).reshape(len(stored), -1).all(axis=1)))
+            raise UserError(
+                f"{self.kind} of image {index} of prompt {block.prompts[bad]!r} are not finite: "
+                "check the weights, or give --config.dtype=float32"
+            )
+        save_tensors(self.path(block, index), {self.kind: stored})
+
+    def read(self, block: Block, index: int) -> Shaped[np.ndarray, "prompts ..."]:
+        """A part; one that is cut short or altered is removed with a warning, and DamagedPartError raised."""
+        path = self.path(block, index)
+        try:
+            rows = load_tensors(path)[0][self.kind]
+            if len(rows) != len(block.prompts):
+                raise UserError(f"{path} holds {len(rows)} rows, expected {len(block.prompts)}")
+        except (UserError, KeyError) as error:
+            path.unlink(missing_ok=True)
+            print(f"warning: {path} was damaged and is made again", file=sys.stderr, flush=True)
+            raise DamagedPartError(str(path)) from error
+        return rows
+
+    def read_block(self, block: Block, size: int) -> Shaped[np.ndarray, "prompts size ..."]:
+        """The first `size` images of every prompt of a block."""
+        return np.stack([self.read(block, index) for index in range(size)], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Latents and scores of a pool that lies in `folder`."""
+
+    folder: epath.Path
+
+    @property
+    def latents(self) -> Parts:
+        """Scaled latents float16 `[prompts, h, w, c]`."""
+        return Parts(self.folder, "latents", np.float16)
+
+    def scores(self, fingerprint: str) -> Parts:
+        """Scores float32 `[prompts]` by the scorer with this fingerprint."""
+        return Parts(self.folder / f"scores-{fingerprint}", "scores", np.float32)
+
+
+@contextlib.contextmanager
+def write_behind() -> Iterator[Callable[..., None]]:
+    """A function that calls another one on a thread of its own, while its caller computes on; one call waits at most.
+
+    What a call raises is raised by the next one, or at the end.
+    """
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as executor:
+        last: concurrent.futures.Future[Any] | None = None
+
+        def submit(function: Callable[..., Any], *arguments: Any) -> None:
+            nonlocal last
+            if last:
+                last.result()
+            last = executor.submit(function, *arguments)
+
+        yield submit
+        if last:
+            last.result()

@@ -1,0 +1,75 @@
+"""Prompts from a text file or from the toon world."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from hgdpo_jax.errors import UserError
+
+_TOON = "toon:"
+_MOST_WARNINGS = 5
+
+
+def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
+    """The first `count` distinct prompts of a source, all for 0.
+
+    The source is a UTF-8 text file with one prompt a line, whose blank lines and repetitions do not count, or one of
+    "toon:train", "toon:validation", "toon:test". Raises UserError where it is missing, unreadable or holds too few.
+    """
+    if count < 0:
+        raise UserError(f"{count} prompts of {source} asked for, expected a number above 0, or 0 for all")
+    if str(source).startswith(_TOON):
+        return _toon_prompts(str(source), count)
+    path = epath.Path(source)
+    if not str(source) or not path.is_file():
+        raise UserError(
+            f"prompts file {str(source)!r} does not exist, expected a text file with one prompt a line, "
+            "or toon:train, toon:validation or toon:test"
+        )
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompts file {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    prompts = list(dict.fromkeys(text for line in lines if (text := line.strip())))
+    if not prompts:
+        raise UserError(f"prompts file {path} is empty, expected one prompt a line")
+    if len(prompts) < count:
+        raise UserError(
+            f"prompts file {path} holds {len(prompts)} distinct prompts, {count} were asked for: "
+            f"lower the count to {len(prompts)}, or to 0 for all"
+        )
+    return prompts[: count or None]
+
+
+def warn_long_prompts(prompts: Sequence[str], tokenizer: Any) -> int:
+    """Warns, on the error stream, of prompts that the tokenizer cuts, with the part that is lost; returns how many."""
+    kept = tokenizer.model_max_length - 1
+    # Without verbose=False the tokenizer adds a warning of its own.
+    encoded = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
+    long = [(text, ids) for text, ids in zip(prompts, encoded, strict=True) if len(ids) > kept + 1]
+    for text, ids in long[:_MOST_WARNINGS]:
+        lost = tokenizer.decode(ids[kept:-1]).strip()
+        start = text if len(text) <= 40 else f"{text[:37]}..."
+        _warn(f"prompt {start!r} has {len(ids)} tokens, of which {kept + 1} are used; cut off: {lost!r}")
+    if len(long) > _MOST_WARNINGS:
+        _warn(f"{len(long) - _MOST_WARNINGS} more prompts are too long and are cut off")
+    return len(long)
+
+
+def _toon_prompts(source: str, count: int) -> list[str]:
+    # Only toon experiments need the renderer's packages.
+    from hgdpo_jax.toon.captions import prompts
+    from hgdpo_jax.toon.portraits import SPLITS
+
+    split = source.removeprefix(_TOON)
+    if split not in SPLITS:
+        raise UserError(f"there are no prompts {source}, expected one of {', '.join(_TOON + name for name in SPLITS)}")
+    if not count:
+        raise UserError(f"prompts {source} have no end, expected how many: give a count above 0")
+    return prompts(split, count)
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)

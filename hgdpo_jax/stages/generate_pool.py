@@ -1,0 +1,107 @@
+"""Draws the pool: for every training prompt the same number of images, as latents (HG-DPO, Eq. 4)."""
+
+import jax
+import numpy as np
+
+from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
+from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
+from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.random_keys import image_noise
+from hgdpo_jax.run_log import progress
+from hgdpo_jax.weights import folders
+
+INPUTS = ()
+
+
+def settings(config) -> dict:
+    return {
+        **drawing_settings(config),
+        "prompts.train": config.prompts.train,
+        "prompts.train_count": config.prompts.train_count,
+        # A file of prompts may be edited.
+        "texts": fingerprint_of({"texts": _prompts(config)}),
+        "pool.size": config.pool.size,
+        "pool.block": config.pool.block,
+    }
+
+
+def drawing_settings(config) -> dict:
+    """What decides the image of a prompt and an image index, and so names the pool."""
+    return {
+        "weights.base": folders.content_fingerprint(folders.resolve_source(config.weights.base)),
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "pool.steps": config.pool.steps,
+        "pool.guidance": config.pool.guidance,
+        "pool.width": config.pool.width,
+        "pool.height": config.pool.height,
+    }
+
+
+def check(config) -> None:
+    """Raises UserError where the pool gives no pairs or has empty batches."""
+    if config.pool.size < 2:
+        raise UserError(f"pool.size is {config.pool.size}, expected at least 2: a pair needs a winner and a loser")
+    for name in ("block", "device_batch"):
+        if config.pool[name] < 1:
+            raise UserError(f"pool.{name} is {config.pool[name]}, expected at least 1")
+
+
+def plan(config) -> str:
+    return f"{len(_prompts(config)):,} prompts x {config.pool.size} images of {config.pool.steps} steps"
+
+
+def run(config, run: StageRun) -> None:
+    pool, blocks = complete_pool(config, run)
+    write_json(
+        run.folder / "pool.json",
+        {
+            "pool": pool.folder.name,
+            "blocks": [block.name for block in blocks],
+            "images": config.pool.size * sum(len(block.prompts) for block in blocks),
+        },
+    )
+
+
+def complete_pool(config, run: StageRun) -> tuple[Pool, list[Block]]:
+    """The pool and its blocks, with all images that were missing drawn."""
+    pool = Pool(run.pools / fingerprint_of(drawing_settings(config)))
+    blocks = blocks_of(_prompts(config), config.pool.block)
+    if missing := pool.latents.missing(blocks, config.pool.size):
+        _draw(config, pool, missing, sum(len(block.prompts) for block in blocks) * config.pool.size)
+    return pool, blocks
+
+
+def batch_of_block(device_batch: int, block: int) -> int:
+    """Rows a device at once: `device_batch`, or fewer where a whole block has fewer."""
+    # Not of the rows at hand: one shape, so that one program serves all parts and a part's bytes are its own.
+    return min(device_batch, -(-block // jax.local_device_count()))
+
+
+def _draw(config, pool: Pool, missing: list[tuple[Block, int]], images: int) -> None:
+    write_json(pool.folder / "settings.json", drawing_settings(config))
+    model = StableDiffusion.load(config.weights.base, config.dtype)
+    shape = model.latent_shape(config.pool.width, config.pool.height)
+    warn_long_prompts(_prompts(config), model.tokenizer)
+    done = images - sum(len(block.prompts) for block, _ in missing)
+    with (
+        progress(total=images, initial=done, description="generate_pool", unit="image") as bar,
+        write_behind() as write,
+    ):
+        for block, index in missing:
+            indices = np.full(len(block.prompts), index)
+            latents = model.generate_latents(
+                block.prompts,
+                np.asarray(image_noise(config.seed, block.prompts, indices, shape)),
+                steps=config.pool.steps,
+                guidance=config.pool.guidance,
+                device_batch=batch_of_block(config.pool.device_batch, config.pool.block),
+                report=bar.update,
+            )
+            write(pool.latents.write, block, index, latents)
+
+
+def _prompts(config) -> list[str]:
+    return load_prompts(config.prompts.train, config.prompts.train_count)

@@ -1,0 +1,93 @@
+"""Scores the images of the pool with the preference model (HG-DPO, Eq. 5)."""
+
+import jax
+
+from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
+from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behind
+from hgdpo_jax.data.prompts import load_prompts
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.pipelines.batching import map_batches, on_devices
+from hgdpo_jax.pipelines.pick_score import PickScore
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.run_log import progress
+from hgdpo_jax.stages.generate_pool import batch_of_block, complete_pool
+from hgdpo_jax.weights import folders
+
+INPUTS = ("generate_pool",)
+
+
+def settings(config) -> dict:
+    return {
+        "weights.scorer": folders.content_fingerprint(folders.resolve_source(config.weights.scorer)),
+        "dtype": config.dtype,
+        "scoring.framing": config.scoring.framing,
+    }
+
+
+def check(config) -> None:
+    """Raises UserError where the framing is unknown or the batch empty."""
+    if config.scoring.framing not in ("crop", "pad"):
+        raise UserError(f"scoring.framing is {config.scoring.framing!r}, expected 'crop' or 'pad'")
+    if config.scoring.device_batch < 1:
+        raise UserError(f"scoring.device_batch is {config.scoring.device_batch}, expected at least 1")
+
+
+def plan(config) -> str:
+    prompts = load_prompts(config.prompts.train, config.prompts.train_count)
+    return f"{len(prompts) * config.pool.size:,} images decoded and scored"
+
+
+def run(config, run: StageRun) -> None:
+    run.input("generate_pool")
+    pool, scores, blocks = complete_scores(config, run)
+    write_json(
+        run.folder / "scores.json",
+        {
+            "scores": f"{pool.folder.name}/{scores.folder.name}",
+            "images": config.pool.size * sum(len(block.prompts) for block in blocks),
+        },
+    )
+
+
+def complete_scores(config, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
+    """The pool, its scores and its blocks, with all scores that were missing made, and images that were damaged."""
+    while True:
+        pool, blocks = complete_pool(config, run)
+        scores = pool.scores(fingerprint_of(settings(config)))
+        missing = scores.missing(blocks, config.pool.size)
+        try:
+            if missing:
+                images = sum(len(block.prompts) for block in blocks) * config.pool.size
+                _score(config, pool, scores, missing, images)
+            return pool, scores, blocks
+        except DamagedPartError:
+            continue
+
+
+def _score(config, pool: Pool, scores: Parts, missing: list[tuple[Block, int]], images: int) -> None:
+    model = StableDiffusion.load(config.weights.base, config.dtype)
+    scorer = PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing)
+    autoencoder = {"vae": model.parameters["vae"]}
+    device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
+
+    @jax.jit
+    def score(autoencoder, parameters, latents, embeddings):
+        return scorer.score_pixels(parameters, model.decode(autoencoder, latents), embeddings)
+
+    embedded: tuple[Block | None, object] = (None, None)
+    done = images - sum(len(block.prompts) for block, _ in missing)
+    with (
+        progress(total=images, initial=done, description="score_pool", unit="image") as bar,
+        write_behind() as write,
+    ):
+        for block, index in missing:
+            latents = pool.latents.read(block, index)
+            if embedded[0] != block:
+                embedded = block, scorer.encode_prompts(block.prompts, device_batch)
+            embeddings = embedded[1]
+
+            def score_rows(rows, latents=latents, embeddings=embeddings):
+                return score(autoencoder, scorer.parameters, on_devices(latents[rows]), on_devices(embeddings[rows]))
+
+            values = map_batches(score_rows, len(latents), device_batch, bar.update)
+            write(scores.write, block, index, values)
