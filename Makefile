@@ -25,7 +25,7 @@ toon-weights: $(VENV)/installed
 	$(MAIN) --config=configs/toon_scorer.py
 	$(MAIN) --config=configs/toon_judge.py
 	$(MAIN) --config=configs/toon_oracle.py
-	$(BIN)/python -m hgdpo_jax.toon.package --workdir=workdir
+	$(BIN)/python -m hgdpo_jax.toon.package workdir
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
