@@ -1,0 +1,75 @@
+import pytest
+from transformers import CLIPTokenizer
+
+from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
+from hgdpo_jax.errors import UserError
+
+
+@pytest.fixture
+def prompts_file(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeff a man \n\na woman with é\na man\n\t\na child\n")
+    return path
+
+
+def test_blank_lines_and_repetitions_do_not_count(prompts_file):
+    assert load_prompts(prompts_file) == ["a man", "a woman with é", "a child"]
+
+
+def test_count_takes_the_first_prompts(prompts_file):
+    assert load_prompts(prompts_file, 2) == ["a man", "a woman with é"]
+
+
+def test_toon_prompts_are_distinct_and_begin_alike():
+    prompts = load_prompts("toon:validation", 20)
+    assert len(set(prompts)) == 20
+    assert load_prompts("toon:validation", 5) == prompts[:5]
+    assert not set(prompts) & set(load_prompts("toon:train", 20))
+
+
+@pytest.mark.parametrize(
+    ("content", "count", "message"),
+    [
+        (None, 0, "does not exist"),
+        (b"", 0, "is empty"),
+        (b" \n\n", 0, "is empty"),
+        (b"one\ntwo\ntwo\n", 3, "holds 2 distinct prompts, 3 were asked for"),
+        (b"caf\xe9\n", 0, "is not UTF-8"),
+        (b"one\n", -1, "expected a number above 0"),
+    ],
+)
+def test_unusable_file_is_refused_in_one_line(tmp_path, content, count, message):
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        load_prompts(path, count)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "count", "message"),
+    [("toon:dev", 5, "toon:train, toon:validation"), ("toon:train", 0, "have no end"), ("", 0, "does not exist")],
+)
+def test_source_that_names_no_prompts_is_refused(source, count, message):
+    with pytest.raises(UserError, match=message):
+        load_prompts(source, count)
+
+
+def test_long_prompt_is_warned_of_with_the_part_that_is_cut_off(toon_tokenizer, capsys):
+    tokenizer = CLIPTokenizer.from_pretrained(str(toon_tokenizer))
+    text = " ".join(["red"] * 76)
+    tokens = len(tokenizer(text)["input_ids"])
+    assert tokens == 78
+    assert warn_long_prompts([f"{text} beard", " ".join(["red"] * 75)], tokenizer) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: prompt 'red red")
+    assert line.endswith("77 are used; cut off: 'red beard'")
+
+
+def test_warnings_of_many_long_prompts_end_in_a_count(toon_tokenizer, capsys):
+    tokenizer = CLIPTokenizer.from_pretrained(str(toon_tokenizer))
+    assert warn_long_prompts([f"{i} " + "red " * 80 for i in range(8)], tokenizer) == 8
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6
+    assert "3 more prompts" in lines[-1]
