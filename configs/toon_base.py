@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
                 "save_every": 200,
             }
         )
-        config.clip = clip_settings(first_portrait=0, steps=1200)
+        config.clip = clip_settings(first_portrait=0, steps=500)
         config.clip.text = ConfigDict(
             {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
         )
@@ -44,14 +44,14 @@ def get_config() -> ConfigDict:
                 "captions_per_portrait": 3,
                 "batch_size": 64,
                 # Short of its best on purpose: the method needs a model that can still get better.
-                "steps": 1200,
+                "steps": 900,
                 "learning_rate": 1e-3,
                 # Share of captions replaced by the empty prompt.
                 "empty_captions": 0.1,
                 "average_decay": 0.995,
                 # Steps between the checkpoints that are kept for the scorers to see weaker models.
-                "keep_every": 240,
-                "save_every": 120,
+                "keep_every": 180,
+                "save_every": 90,
             }
         )
     return config

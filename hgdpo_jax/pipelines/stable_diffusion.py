@@ -111,16 +111,15 @@ class StableDiffusion:
                 lambda latents, timestep: predict(latents, timestep, adapters), initial_latents, self.schedule, steps
             )
 
+        # Side by side along an axis of their own, so that a batch divided over devices stays where it is.
         def predict_both(latents, timestep):
-            target, reference = jnp.split(latents, 2)
-            return jnp.concatenate([predict(target, timestep, adapters), predict(reference, timestep, ())])
+            return jnp.stack([predict(latents[:, 0], timestep, adapters), predict(latents[:, 1], timestep, ())], axis=1)
 
         def match_statistics(latents):
-            target, reference = jnp.split(latents, 2)
-            return jnp.concatenate([normalize(target, reference), reference])
+            return jnp.stack([normalize(latents[:, 0], latents[:, 1]), latents[:, 1]], axis=1)
 
-        both = jnp.concatenate([initial_latents, initial_latents])
-        return jnp.split(dpm_solver.sample(predict_both, both, self.schedule, steps, match_statistics), 2)[0]
+        both = jnp.stack([initial_latents, initial_latents], axis=1)
+        return dpm_solver.sample(predict_both, both, self.schedule, steps, match_statistics)[:, 0]
 
     def decode(self, parameters, latents: Float[Array, "n h w c"]) -> UInt8[Array, "n height width 3"]:
         """Scaled latents to pixels."""

@@ -11,7 +11,7 @@ from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.diffusion.schedule import NoiseSchedule, add_noise
-from hgdpo_jax.evaluation.figures import image_grid
+from hgdpo_jax.evaluation.contact_sheet import contact_sheet
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.unet import UNet, UNetConfig
@@ -38,6 +38,8 @@ SCHEDULER = {
     "timestep_spacing": "linspace",
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
+    # diffusers warns about any other; linspace spacing does not read it.
+    "steps_offset": 1,
 }
 
 
@@ -83,7 +85,7 @@ def run(config, run: StageRun) -> None:
         folders.write_weights(run.folder / f"unet-{step}.safetensors", from_tree(unet), "float16")
         trained = model.with_unet(unet)
         drawn = trained.generate_latents(sample_prompts, np.asarray(start), steps=12, guidance=3.0, device_batch=24)
-        log.image(step, "samples", image_grid(trained.decode_latents(drawn, 24), columns=8, enlarge=3))
+        log.image(step, "samples", contact_sheet(trained.decode_latents(drawn, 24), columns=8, enlarge=3))
         return {}
 
     optimizer = make_optimizer(

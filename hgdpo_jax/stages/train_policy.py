@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from hgdpo_jax.adapters import lora
-from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.artifacts import StageRun, write_json
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.pair_loader import PairLoader
 from hgdpo_jax.data.prompts import load_prompts
@@ -133,12 +133,13 @@ def run(config, run: StageRun) -> None:
         return shard_batch(arrays, mesh), training_key(config.seed, step)
 
     log = RunLog(run.folder)
+    checkpoints = Checkpoints(run.folder / "checkpoints", best="validation_win_rate")
     state = train(
         state,
         lambda state, batch: step_function(state, base, *batch),
         batch_at,
         steps=config.train.steps,
-        checkpoints=Checkpoints(run.folder / "checkpoints", best="validation_win_rate"),
+        checkpoints=checkpoints,
         log=log,
         save_every=config.train.checkpoint_every,
         description="train_policy",
@@ -147,6 +148,11 @@ def run(config, run: StageRun) -> None:
         samples_per_step=config.train.batch_size,
         unit="pair",
     )
+    best = checkpoints.best_step()
+    adapter = jax.device_get(checkpoints.restore(best, state)["parameters"])
+    checkpoints.close()
+    lora_files.save_adapter(adapter, run.folder / "best.safetensors")
+    write_json(run.folder / "best.json", {"step": best})
 
 
 class Validation:

@@ -1,0 +1,25 @@
+"""The toon attribute oracle; needs what configs/toon_base.py made."""
+
+from ml_collections import ConfigDict
+
+from hgdpo_jax.base_config import base_config
+
+
+def get_config() -> ConfigDict:
+    config = base_config()
+    config.seed = 3
+    config.stages = ("train_oracle",)
+    config.weights.base = "workdir/runs/toon_base/finetune_base/base"
+    with config.unlocked():
+        config.oracle = ConfigDict(
+            {
+                "first_portrait": 300_000,
+                "portraits": 10_000,
+                "batch_size": 64,
+                "steps": 1200,
+                "learning_rate": 1e-3,
+                "weight_decay": 0.01,
+                "save_every": 200,
+            }
+        )
+    return config
