@@ -22,6 +22,7 @@ def base_config() -> ConfigDict:
         "generate_pool",
         "score_pool",
         "select_pairs",
+        "check_pairs",
         "train_policy",
         "export_adapter",
         "sample_images",

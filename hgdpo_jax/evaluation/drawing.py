@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from hgdpo_jax.adapters.lora import Adapter
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.sharding import data_mesh
@@ -28,7 +27,7 @@ class Drawn:
 
 def draw_base_and_tuned(
     model: StableDiffusion,
-    adapter: Adapter,
+    adapter: dict,
     scale: float,
     prompts: Sequence[str],
     seeds: int,

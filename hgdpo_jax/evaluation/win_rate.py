@@ -42,7 +42,8 @@ def wilson_interval(rate: float, count: int) -> tuple[float, float]:
     square = Z_95**2
     center = (rate + square / (2 * count)) / (1 + square / count)
     half_width = Z_95 * math.sqrt(rate * (1 - rate) / count + square / (4 * count**2)) / (1 + square / count)
-    return max(0.0, center - half_width), min(1.0, center + half_width)
+    # Rounding puts the bounds of 0 and 1 a hair inside.
+    return max(0.0, min(rate, center - half_width)), min(1.0, max(rate, center + half_width))
 
 
 def win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> WinRate:

@@ -1,0 +1,116 @@
+"""Looks at the pairs, as training sees them, before anything is trained: winners against losers by every score."""
+
+import io
+import json
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from hgdpo_jax.artifacts import StageRun, write_bytes, write_json
+from hgdpo_jax.data.pairs import open_pairs
+from hgdpo_jax.evaluation.figures import ImagePair, png_bytes
+from hgdpo_jax.evaluation.pair_check import PairCheck, check_pairs
+from hgdpo_jax.evaluation.scores import Score, load_scores
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.run_log import progress
+from hgdpo_jax.weights import folders
+
+INPUTS = ("select_pairs",)
+_MOST_PAIRS = 1024
+_CHUNK_PAIRS = 64
+_SHOWN = 8
+
+
+def settings(config) -> dict:
+    return {
+        "dtype": config.dtype,
+        "weights.base": folders.content_fingerprint(folders.resolve_source(config.weights.base)),
+        **score_fingerprints(config),
+    }
+
+
+def score_fingerprints(config) -> dict:
+    """What decides the scores that an evaluation looks at."""
+    sources = {name: config.weights[name] for name in ("scorer", "judge", "oracle")}
+    prints = {
+        f"weights.{name}": folders.content_fingerprint(folders.resolve_source(source)) if source else ""
+        for name, source in sources.items()
+    }
+    return {**prints, "scoring.framing": config.scoring.framing}
+
+
+def scores_of(config) -> dict[str, Score]:
+    """The scores of a config by name: "scorer", and "judge" and "oracle" where it has them."""
+    return load_scores(
+        scorer=config.weights.scorer,
+        judge=config.weights.judge,
+        oracle=config.weights.oracle,
+        dtype=config.dtype,
+        framing=config.scoring.framing,
+        device_batch=config.scoring.device_batch,
+    )
+
+
+def plan(config) -> str:
+    return f"at most {_MOST_PAIRS:,} pairs decoded and scored"
+
+
+def run(config, run: StageRun) -> None:
+    pairs = open_pairs(run.input("select_pairs"))
+    model, scores = StableDiffusion.load(config.weights.base, config.dtype), scores_of(config)
+    # Spread over the whole data set where it is larger.
+    rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_PAIRS)).astype(int)
+    sides = ("winner", "loser")
+    values = {side: {name: np.zeros(len(rows)) for name in scores} for side in sides}
+
+    def images_of(side: str, chosen) -> np.ndarray:
+        latents = np.stack([pairs[int(row)][f"{side}_latents"] for row in chosen])
+        return model.decode_latents(latents, config.pool.device_batch)
+
+    prompts = [pairs[int(row)]["prompt"] for row in rows]
+    with progress(total=2 * len(rows), description="check_pairs", unit="image") as bar:
+        for start in range(0, len(rows), _CHUNK_PAIRS):
+            chunk = slice(start, start + _CHUNK_PAIRS)
+            for side in sides:
+                images = images_of(side, rows[chunk])
+                for name, score in scores.items():
+                    values[side][name][chunk] = score.function(images, prompts[chunk])
+                bar.update(len(images))
+
+    check = check_pairs(values["winner"], values["loser"])
+    write_json(run.folder / "check.json", check.to_dict() | {"oracle_points": check.oracle_points})
+    furthest_first = np.argsort(values["loser"]["scorer"] - values["winner"]["scorer"], kind="stable")
+    half = min(_SHOWN, (len(rows) + 1) // 2)
+    listed: dict[str, list] = {}
+    for kind, chosen in (("best", furthest_first[:half]), ("worst", furthest_first[half:][::-1][:_SHOWN])):
+        pictures = {side: images_of(side, rows[chosen]) for side in sides if len(chosen)}
+        listed[kind] = [{"prompt": prompts[i]} for i in chosen]
+        for place, i in enumerate(chosen):
+            for side in sides:
+                name = f"images/{kind}-{place}-{side}.png"
+                write_bytes(run.folder / name, png_bytes(pictures[side][place]))
+                scored = {score: float(table[i]) for score, table in values[side].items()}
+                listed[kind][place][side] = {"image": name, "scores": scored}
+    write_json(run.folder / "shown.json", listed)
+    print(check, flush=True)
+
+
+def read_check(folder: epath.Path) -> tuple[PairCheck, list[ImagePair], list[ImagePair]]:
+    """What this stage found in its folder: the check, and the pairs set apart furthest and least."""
+    values = json.loads((folder / "check.json").read_text())
+    values.pop("oracle_points")
+    listed = json.loads((folder / "shown.json").read_text())
+
+    def image(entry) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO((folder / entry["image"]).read_bytes())))
+
+    best, worst = (
+        [
+            ImagePair(pair["prompt"], image(winner), image(loser), winner["scores"], loser["scores"])
+            for pair in listed[kind]
+            for winner, loser in [(pair["winner"], pair["loser"])]
+        ]
+        for kind in ("best", "worst")
+    )
+    return PairCheck.from_dict(values), best, worst

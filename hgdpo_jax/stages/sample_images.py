@@ -1,0 +1,118 @@
+"""Draws prompts with the base and with the trained LoRA from the same noise, for the eye."""
+
+import io
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from hgdpo_jax.adapters import lora
+from hgdpo_jax.artifacts import StageRun, write_bytes, write_json
+from hgdpo_jax.data.prompts import load_prompts
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.evaluation.drawing import Drawn, draw_base_and_tuned
+from hgdpo_jax.evaluation.figures import ImagePair, pair_grid, png_bytes, resize_for_display
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.run_log import progress
+from hgdpo_jax.stages.export_adapter import FILES
+from hgdpo_jax.weights import folders, lora_files
+
+INPUTS = ("export_adapter",)
+_TEST_PROMPTS = 8
+_SHEET_COLUMNS = 8
+_SHEET_HEIGHT = 256
+
+
+def settings(config) -> dict:
+    return {
+        "weights.base": folders.content_fingerprint(folders.resolve_source(config.weights.base)),
+        "prompts": _prompts(config),
+        "sample.seeds": config.sample.seeds,
+        **drawing_settings(config),
+    }
+
+
+def drawing_settings(config) -> dict:
+    """What decides how the base and the tuned model draw, beside weights, prompts and number of images."""
+    return {
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "pool.steps": config.pool.steps,
+        "pool.guidance": config.pool.guidance,
+        "pool.width": config.pool.width,
+        "pool.height": config.pool.height,
+        "adapter.scale": config.adapter.scale,
+        "sample.latent_normalization": config.sample.latent_normalization,
+    }
+
+
+def plan(config) -> str:
+    return f"{len(_prompts(config))} prompts x {config.sample.seeds} images, base and tuned"
+
+
+def check(config) -> None:
+    if config.sample.seeds < 1:
+        raise UserError(f"sample.seeds is {config.sample.seeds}, expected at least 1 image a prompt")
+
+
+def run(config, run: StageRun) -> None:
+    prompts = _prompts(config)
+    listed: list[dict] = [{"prompt": prompt, "images": []} for prompt in prompts]
+    pairs = []
+    for drawn in draw(config, run.input("export_adapter"), prompts, config.sample.seeds, "sample_images"):
+        for i, seed, base, tuned in zip(drawn.prompts, drawn.seeds, drawn.base, drawn.tuned, strict=True):
+            names = {model: f"images/{i:03d}-{_slug(prompts[i])}-{seed}-{model}.png" for model in ("base", "tuned")}
+            write_bytes(run.folder / names["base"], png_bytes(base))
+            write_bytes(run.folder / names["tuned"], png_bytes(tuned))
+            listed[i]["images"].append(names)
+            # All of them at full size would be a lot to keep for one sheet.
+            base, tuned = (np.asarray(resize_for_display(image, _SHEET_HEIGHT)) for image in (base, tuned))
+            pairs.append(ImagePair(prompts[i], base, tuned, {}, {}))
+    write_json(run.folder / "prompts.json", listed)
+    write_bytes(run.folder / "sheet.png", _sheet(pairs))
+
+
+def draw(config, export_folder: epath.Path, prompts: list[str], seeds: int, description: str) -> Iterator[Drawn]:
+    """Chunks of images of the base and of the tuned model, with a progress bar."""
+    model = StableDiffusion.load(config.weights.base, config.dtype)
+    targets = lora.find_targets(model.parameters["unet"])
+    adapter = lora_files.load_adapter(export_folder / FILES["diffusers"], targets)
+    with progress(total=2 * len(prompts) * seeds, description=description, unit="image") as bar:
+        yield from draw_base_and_tuned(
+            model,
+            adapter,
+            config.adapter.scale,
+            prompts,
+            seeds,
+            seed=config.seed,
+            width=config.pool.width,
+            height=config.pool.height,
+            steps=config.pool.steps,
+            guidance=config.pool.guidance,
+            latent_normalization=config.sample.latent_normalization,
+            device_batch=config.pool.device_batch,
+            report=bar.update,
+        )
+
+
+def _prompts(config) -> list[str]:
+    return list(config.sample.prompts) or load_prompts(config.prompts.test, config.prompts.test_count)[:_TEST_PROMPTS]
+
+
+def _slug(prompt: str) -> str:
+    """The prompt's first words as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:40].strip("-")
+
+
+def _sheet(pairs: list[ImagePair]) -> bytes:
+    """Bands of pairs, the base above the tuned image, as a PNG."""
+    bands = [
+        Image.open(io.BytesIO(pair_grid(pairs[i : i + _SHEET_COLUMNS], "Base", "Tuned", "", _SHEET_HEIGHT)))
+        for i in range(0, len(pairs), _SHEET_COLUMNS)
+    ]
+    sheet = Image.new("RGB", (bands[0].width, sum(band.height for band in bands)), "white")
+    for row, band in enumerate(bands):
+        sheet.paste(band, (0, row * bands[0].height))
+    return png_bytes(np.asarray(sheet))

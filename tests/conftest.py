@@ -1,0 +1,143 @@
+"""Tiny checkpoints with random weights, in the layouts of the trained ones, for tests of what reads them."""
+
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+# Modules and stages compile the same few programs again and again.
+_COMPILED = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+PIXELS = {"width": 48, "height": 64}
+
+
+@pytest.fixture(scope="session")
+def toon_tokenizer(tmp_path_factory):
+    """Tokenizer files with bytes for a vocabulary."""
+    from hgdpo_jax.toon.vocabulary import write_tokenizer
+
+    folder = tmp_path_factory.mktemp("toon_tokenizer")
+    write_tokenizer(folder, size=600)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory, toon_tokenizer):
+    """Folder of a Stable Diffusion that draws 48x64 noise."""
+    from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+    from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
+    from hgdpo_jax.models.unet import UNet, UNetConfig
+    from hgdpo_jax.pipelines.stable_diffusion import parameter_shapes
+    from hgdpo_jax.weights import stable_diffusion_files
+    from hgdpo_jax.weights.conversion import from_tree
+
+    configs = {
+        "unet": {
+            "block_out_channels": [16, 16],
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+            "layers_per_block": 1,
+            "cross_attention_dim": 16,
+            "attention_head_dim": 2,
+            "norm_num_groups": 4,
+        },
+        "vae": {
+            "block_out_channels": [8, 8, 8],
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "scaling_factor": 1.0,
+        },
+        "text_encoder": {
+            "vocab_size": 600,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+        "scheduler": {
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "num_train_timesteps": 1000,
+            "prediction_type": "epsilon",
+            "timestep_spacing": "linspace",
+        },
+    }
+    shapes = parameter_shapes(
+        UNet(UNetConfig.from_dict(configs["unet"])),
+        Autoencoder(AutoencoderConfig.from_dict(configs["vae"])),
+        CLIPTextTransformer(CLIPTextConfig.from_dict(configs["text_encoder"])),
+    )
+    folder = tmp_path_factory.mktemp("tiny_base")
+    tensors = {name: from_tree(random_parameters(tree, seed=1)) for name, tree in shapes.items()}
+    files = stable_diffusion_files.StableDiffusionFiles(configs=configs, tensors=tensors, tokenizer=toon_tokenizer)
+    stable_diffusion_files.write_folder(folder, files, storage="float32")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_scorer(tmp_path_factory, toon_tokenizer):
+    """Folder of a preference scorer."""
+    return write_tiny_scorer(tmp_path_factory.mktemp("tiny_scorer"), toon_tokenizer, seed=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_judge(tmp_path_factory, toon_tokenizer):
+    """Folder of a preference scorer of another opinion."""
+    return write_tiny_scorer(tmp_path_factory.mktemp("tiny_judge"), toon_tokenizer, seed=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_oracle(tmp_path_factory):
+    """Folder of an attribute oracle that guesses."""
+    from hgdpo_jax.toon.oracle import make_classifier
+    from hgdpo_jax.weights import folders
+    from hgdpo_jax.weights.conversion import from_tree
+
+    folder = tmp_path_factory.mktemp("tiny_oracle")
+    pixels = jnp.zeros((1, PIXELS["height"], PIXELS["width"], 3))
+    shapes = jax.eval_shape(make_classifier().init, jax.random.key(0), pixels)["params"]
+    folders.write_weights(folder / "model.safetensors", from_tree(random_parameters(shapes, seed=4)), "float32")
+    folders.write_json(folder / "accuracy.json", {"all": 0.5})
+    return folder
+
+
+def write_tiny_scorer(folder, tokenizer, seed):
+    from hgdpo_jax.models.clip import CLIP, CLIPConfig
+    from hgdpo_jax.pipelines.pick_score import parameter_shapes
+    from hgdpo_jax.weights import clip_files
+    from hgdpo_jax.weights.conversion import from_tree
+
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {
+        "text_config": {"vocab_size": 600, **tower},
+        "vision_config": {"image_size": 32, "patch_size": 8, **tower},
+        "projection_dim": 16,
+    }
+    tensors = from_tree(random_parameters(parameter_shapes(CLIP(CLIPConfig.from_dict(config))), seed))
+    tensors["logit_scale"] = np.float32(3.0).reshape(tensors["logit_scale"].shape)
+    preprocessor = {
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "size": {"shortest_edge": 32},
+        "crop_size": 32,
+    }
+    files = clip_files.CLIPFiles(config=config, tensors=tensors, preprocessor=preprocessor, tokenizer=tokenizer)
+    clip_files.write_folder(folder, files, storage="float32")
+    return folder
+
+
+def random_parameters(shapes, seed):
+    """Normal weights that keep activations near one; scales of norms near one."""
+    random = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        fan_in = int(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 100
+        offset = 1.0 if path[-1].key == "scale" else 0.0
+        return (offset + random.normal(size=leaf.shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
