@@ -3,16 +3,17 @@
 from ml_collections import ConfigDict
 
 from configs.toon_base import clip_settings
-from configs.toon_scorer import scorer_settings
+from configs.toon_scorer import TOON_BASE, scorer_settings
 from hgdpo_jax.base_config import base_config
 
 
 def get_config() -> ConfigDict:
     config = base_config()
     config.seed = 2
+    config.weights.base = TOON_BASE
     config.stages = ("train_clip", "train_scorer")
     with config.unlocked():
-        config.clip = clip_settings(first_portrait=200_000, steps=400)
+        config.clip = clip_settings(first_portrait=200_000, steps=300)
         config.clip.vision.hidden_size = 112
         config.clip.vision.intermediate_size = 448
         config.clip.text.hidden_size = 80

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from configs.toon_scorer import TOON_BASE
 from hgdpo_jax.base_config import base_config
 
 
@@ -9,7 +10,7 @@ def get_config() -> ConfigDict:
     config = base_config()
     config.seed = 3
     config.stages = ("train_oracle",)
-    config.weights.base = "workdir/runs/toon_base/finetune_base/base"
+    config.weights.base = TOON_BASE
     with config.unlocked():
         config.oracle = ConfigDict(
             {

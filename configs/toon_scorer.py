@@ -6,12 +6,16 @@ from configs.toon_base import clip_settings
 from hgdpo_jax.base_config import base_config
 
 
+TOON_BASE = "workdir/runs/toon_base/finetune_base/base"
+
+
 def get_config() -> ConfigDict:
     config = base_config()
     config.seed = 1
+    config.weights.base = TOON_BASE
     config.stages = ("train_clip", "train_scorer")
     with config.unlocked():
-        config.clip = clip_settings(first_portrait=100_000, steps=400)
+        config.clip = clip_settings(first_portrait=100_000, steps=300)
         config.scorer_training = scorer_settings(first_portrait=130_000, damage="SCORER_DAMAGE")
     return config
 
@@ -20,8 +24,7 @@ def scorer_settings(first_portrait: int, damage: str) -> ConfigDict:
     """Preference training on portraits from `first_portrait` on, with one family of damage."""
     return ConfigDict(
         {
-            # Run whose base draws the samples, and the earlier steps of it that draw the worse ones.
-            "base_run": "toon_base",
+            # Steps of the base's training whose samples are the worse ones.
             "weaker_steps": (180, 360),
             "first_portrait": first_portrait,
             "damage": damage,

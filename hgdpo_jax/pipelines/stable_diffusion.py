@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
 from hgdpo_jax.adapters import lora
@@ -23,6 +24,7 @@ from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights import stable_diffusion_files
 from hgdpo_jax.weights.conversion import to_tree
+from hgdpo_jax.weights.folders import require_tokenizer
 
 Adapters = Sequence[tuple[dict, Any]]
 ImageBatch = UInt8[np.ndarray, "n height width 3"]
@@ -280,6 +282,4 @@ def load_tokenizer(folder):
     # Slow to import, and of no use to whoever only wants the functions above.
     from transformers import CLIPTokenizer
 
-    if not (folder / "vocab.json").exists():
-        raise UserError(f"no tokenizer in {folder}: expected vocab.json and merges.txt")
-    return CLIPTokenizer.from_pretrained(str(folder))
+    return CLIPTokenizer.from_pretrained(str(require_tokenizer(epath.Path(folder))))

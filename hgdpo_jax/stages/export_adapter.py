@@ -1,5 +1,7 @@
 """Writes the trained LoRA as files that diffusers and the kohya tools (A1111, ComfyUI) read."""
 
+from etils import epath
+
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.stages.train_policy import best_adapter
 from hgdpo_jax.weights import folders, lora_files
@@ -19,7 +21,8 @@ def plan(config) -> str:
 def run(config, run: StageRun) -> None:
     adapter, step = best_adapter(run.input("train_policy"))
     metadata = {
-        "base_model": config.weights.base,
+        # Its name alone: a published file should not tell where it was made.
+        "base_model": epath.Path(config.weights.base).name,
         "base_fingerprint": folders.content_fingerprint(folders.resolve_source(config.weights.base)),
         "config_fingerprint": run.fingerprint,
         "step": str(step),

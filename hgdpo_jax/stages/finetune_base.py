@@ -53,7 +53,7 @@ def plan(config) -> str:
 
 def run(config, run: StageRun) -> None:
     options = config.base_training
-    model, configs = _untrained(run, options)
+    model, configs = _untrained(run, options, config.seed)
     tokens, latents = _cache(model, options)
     empty = model.tokenize([""])[0]
 
@@ -125,7 +125,7 @@ def run(config, run: StageRun) -> None:
     )
 
 
-def _untrained(run: StageRun, options) -> tuple[StableDiffusion, dict]:
+def _untrained(run: StageRun, options, seed: int) -> tuple[StableDiffusion, dict]:
     """The checkpoint before its U-Net is trained, and its configuration files."""
     vae, clip = run.input("train_autoencoder") / "vae", clip_files.read_folder(run.input("train_clip") / "clip")
     text_config = dict(clip.config["text_config"])
@@ -147,7 +147,7 @@ def _untrained(run: StageRun, options) -> tuple[StableDiffusion, dict]:
     }
     latents = jnp.zeros((1, 8, 8, unet.config.in_channels))
     states = jnp.zeros((1, 2, unet.config.cross_attention_dim))
-    initial = jax.jit(unet.init)(jax.random.key(options.seed), latents, jnp.zeros((1,), jnp.int32), states)
+    initial = jax.jit(unet.init)(jax.random.key(seed), latents, jnp.zeros((1,), jnp.int32), states)
     model = StableDiffusion(
         unet=unet,
         autoencoder=autoencoder,

@@ -23,7 +23,8 @@ _HELD_OUT = 1000
 
 
 def settings(config) -> dict:
-    return {"seed": config.seed, "base": config.weights.base, **config.oracle.to_dict()}
+    base = folders.content_fingerprint(folders.resolve_source(config.weights.base))
+    return {"seed": config.seed, "weights.base": base, **config.oracle.to_dict()}
 
 
 def plan(config) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from hgdpo_jax.adapters import lora
-from hgdpo_jax.artifacts import StageRun, write_json
+from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.pair_loader import PairLoader
 from hgdpo_jax.data.prompts import load_prompts
@@ -37,10 +37,15 @@ def settings(config) -> dict:
         "adapter.rank": config.adapter.rank,
         "adapter.scale": config.adapter.scale,
         "loss": config.loss.to_dict(),
-        "train": config.train.to_dict(),
-        "validation": [config.prompts.validation, config.prompts.validation_count],
+        # How a batch is cut and how often it is saved may change while it runs.
+        "train": {k: v for k, v in config.train.to_dict().items() if k not in ("device_batch", "checkpoint_every")},
+        "prompts.validation": fingerprint_of({"texts": _validation_prompts(config)}),
         "sampling": [config.pool.steps, config.pool.guidance, config.pool.width, config.pool.height],
     }
+
+
+def _validation_prompts(config) -> list[str]:
+    return load_prompts(config.prompts.validation, config.prompts.validation_count)
 
 
 def plan(config) -> str:
@@ -162,7 +167,7 @@ class Validation:
         self.model, self.log, self.scale = model, log, config.adapter.scale
         self.scorer = PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing)
         self.device_batch = config.pool.device_batch
-        self.prompts = load_prompts(config.prompts.validation, config.prompts.validation_count)
+        self.prompts = _validation_prompts(config)
         self.sampling = {"steps": config.pool.steps, "guidance": config.pool.guidance}
         shape = model.latent_shape(config.pool.width, config.pool.height)
         self.start = np.asarray(image_noise(config.seed, self.prompts, np.zeros(len(self.prompts), np.int32), shape))

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.pick_score import PickScore, preprocess
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import RunLog, progress
@@ -24,7 +26,15 @@ _HELD_OUT = 400
 
 
 def settings(config) -> dict:
-    return {"seed": config.seed, **config.scorer_training.to_dict()}
+    base = folders.content_fingerprint(folders.resolve_source(config.weights.base))
+    return {"seed": config.seed, "weights.base": base, **config.scorer_training.to_dict()}
+
+
+def check(config) -> None:
+    """Raises UserError where the earlier steps of the base's training are not beside it."""
+    for path in _weaker_files(config):
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: run configs/toon_base.py first, or set config.weights.base")
 
 
 def plan(config) -> str:
@@ -35,9 +45,8 @@ def run(config, run: StageRun) -> None:
     options = config.scorer_training
     start = PickScore.load(run.input("train_clip") / "clip", framing="pad")
     kinds = getattr(damage, options.damage)
-    training = run.folder.parent.parent / options.base_run / "finetune_base"
-    base = StableDiffusion.load(training / "base")
-    weaker = [_earlier(base, training / f"unet-{step}.safetensors") for step in options.weaker_steps]
+    base = StableDiffusion.load(config.weights.base)
+    weaker = [_earlier(base, path) for path in _weaker_files(config)]
 
     drawn = 2 * options.samples + 2 * _HELD_OUT // 4
     with progress(total=drawn, description="train_scorer: samples", unit="image") as bar:
@@ -110,13 +119,18 @@ def run(config, run: StageRun) -> None:
     )
     scorer = PickScore.load(folder, framing="pad")
     accuracy = {}
-    for kind in KINDS:
-        random = np.random.default_rng((config.seed, len(kind)))
+    for i, kind in enumerate(KINDS):
+        random = np.random.default_rng((config.seed, i))
         rows, better, worse = zip(*(held_out.pair(kind, random) for _ in range(_HELD_OUT)), strict=True)
         prompts = [held_out.prompts[row] for row in rows]
         right = scorer.score(np.stack(better), prompts, 50) > scorer.score(np.stack(worse), prompts, 50)
         accuracy[kind] = round(float(right.mean()), 4)
     folders.write_json(folder / "accuracy.json", accuracy)
+
+
+def _weaker_files(config) -> list[epath.Path]:
+    folder = epath.Path(config.weights.base).parent
+    return [folder / f"unet-{step}.safetensors" for step in config.scorer_training.weaker_steps]
 
 
 def _earlier(base: StableDiffusion, path) -> StableDiffusion:

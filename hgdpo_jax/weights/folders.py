@@ -26,6 +26,8 @@ def resolve_source(source: epath.PathLike) -> epath.Path:
 
     Raises UserError, with what was looked for, where there is none.
     """
+    if not str(source):
+        raise UserError("no weights are given: set config.weights.base and config.weights.scorer to a folder")
     if str(source) in _PACKAGED_NAMES:
         folder = _PACKAGED / _PACKAGED_NAMES[str(source)]
         if not folder.is_dir():
