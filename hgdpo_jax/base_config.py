@@ -17,6 +17,8 @@ def base_config() -> ConfigDict:
     config.seed = 0
     # Compute type of the frozen models: "bfloat16" or "float32". LoRA, optimiser and losses are always float32.
     config.dtype = "bfloat16"
+    # Devices that the CPU of a machine without accelerator is divided into; 0: one a core.
+    config.cpu_devices = 0
     # Stages to run, in this order.
     config.stages = (
         "generate_pool",

@@ -176,6 +176,7 @@ def _print_plan(stages: Sequence[Stage], config: ConfigDict) -> None:
 def _run_stages(stages: Sequence[Stage], config: ConfigDict) -> None:
     """Runs what is not done, after everything that can be wrong beforehand has been looked at."""
     refuse_changes([stage.run for stage in stages])
+    _divide_cpu(config.cpu_devices)
     ahead = [stage for stage in stages if not stage.run.is_done()]
     coming: set[str] = set()
     for stage in ahead:
@@ -205,6 +206,17 @@ def _run_stages(stages: Sequence[Stage], config: ConfigDict) -> None:
     for stage in stages:
         if (stage.run.folder / _REPORT).is_file():
             print(f"report: {stage.run.folder / _REPORT}")
+
+
+def _divide_cpu(devices: int) -> None:
+    """Makes several devices of a CPU, which runs one small program on hardly more than a core."""
+    # Not at the top: --help and --plan do without.
+    import jax
+
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = min(len(os.sched_getaffinity(0)), 8)
+        # A power of two divides the usual batches.
+        jax.config.update("jax_num_cpu_devices", devices or 1 << (cores.bit_length() - 1))
 
 
 def _run_stage(stage: Stage, config: ConfigDict) -> None:

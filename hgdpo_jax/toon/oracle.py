@@ -19,7 +19,7 @@ from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.conversion import to_tree
 
 # How far down a split a prompt is looked up: past what any toon experiment draws.
-_PORTRAITS_A_SPLIT = 20_000
+_PORTRAITS_A_SPLIT = 5000
 
 
 def make_classifier() -> AttributeClassifier:
