@@ -1,0 +1,218 @@
+"""The stages from prompts to pairs, on a checkpoint and a scorer with random weights."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
+
+from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.base_config import base_config
+from hgdpo_jax.data.pairs import open_pairs
+from hgdpo_jax.data.pool import Pool, blocks_of
+from hgdpo_jax.data.prompts import load_prompts
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.pipelines.pick_score import PickScore
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.stages import generate_pool, score_pool
+from hgdpo_jax.stages.select_pairs import winners_and_losers
+
+PROMPTS = 6
+STAGES = ("generate_pool", "score_pool", "select_pairs")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    """Compiles every program once and not once a stage, as main does."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("programs")), 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def config(tiny_base, tiny_scorer):
+    config = base_config()
+    config.name, config.dtype = "first", "float32"
+    config.weights.update(base=str(tiny_base), scorer=str(tiny_scorer))
+    config.prompts.update(train="toon:train", train_count=PROMPTS)
+    config.pool.update(size=3, width=16, height=24, steps=2, guidance=2.0, block=4, device_batch=2)
+    config.scoring.update(framing="pad", device_batch=2)
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A workdir in which all stages have run once, for tests that add to it under another name."""
+    return epath.Path(tmp_path_factory.mktemp("workdir"))
+
+
+def run_stages(config, workdir, stages=STAGES) -> dict[str, StageRun]:
+    """Runs stages that are not done, as main does; returns their runs."""
+    runs: dict[str, StageRun] = {}
+    modules = {name: importlib.import_module(f"hgdpo_jax.stages.{name}") for name in stages}
+    for module in modules.values():
+        module.check(config)
+    for name, module in modules.items():
+        inputs = {earlier: runs[earlier] for earlier in module.INPUTS}
+        runs[name] = StageRun(name, config.name, epath.Path(workdir), module.settings(config), inputs)
+        if not runs[name].is_done():
+            runs[name].start()
+            module.run(config, runs[name])
+            runs[name].finish()
+    return runs
+
+
+def parts(workdir, pattern="*/*/image-*.safetensors") -> dict:
+    """Content and time of the parts of all pools."""
+    folder = epath.Path(workdir) / "pools"
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().mtime) for path in folder.glob(pattern)}
+
+
+def pairs_of(runs) -> list[dict]:
+    pairs = open_pairs(runs["select_pairs"].folder)
+    return [pairs[number] for number in range(len(pairs))]
+
+
+@pytest.fixture
+def first(config, workdir):
+    """The runs of the unchanged config, made once a module."""
+    return run_stages(config, workdir)
+
+
+def test_winner_has_the_highest_score_and_loser_the_one_of_its_rank():
+    scores = np.array([[1.0, 3.0, 2.0, 0.0], [5.0, 5.0, 4.0, 4.0]])
+    assert [place.tolist() for place in winners_and_losers(scores, 0)] == [[1, 0], [3, 3]]
+    assert [place.tolist() for place in winners_and_losers(scores, 4)] == [[1, 0], [3, 3]]
+    assert [place.tolist() for place in winners_and_losers(scores, 2)] == [[1, 0], [2, 1]]
+
+
+def test_scores_are_those_of_the_decoded_images(first, config, tiny_base, tiny_scorer):
+    model, scorer = StableDiffusion.load(tiny_base), PickScore.load(tiny_scorer, framing="pad")
+    config.name, config.pairs.latents = "sampled", "sampled"
+    pairs = pairs_of(run_stages(config, first["score_pool"].workdir))
+    assert len(pairs) == PROMPTS
+    for side in ("winner", "loser"):
+        images = model.decode_latents(np.stack([pair[f"{side}_latents"] for pair in pairs]))
+        scores = scorer.score(images, [pair["prompt"] for pair in pairs])
+        np.testing.assert_allclose([pair[f"{side}_score"] for pair in pairs], scores, rtol=1e-4)
+    assert all(pair["winner_score"] > pair["loser_score"] for pair in pairs)
+
+
+def test_encoded_latents_went_through_pixels(first, config, tiny_base):
+    model = StableDiffusion.load(tiny_base)
+    encoded = pairs_of(first)
+    config.name, config.pairs.latents = "sampled", "sampled"
+    sampled = pairs_of(run_stages(config, first["score_pool"].workdir))
+    expected = model.encode_images(model.decode_latents(np.stack([pair["loser_latents"] for pair in sampled])))
+    np.testing.assert_allclose(np.stack([pair["loser_latents"] for pair in encoded]), expected, atol=2e-3)
+
+
+def test_more_images_are_added_to_those_there_are(first, config, tmp_path):
+    workdir = first["score_pool"].workdir
+    before = parts(workdir) | parts(workdir, "*/scores-*/*/image-*.safetensors")
+    config.name, config.pool.size = "larger", 4
+    larger = run_stages(config, workdir)
+    after = parts(workdir) | parts(workdir, "*/scores-*/*/image-*.safetensors")
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) * 4 // 3
+    # What was added is what a pool of that size drawn at once holds.
+    at_once = run_stages(config, tmp_path)
+    assert {name: content for name, (content, _) in parts(tmp_path).items()} == {
+        name: content for name, (content, _) in parts(workdir).items()
+    }
+    assert _bytes(at_once) == _bytes(larger)
+
+
+def test_fewer_images_select_among_the_first(first, config):
+    workdir = first["score_pool"].workdir
+    before = parts(workdir)
+    config.name, config.pool.size = "smaller", 2
+    pairs = pairs_of(run_stages(config, workdir))
+    assert parts(workdir) == before
+    assert all({pair["winner_index"], pair["loser_index"]} == {0, 1} for pair in pairs)
+
+
+def test_images_of_a_prompt_do_not_depend_on_the_other_prompts_nor_on_the_batch(first, config, tmp_path):
+    prompts = [pair["prompt"] for pair in pairs_of(first)]
+    (tmp_path / "prompts.txt").write_text("\n".join(reversed(prompts)))
+    config.prompts.update(train=str(tmp_path / "prompts.txt"), train_count=0)
+    config.pool.device_batch = config.scoring.device_batch = 3
+    by_prompt = {pair["prompt"]: pair for pair in pairs_of(run_stages(config, tmp_path))}
+    for pair in pairs_of(first):
+        other = by_prompt[pair["prompt"]]
+        assert (pair["winner_index"], pair["loser_index"]) == (other["winner_index"], other["loser_index"])
+        np.testing.assert_allclose(pair["winner_latents"], other["winner_latents"], atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*/*/image-001.safetensors", "*/scores-*/*/image-001.safetensors"], ids=["latents", "scores"]
+)
+def test_damaged_part_is_made_again_as_it_was(first, config, pattern, capsys):
+    workdir = first["score_pool"].workdir
+    before = parts(workdir, pattern)
+    name = sorted(before)[0]
+    path = workdir / "pools" / name
+    path.write_bytes(before[name][0][:-5])
+    config.name = "after " + ("scores" if "scores" in pattern else "latents")
+    again = run_stages(config, workdir)
+    after = parts(workdir, pattern)
+    assert {name: content for name, (content, _) in after.items()} == {n: content for n, (content, _) in before.items()}
+    assert {changed for changed in after if after[changed] != before[changed]} == {name}
+    assert _bytes(again) == _bytes(first)
+    assert f"warning: {path} was damaged" in capsys.readouterr().err
+
+
+def test_prompts_without_a_winner_are_left_out_and_counted(first, config, capsys):
+    workdir = first["score_pool"].workdir
+    config.name, config.scoring.framing = "equal", "crop"
+    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(config)))
+    # As a scorer that sees no difference would have left them.
+    scores = pool.scores(fingerprint_of(score_pool.settings(config)))
+    for block in blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block):
+        for index in range(config.pool.size):
+            # Only the first prompt of a block has a favourite.
+            scores.write(block, index, np.array([index] + [0] * (len(block.prompts) - 1)))
+    pairs = pairs_of(run_stages(config, workdir))
+    assert [(pair["winner_index"], pair["loser_index"]) for pair in pairs] == [(2, 0), (2, 0)]
+    assert "4 of 6 prompts left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("pool.size", 1, "pool.size is 1, expected at least 2"),
+        ("pool.block", 0, "pool.block is 0"),
+        ("pairs.loser_rank", 4, "pairs.loser_rank is 4, expected 2 to 3"),
+        ("pairs.loser_rank", 1, "pairs.loser_rank is 1"),
+        ("pairs.loser_rank", -1, "pairs.loser_rank is -1"),
+        ("pairs.latents", "fresh", "pairs.latents is 'fresh'"),
+        ("scoring.framing", "squeeze", "scoring.framing is 'squeeze'"),
+        ("pool.width", 18, "does not fit this model"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_drawn(config, tmp_path, field, value, message):
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        run_stages(config, tmp_path)
+    assert parts(tmp_path) == {}
+
+
+def test_plans_say_how_much_there_is_to_do(config):
+    plans = [importlib.import_module(f"hgdpo_jax.stages.{name}").plan(config) for name in STAGES]
+    assert plans == ["6 prompts x 3 images of 2 steps", "18 images decoded and scored", "at most 6 pairs"]
+
+
+def _bytes(runs) -> dict:
+    """Content of the files of the pairs."""
+    folder = runs["select_pairs"].folder
+    names = [path.name for path in folder.iterdir() if path.name not in ("started.json", "done.json")]
+    assert "statistics.json" in names
+    return {name: (folder / name).read_bytes() for name in names}
