@@ -27,7 +27,8 @@ class AutoencoderConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "AutoencoderConfig":
         """Reads a diffusers config.json."""
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
+        chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+        return cls(**chosen)
 
     @property
     def factor(self) -> int:

@@ -181,7 +181,7 @@ class CLIP(nn.Module):
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), ())
 
     def embed_text(self, token_ids: Int[Array, "n k"]) -> Float[Array, "n p"]:
-        """Embedding of each prompt, taken at its end token: the first of the largest ids, as CLIP's vocabulary has it."""
+        """Embedding of each prompt, taken at its end token: the first of the largest ids, as in CLIP's vocabulary."""
         states = self.text_model(token_ids)
         pooled = jnp.take_along_axis(states, jnp.argmax(token_ids, axis=-1)[:, None, None], axis=1)[:, 0]
         return _normalize(self.text_projection(pooled).astype(jnp.float32))

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 class GroupNorm(nn.Module):
     """Group normalisation over `[n, h, w, c]`, statistics in float32.
 
-    One pass over the activations gives both moments per channel; on CPU this is 9 times faster than a reshape to groups.
+    One pass over the activations gives both moments per channel; on CPU this is 9 times faster than a reshape to
+    groups.
     """
 
     groups: int
@@ -38,9 +39,7 @@ class GroupNorm(nn.Module):
 
 def convolution(features: int, name: str, dtype: jnp.dtype, kernel: int = 3, stride: int = 1) -> nn.Conv:
     """A square convolution padded as PyTorch pads it: `kernel // 2` zeros on every side."""
-    return nn.Conv(
-        features, (kernel, kernel), strides=(stride, stride), padding=kernel // 2, dtype=dtype, name=name
-    )
+    return nn.Conv(features, (kernel, kernel), strides=(stride, stride), padding=kernel // 2, dtype=dtype, name=name)
 
 
 def upsample(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:

@@ -52,10 +52,11 @@ class UNetConfig:
         for name, expected in _FIXED.items():
             if values.get(name, expected) != expected:
                 raise UserError(
-                    f"this U-Net has {name}={values[name]!r}, expected {expected!r}: give a Stable Diffusion 1.x checkpoint"
+                    f"this U-Net has {name}={values[name]!r}, expected {expected!r}: "
+                    "give a Stable Diffusion 1.x checkpoint"
                 )
         names = {field.name for field in dataclasses.fields(cls)}
-        chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+        chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
         config = cls(**chosen)
         if not isinstance(config.attention_head_dim, int) or not isinstance(config.layers_per_block, int):
             raise UserError("this U-Net has a head count per level: give a Stable Diffusion 1.x checkpoint")
@@ -179,9 +180,9 @@ class DownBlock(nn.Module):
                 x, time_state
             )
             if self.has_attention:
-                x = Transformer(
-                    config.attention_head_dim, config.norm_num_groups, self.dtype, name=f"attentions.{i}"
-                )(x, text_states)
+                x = Transformer(config.attention_head_dim, config.norm_num_groups, self.dtype, name=f"attentions.{i}")(
+                    x, text_states
+                )
             skips.append(x)
         if self.has_downsampler:
             x = convolution(self.channels, "downsamplers.0.conv", self.dtype, stride=2)(x)
@@ -205,9 +206,9 @@ class UpBlock(nn.Module):
                 x, time_state
             )
             if self.has_attention:
-                x = Transformer(
-                    config.attention_head_dim, config.norm_num_groups, self.dtype, name=f"attentions.{i}"
-                )(x, text_states)
+                x = Transformer(config.attention_head_dim, config.norm_num_groups, self.dtype, name=f"attentions.{i}")(
+                    x, text_states
+                )
         if self.has_upsampler:
             x = convolution(self.channels, "upsamplers.0.conv", self.dtype)(upsample(x))
         return x

@@ -19,10 +19,10 @@ def map_batches(
     device_batch: int,
     report: Callable[[int], object] | None = None,
 ) -> np.ndarray:
-    """Calls `function` with the indices of one slice of `count` rows after another, and joins what it returns on the host.
+    """Calls `function` with the indices of one slice of `count` rows after another; joins its results on the host.
 
-    Every slice has `device_batch` rows a device: the last one is filled with row 0, so that nothing is compiled twice. One
-    slice runs while the one before it is fetched. `report` receives the number of rows done.
+    Every slice has `device_batch` rows a device: the last one is filled with row 0, so that nothing is compiled
+    twice. One slice runs while the one before it is fetched. `report` receives the number of rows done.
     """
     batch = device_batch * data_mesh().size
     results: list[np.ndarray] = []

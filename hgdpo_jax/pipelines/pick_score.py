@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
-from hgdpo_jax.pipelines.stable_diffusion import load_tokenizer
+from hgdpo_jax.pipelines.stable_diffusion import apply, load_tokenizer
 from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights import clip_files
 from hgdpo_jax.weights.conversion import to_tree
@@ -24,8 +24,8 @@ def preprocess(
 ) -> Float[Array, "n size size 3"]:
     """Pixels in [0, 255] to CLIP's input: bicubic with antialiasing, then cropped or padded to a square.
 
-    "crop" gives the shorter side `size` pixels and keeps the centre (PickScore's own processor; 31 % of a 704x1024 portrait
-    is lost); "pad" gives the longer side `size` pixels and fills up with the mean colour.
+    "crop" gives the shorter side `size` pixels and keeps the centre (PickScore's own processor; 31 % of a 704x1024
+    portrait is lost); "pad" gives the longer side `size` pixels and fills up with the mean colour.
     """
     height, width = images.shape[1:3]
     edge = min(height, width) if framing == "crop" else max(height, width)
@@ -84,7 +84,7 @@ class PickScore:
 
     def embed_prompts(self, parameters, token_ids: Int[Array, "n t"]) -> Float[Array, "n p"]:
         """Unit embeddings of the prompts."""
-        return self.clip.apply({"params": parameters}, token_ids, method="embed_text")
+        return apply(self.clip, parameters, token_ids, method="embed_text")
 
     def score_pixels(
         self, parameters, pixels: UInt8[Array, "n height width 3"], prompt_embeddings: Float[Array, "n p"]
@@ -92,7 +92,7 @@ class PickScore:
         """Scores of images, each against its own prompt."""
         size = self.clip.config.vision.image_size
         inputs = preprocess(pixels, size, self.framing, self.mean, self.spread)
-        embeddings = self.clip.apply({"params": parameters}, inputs, method="embed_images")
+        embeddings = apply(self.clip, parameters, inputs, method="embed_images")
         return jnp.exp(parameters["logit_scale"]) * jnp.sum(embeddings * prompt_embeddings, axis=-1)
 
     # Public interface

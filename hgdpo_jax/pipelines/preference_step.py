@@ -25,8 +25,8 @@ def pair_losses(
     """Losses and what explains them, one float32 value a pair (HG-DPO, Eq. 9).
 
     `batch` holds `winner_latents` and `loser_latents` `[n, h, w, c]`, `token_ids` `[n, t]`, and for each pair one
-    `timesteps` `[n]` and one `noise` `[n, h, w, c]`, shared by its two images. The U-Net runs once with the LoRA and once
-    without on [winners; losers]; the statistic loss reuses both predictions.
+    `timesteps` `[n]` and one `noise` `[n, h, w, c]`, shared by its two images. The U-Net runs once with the LoRA and
+    once without on [winners; losers]; the statistic loss reuses both predictions.
     """
     winners = batch["winner_latents"].astype(jnp.float32)
     losers = batch["loser_latents"].astype(jnp.float32)

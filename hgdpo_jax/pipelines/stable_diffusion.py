@@ -34,8 +34,8 @@ ImageBatch = UInt8[np.ndarray, "n height width 3"]
 class StableDiffusion:
     """Modules, parameters, noise schedule and tokenizer of a checkpoint.
 
-    The pure functions (`text_states`, `noise`, `sample`, `decode`, `encode`) take the parameters and run inside jit; the
-    methods of the public interface take and return numpy arrays of any number of rows.
+    The pure functions (`text_states`, `noise`, `sample`, `decode`, `encode`) take the parameters and run inside jit;
+    the methods of the public interface take and return numpy arrays of any number of rows.
     """
 
     unet: UNet
@@ -80,12 +80,12 @@ class StableDiffusion:
 
     def text_states(self, parameters, token_ids: Int[Array, "n t"]) -> Float[Array, "n t d"]:
         """States of the text encoder after its final norm, float32."""
-        return self.text_encoder.apply({"params": parameters["text_encoder"]}, token_ids)
+        return apply(self.text_encoder, parameters["text_encoder"], token_ids)
 
     def noise(self, parameters, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[Array, "n h w c"]:
         """The U-Net's noise prediction in float32, with the adapters' low-rank branches added at their scales."""
         with lora.apply(adapters):
-            return self.unet.apply({"params": parameters["unet"]}, latents, timesteps, text_states).astype(jnp.float32)
+            return apply(self.unet, parameters["unet"], latents, timesteps, text_states).astype(jnp.float32)
 
     def sample(
         self,
@@ -126,13 +126,13 @@ class StableDiffusion:
     def decode(self, parameters, latents: Float[Array, "n h w c"]) -> UInt8[Array, "n height width 3"]:
         """Scaled latents to pixels."""
         unscaled = latents.astype(jnp.float32) / self.autoencoder.config.scaling_factor
-        images = self.autoencoder.apply({"params": parameters["vae"]}, unscaled, method="decode")
+        images = apply(self.autoencoder, parameters["vae"], unscaled, method="decode")
         return jnp.round(jnp.clip(127.5 * (images + 1.0), 0.0, 255.0)).astype(jnp.uint8)
 
     def encode(self, parameters, images: UInt8[Array, "n height width 3"]) -> Float[Array, "n h w c"]:
         """Pixels to the scaled mean of their latents' posterior."""
         scaled = images.astype(jnp.float32) / 127.5 - 1.0
-        mean, _ = self.autoencoder.apply({"params": parameters["vae"]}, scaled, method="encode")
+        mean, _ = apply(self.autoencoder, parameters["vae"], scaled, method="encode")
         return mean * self.autoencoder.config.scaling_factor
 
     # Public interface
@@ -143,7 +143,9 @@ class StableDiffusion:
         # Latents whose side the U-Net cannot halve at every level would not meet their skip connections.
         multiple = factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         if width % multiple or height % multiple:
-            raise UserError(f"an image of {width}x{height} does not fit this model: give multiples of {multiple} pixels")
+            raise UserError(
+                f"an image of {width}x{height} does not fit this model: give multiples of {multiple} pixels"
+            )
         return height // factor, width // factor, self.autoencoder.config.latent_channels
 
     def tokenize(self, prompts: Sequence[str]) -> Int[np.ndarray, "n t"]:
@@ -161,9 +163,7 @@ class StableDiffusion:
 
     def predict_noise(self, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[np.ndarray, "n h w c"]:
         """One call of the U-Net; timesteps `[n]`."""
-        return np.asarray(
-            self._noise(self.parameters, latents, jnp.asarray(timesteps), text_states, tuple(adapters))
-        )
+        return np.asarray(self._noise(self.parameters, latents, jnp.asarray(timesteps), text_states, tuple(adapters)))
 
     def encode_images(self, images: ImageBatch, device_batch: int = 16) -> Float[np.ndarray, "n h w c"]:
         """Scaled posterior means of the images' latents, float32."""
@@ -261,6 +261,11 @@ class StableDiffusion:
     @functools.cached_property
     def _decode(self):
         return jax.jit(self.decode)
+
+
+def apply(module: Any, parameters: dict, *arguments, **keywords) -> Any:
+    """The module's output for the arguments."""
+    return module.apply({"params": parameters}, *arguments, **keywords)
 
 
 def parameter_shapes(unet: UNet, autoencoder: Autoencoder, text_encoder: CLIPTextTransformer) -> dict[str, dict]:

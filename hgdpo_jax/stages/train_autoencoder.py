@@ -28,7 +28,7 @@ def plan(config) -> str:
 
 
 def reconstruction_loss(images, reconstructions):
-    """Squared and absolute error of the pixels, and absolute error of their differences along both axes, one value an image.
+    """Squared and absolute error of the pixels and absolute error of their differences, one value an image.
 
     The square keeps every region's colour right, the differences weigh the outlines that an expression consists of.
     """
@@ -73,9 +73,9 @@ def run(config, run: StageRun) -> None:
         rows = np.random.default_rng((config.seed, step)).integers(len(images), size=options.batch_size)
         return images[rows], training_key(config.seed, step)
 
-    parameters = jax.jit(model.init)(
-        jax.random.key(config.seed), to_float(images[:1]), jnp.zeros((1, *latent_shape))
-    )["params"]
+    parameters = jax.jit(model.init)(jax.random.key(config.seed), to_float(images[:1]), jnp.zeros((1, *latent_shape)))[
+        "params"
+    ]
     state = train(
         initial_state(parameters, optimizer),
         make_step(loss_function, optimizer, average_decay=0.995),

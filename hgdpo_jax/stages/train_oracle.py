@@ -82,5 +82,7 @@ def run(config, run: StageRun) -> None:
     _, held_out, expected = corpus("test", 0, _HELD_OUT)
     read = AttributeOracle(average, {}, "").attributes(held_out)
     accuracy = dict(zip(ATTRIBUTES, (read == expected).mean(axis=0).round(4).tolist(), strict=True))
-    folders.write_json(run.folder / "oracle" / "accuracy.json", accuracy | {"all": round(float((read == expected).mean()), 4)})
+    folders.write_json(
+        run.folder / "oracle" / "accuracy.json", accuracy | {"all": round(float((read == expected).mean()), 4)}
+    )
     folders.write_weights(run.folder / "oracle" / "model.safetensors", from_tree(average), "float16")

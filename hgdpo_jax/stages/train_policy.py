@@ -29,7 +29,9 @@ _GRID_IMAGES = 12
 
 
 def settings(config) -> dict:
-    weights = {name: folders.content_fingerprint(folders.resolve_source(config.weights[name])) for name in ("base", "scorer")}
+    weights = {
+        name: folders.content_fingerprint(folders.resolve_source(config.weights[name])) for name in ("base", "scorer")
+    }
     return {
         "seed": config.seed,
         "dtype": config.dtype,
@@ -153,7 +155,7 @@ def run(config, run: StageRun) -> None:
         samples_per_step=config.train.batch_size,
         unit="pair",
     )
-    best = checkpoints.best_step()
+    best = checkpoints.best_step() or config.train.steps
     adapter = jax.device_get(checkpoints.restore(best, state)["parameters"])
     checkpoints.close()
     lora_files.save_adapter(adapter, run.folder / "best.safetensors")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, ArrayLike, Float, UInt8
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.attribute_classifier import AttributeClassifier
@@ -27,9 +27,9 @@ def make_classifier() -> AttributeClassifier:
     return AttributeClassifier(classes=tuple((name, len(classes)) for name, classes in ATTRIBUTES.items()))
 
 
-def to_float(pixels: UInt8[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
+def to_float(pixels: UInt8[ArrayLike, "n h w 3"]) -> Float[Array, "n h w 3"]:
     """Pixels to [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1.0
+    return jnp.asarray(pixels, jnp.float32) / 127.5 - 1.0
 
 
 @functools.cache
@@ -70,7 +70,9 @@ class AttributeOracle:
     def attributes(self, images: UInt8[np.ndarray, "n 64 48 3"], device_batch: int = 64) -> np.ndarray:
         """Class indices read off each image, `[n, attributes]`."""
         if images.shape[1:] != (HEIGHT, WIDTH, 3):
-            raise UserError(f"the oracle reads portraits of {WIDTH}x{HEIGHT} pixels, not {images.shape[2]}x{images.shape[1]}")
+            raise UserError(
+                f"the oracle reads portraits of {WIDTH}x{HEIGHT} pixels, not {images.shape[2]}x{images.shape[1]}"
+            )
         return map_batches(lambda rows: self._read(on_devices(images[rows])), len(images), device_batch)
 
     def score(self, images: UInt8[np.ndarray, "n 64 48 3"], prompts: Sequence[str]) -> Float[np.ndarray, "n"]:

@@ -1,4 +1,4 @@
-"""Copies freshly trained toon weights into the package, with a model card: `python -m hgdpo_jax.toon.package WORKDIR`."""
+"""Copies trained toon weights into the package, with a model card: `python -m hgdpo_jax.toon.package WORKDIR`."""
 
 import json
 import sys

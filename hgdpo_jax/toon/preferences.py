@@ -2,16 +2,18 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.captions import caption
-from hgdpo_jax.toon.damage import damaged
+from hgdpo_jax.toon.damage import damaged_many
 from hgdpo_jax.toon.portraits import Portrait, portrait, render_many
 
-# Share of each kind of pair in a batch, where samples of the base take part.
+_SEEDS_APART = 1_000_000
+# Share of each kind of pair in a batch.
 KINDS = {"damaged": 0.3, "altered": 0.25, "mismatch": 0.05, "weak": 0.2, "swapped": 0.2}
 
 
@@ -19,9 +21,10 @@ KINDS = {"damaged": 0.3, "altered": 0.25, "mismatch": 0.05, "weak": 0.2, "swappe
 class Preferences:
     """Pictures in sets of one row a prompt: row i of every set belongs to prompt i.
 
-    `intact` is the portrait of the prompt, `damaged` the same with damaged anatomy or picture, `altered` a sound portrait
-    with one or two other attributes. `samples` are drawn by the base and `weak` by earlier checkpoints of it, for the first
-    rows only. Every picture went through the autoencoder, or a scorer would learn to see the decoder.
+    `intact` is the portrait of the prompt, `damaged` the same with damaged anatomy or picture, `altered` a sound
+    portrait with one or two other attributes. `samples` are drawn by the base and `weak` by earlier checkpoints of
+    it, for the first rows only. Every picture went through the autoencoder, or a scorer would learn to see the
+    decoder.
     """
 
     prompts: list[str]
@@ -53,7 +56,7 @@ class Preferences:
 def altered(person: Portrait, random: np.random.Generator) -> Portrait:
     """The portrait with one or two attributes of another class."""
     names = random.choice(list(ATTRIBUTES), size=int(random.integers(1, 3)), replace=False)
-    changes = {}
+    changes: dict[str, Any] = {}
     for name in map(str, names):
         changes[name] = str(random.choice([other for other in ATTRIBUTES[name] if other != getattr(person, name)]))
     return dataclasses.replace(person, **changes)
@@ -93,7 +96,7 @@ def make_preferences(
         rows = np.arange(i, samples, len(weaker))
         if len(rows):
             weak[rows] = draw(model, rows)
-    broken = np.stack([damaged(person, kinds, (seed, first + i)) for i, person in enumerate(people)])
+    broken = damaged_many(people, kinds, [seed * _SEEDS_APART + first + i for i in range(count)])
     return Preferences(
         prompts=texts,
         intact=through_autoencoder(render_many(people)),

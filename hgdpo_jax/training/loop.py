@@ -32,8 +32,8 @@ def train(
 ) -> State:
     """Runs `step_function` from the last checkpoint (or `state`) to `steps`, and returns the state it ends with.
 
-    A batch is a function of the step alone, so a resumed run repeats the uninterrupted one. Scalars are fetched one step
-    late, so that the host never waits for the device. Raises UserError where the loss is not finite.
+    A batch is a function of the step alone, so a resumed run repeats the uninterrupted one. Scalars are fetched one
+    step late, so that the host never waits for the device. Raises UserError where the loss is not finite.
     """
     start = checkpoints.latest_step() or 0
     if start:

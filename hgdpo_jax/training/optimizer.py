@@ -28,6 +28,6 @@ def make_optimizer(
 
 
 def update_average(average, parameters, step: jax.Array, decay: float):
-    """Exponential moving average of the parameters; its memory grows with the first steps so that it starts unbiased."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, parameters)
+    """Exponential moving average of the parameters; its memory grows at first, so that the start leaves no trace."""
+    share = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: a + share * (p - a), average, parameters)

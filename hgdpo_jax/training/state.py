@@ -36,9 +36,7 @@ def make_step(
     """
 
     def step(state, frozen, batch):
-        (loss, scalars), gradients = jax.value_and_grad(loss_function, has_aux=True)(
-            state["parameters"], frozen, batch
-        )
+        (loss, scalars), gradients = jax.value_and_grad(loss_function, has_aux=True)(state["parameters"], frozen, batch)
         updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["parameters"])
         parameters = optax.apply_updates(state["parameters"], updates)
         state = {
