@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from hgdpo_jax.artifacts import write_bytes, write_text
@@ -27,7 +31,8 @@ class RunLog:
     def __init__(self, folder: epath.PathLike):
         self._folder = epath.Path(folder)
         self._resumed_at = 0
-        self._writer: Any = None
+        self._events: EventsWriter | None = None
+        self._flushed = 0.0
 
     def resume(self, step: int) -> None:
         """Forgets what was logged after `step`, so that a run that was killed and goes on there has each step once."""
@@ -45,33 +50,38 @@ class RunLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "log.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **numbers}) + "\n")
-        for name, value in numbers.items():
-            self._tensorboard().add_scalar(name, value, step)
+        self._write(step, [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()])
 
     def image(self, step: int, name: str, picture: UInt8[np.ndarray, "height width 3"] | bytes) -> None:
         """Logs a picture, given as pixels or as the content of a PNG file, also as images/NAME-STEP.png."""
-        if isinstance(picture, bytes):
-            encoded, pixels = picture, np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
-        else:
-            encoded, pixels = _png(picture), picture
+        encoded = picture if isinstance(picture, bytes) else _png(picture)
         write_bytes(self._folder / "images" / f"{name}-{step:06d}.png", encoded)
-        self._tensorboard().add_image(name, pixels, step, dataformats="HWC")
+        with Image.open(io.BytesIO(encoded)) as opened:
+            width, height = opened.size
+        content = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=encoded)
+        self._write(step, [Summary.Value(tag=name, image=content)])
 
     def close(self) -> None:
         """Hands the last lines to TensorBoard; the log can be written again afterwards."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
 
-    def _tensorboard(self):
-        if self._writer is None:
-            # Slow to import, and most stages log nothing.
-            from tensorboardX import SummaryWriter
-
-            # TensorBoard drops what earlier files hold from this step on.
-            purge = self._resumed_at + 1 if self._resumed_at else None
-            self._writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=purge, flush_secs=10)
-        return self._writer
+    def _write(self, step: int, values: list[Summary.Value]) -> None:
+        """Writes to TensorBoard's file, at once: tensorboardX's own thread would hang the run on a full disk."""
+        if self._events is None:
+            folder = self._folder / "tensorboard"
+            folder.mkdir(parents=True, exist_ok=True)
+            # A run that is killed and goes on within the second must not write over its file.
+            self._events = EventsWriter(str(folder / "events"), filename_suffix=f".{uuid.uuid4().hex[:8]}")
+            if self._resumed_at:
+                # TensorBoard drops what earlier files hold from this step on.
+                start = SessionLog(status=SessionLog.START)
+                self._events.write_event(Event(wall_time=time.time(), step=self._resumed_at + 1, session_log=start))
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        if time.monotonic() > self._flushed + _QUIET_SECONDS:
+            self._events.flush()
+            self._flushed = time.monotonic()
 
 
 def read_scalars(folder: epath.PathLike) -> list[dict[str, float]]:

@@ -1,11 +1,14 @@
 """Logs that a resumed run continues, and progress that says how fast."""
 
 import io
+import resource
 import sys
 import time
 
 import numpy as np
+import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 from hgdpo_jax import run_log
 from hgdpo_jax.run_log import RunLog, progress, read_scalars
@@ -48,6 +51,46 @@ def test_pixels_and_png_files_are_logged_as_the_same_picture(tmp_path):
     for name in ("samples-000007.png", "samples-000008.png"):
         with Image.open(tmp_path / "images" / name) as image:
             np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_tensorboard_reads_what_was_logged_and_forgets_what_was_killed(tmp_path):
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    log = RunLog(tmp_path)
+    for step in (1, 2, 3):
+        log.scalars(step, {"loss": 0.5 * step})
+    log.close()
+    resumed = RunLog(tmp_path)
+    resumed.resume(2)
+    resumed.image(3, "samples", pixels)
+    resumed.close()
+    first, second = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    events = list(read_events(first))
+    assert [(event.step, event.summary.value[0].simple_value) for event in events[1:]] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    _, start, image = read_events(second)
+    assert start.step == 3 and start.session_log.status == start.session_log.START
+    assert (image.summary.value[0].image.width, image.summary.value[0].image.height) == (5, 4)
+
+
+def read_events(path):
+    """TensorBoard's records: length, its checksum, content, its checksum."""
+    content = path.read_bytes()
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+
+
+def test_a_file_that_cannot_grow_stops_the_run_instead_of_hanging_it(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = RunLog(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            for step in range(2000):
+                log.scalars(step, {"loss": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log.close()
 
 
 def test_progress_counts_and_measures_the_rate():
