@@ -9,7 +9,7 @@ def get_config() -> ConfigDict:
     config = base_config()
     # Gradients of convolutions are faster on one device of all cores.
     config.cpu_devices = 1
-    config.stages = ("train_autoencoder", "train_clip", "finetune_base")
+    config.stages = ("train_autoencoder", "train_decoder", "train_clip", "finetune_base")
     with config.unlocked():
         config.autoencoder = ConfigDict(
             {
@@ -22,6 +22,16 @@ def get_config() -> ConfigDict:
                 "steps": 900,
                 "learning_rate": 1e-3,
                 "divergence_weight": 1e-5,
+                "save_every": 200,
+            }
+        )
+        config.decoder = ConfigDict(
+            {
+                "first_portrait": 8000,
+                "images": 6000,
+                "batch_size": 16,
+                "steps": 1200,
+                "learning_rate": 1e-3,
                 "save_every": 200,
             }
         )

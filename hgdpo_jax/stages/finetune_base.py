@@ -26,7 +26,7 @@ from hgdpo_jax.training.state import initial_state, make_step
 from hgdpo_jax.weights import clip_files, folders, stable_diffusion_files
 from hgdpo_jax.weights.conversion import from_tree, to_tree
 
-INPUTS = ("train_autoencoder", "train_clip")
+INPUTS = ("train_decoder", "train_clip")
 
 # Stable Diffusion's noise schedule, in the words of its scheduler_config.json.
 SCHEDULER = {
@@ -127,7 +127,7 @@ def run(config, run: StageRun) -> None:
 
 def _untrained(run: StageRun, options, seed: int) -> tuple[StableDiffusion, dict]:
     """The checkpoint before its U-Net is trained, and its configuration files."""
-    vae, clip = run.input("train_autoencoder") / "vae", clip_files.read_folder(run.input("train_clip") / "clip")
+    vae, clip = run.input("train_decoder") / "vae", clip_files.read_folder(run.input("train_clip") / "clip")
     text_config = dict(clip.config["text_config"])
     configs = {
         "vae": folders.read_json(vae / "config.json"),

@@ -41,6 +41,18 @@ def reconstruction_loss(images, reconstructions):
     return 10.0 * mean(jnp.square(difference)) + mean(jnp.abs(difference)) + edges
 
 
+def to_float(pixels):
+    """Pixels to [-1, 1]."""
+    return jnp.asarray(pixels, jnp.float32) / 127.5 - 1.0
+
+
+def parameter_shapes(model: Autoencoder) -> dict:
+    """Shapes of an autoencoder's parameters, without making any."""
+    side = 8 * model.config.factor
+    pixels, latents = jnp.zeros((1, side, side, 3)), jnp.zeros((1, 8, 8, model.config.latent_channels))
+    return jax.eval_shape(model.init, jax.random.key(0), pixels, latents)["params"]
+
+
 def run(config, run: StageRun) -> None:
     options = config.autoencoder
     model_config = AutoencoderConfig(
@@ -55,9 +67,6 @@ def run(config, run: StageRun) -> None:
     optimizer = make_optimizer(
         learning_rate=options.learning_rate, warmup_steps=50, decay_steps=options.steps, max_gradient_norm=1.0
     )
-
-    def to_float(pixels):
-        return pixels.astype(jnp.float32) / 127.5 - 1.0
 
     def loss_function(parameters, _, batch):
         pixels, key = batch
