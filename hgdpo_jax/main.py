@@ -298,5 +298,6 @@ def _base_config_path() -> str:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.ERROR)
+    # What goes wrong in a library reaches main as an exception, and is told in one line there.
+    logging.set_verbosity(logging.FATAL)
     sys.exit(main(sys.argv[1:]))
