@@ -26,7 +26,7 @@ def scorer_settings(first_portrait: int, damage: str) -> ConfigDict:
     return ConfigDict(
         {
             # Steps of the base's training whose samples are the worse ones.
-            "weaker_steps": (180, 360),
+            "weaker_steps": (250, 500),
             "first_portrait": first_portrait,
             "damage": damage,
             "portraits": 4000,

@@ -20,7 +20,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: epath.PathLike, best: str | None = None):
-        self._folder = epath.Path(folder)
+        # Orbax takes no relative paths, and resolving would break those of an object store.
+        self._folder = epath.Path(folder) if "://" in str(folder) else epath.Path(folder).resolve()
         self._best = best
         self._open: ocp.CheckpointManager | None = None
 

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.pipelines.pick_score import PickScore
+
+PROMPTS = ["a man with a beard", "a woman", "a portrait of a person with grey hair"]
+
+
+@pytest.fixture
+def images():
+    # Smooth: bicubic filters of two libraries differ by a grey level on noise.
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, size=(3, 8, 6, 3)).astype(np.uint8)
+    return coarse.repeat(16, axis=1).repeat(16, axis=2)
+
+
+def test_scores_equal_transformers_with_its_own_processor(tiny_scorer, images):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    ours = PickScore.load(tiny_scorer).score(images, PROMPTS)
+    model = transformers.CLIPModel.from_pretrained(tiny_scorer).eval()
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(tiny_scorer)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(tiny_scorer)
+    inputs = tokenizer(PROMPTS, padding="max_length", max_length=77, return_tensors="pt")
+    pixels = torch.from_numpy(np.stack(processor(list(images))["pixel_values"]))
+    with torch.no_grad():
+        theirs = model(input_ids=inputs["input_ids"], pixel_values=pixels).logits_per_image.diagonal().numpy()
+    # Grey levels that the two bicubic filters round differently.
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_padding_shows_what_cropping_loses(tiny_scorer, images):
+    changed = images.copy()
+    changed[:, :8] = 255 - changed[:, :8]
+    cropped, padded = (PickScore.load(tiny_scorer, framing=framing) for framing in ("crop", "pad"))
+    np.testing.assert_array_equal(cropped.score(images, PROMPTS), cropped.score(changed, PROMPTS))
+    assert np.abs(padded.score(images, PROMPTS) - padded.score(changed, PROMPTS)).min() > 1e-3
+
+
+def test_a_score_does_not_depend_on_the_batch(tiny_scorer, images):
+    scorer = PickScore.load(tiny_scorer)
+    together = scorer.score(images, PROMPTS)
+    alone = [scorer.score(images[i : i + 1], PROMPTS[i : i + 1], device_batch=1)[0] for i in range(3)]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_unknown_framing_is_refused(tiny_scorer):
+    with pytest.raises(UserError, match="framing"):
+        PickScore.load(tiny_scorer, framing="stretch")

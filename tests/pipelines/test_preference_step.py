@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hgdpo_jax import losses
+from hgdpo_jax.adapters import lora
+from hgdpo_jax.diffusion import ddpm
+from hgdpo_jax.diffusion.schedule import add_noise
+from hgdpo_jax.pipelines.preference_step import pair_losses
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+
+OPTIONS = {"beta": 2500.0, "statistic_weight": 1e4, "statistic_stride": 1}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base):
+    return StableDiffusion.load(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def batch(model):
+    random = np.random.default_rng(0)
+    shape = (3, *model.latent_shape(48, 64))
+    return {
+        "winner_latents": random.normal(size=shape).astype(np.float32),
+        "loser_latents": random.normal(size=shape).astype(np.float32),
+        "token_ids": model.tokenize(["a man", "a woman with red hair", "a portrait"]),
+        "noise": random.normal(size=shape).astype(np.float32),
+        "timesteps": np.array([0, 500, 999]),
+    }
+
+
+@pytest.fixture(scope="module")
+def adapter(model):
+    fresh = lora.initialize(jax.random.key(0), lora.find_targets(model.parameters["unet"]), rank=4)
+    return jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), fresh)
+
+
+def test_loss_is_log_two_while_the_lora_changes_nothing(model, batch):
+    fresh = lora.initialize(jax.random.key(0), lora.find_targets(model.parameters["unet"]), rank=4)
+    values = jax.jit(lambda tree: pair_losses(model, tree, model.parameters, batch, **OPTIONS))(fresh)
+    # beta = 2500 times the rounding of two equal sums of float32.
+    np.testing.assert_allclose(values["loss"], np.log(2), rtol=1e-3)
+    np.testing.assert_array_equal(values["statistic_loss"], 0)
+
+
+def test_terms_equal_their_definitions_on_separate_unet_calls_and_explicit_sampler_steps(model, batch, adapter):
+    values = jax.jit(lambda tree: pair_losses(model, tree, model.parameters, batch, **OPTIONS))(adapter)
+    states = model.text_states(model.parameters, batch["token_ids"])
+    timesteps, noise = jnp.asarray(batch["timesteps"]), jnp.asarray(batch["noise"])
+
+    def errors_and_step(latents, adapters):
+        noisy = add_noise(model.schedule, jnp.asarray(latents), noise, timesteps)
+        predicted = model.noise(model.parameters, noisy, timesteps, states, adapters)
+        stepped = ddpm.step(model.schedule, predicted, timesteps, noisy, noise=noise)
+        return losses.noise_prediction(predicted, noise), stepped
+
+    policy_winner, policy_step = errors_and_step(batch["winner_latents"], [(adapter, 1.0)])
+    reference_winner, reference_step = errors_and_step(batch["winner_latents"], ())
+    policy_loser, _ = errors_and_step(batch["loser_latents"], [(adapter, 1.0)])
+    reference_loser, _ = errors_and_step(batch["loser_latents"], ())
+    dpo = losses.diffusion_dpo(policy_winner, policy_loser, reference_winner, reference_loser, beta=2500.0)
+    # beta = 2500 enlarges the rounding of the errors' float32 sums.
+    np.testing.assert_allclose(values["dpo_loss"], dpo, rtol=2e-3, atol=2e-3)
+    # At t = 0 the difference of two latents cancels but four digits.
+    statistic = 1e4 * losses.statistic_matching(policy_step, reference_step)
+    np.testing.assert_allclose(values["statistic_loss"], statistic, rtol=2e-3)
+
+
+def test_gradient_reaches_every_low_rank_factor(model, batch, adapter):
+    def loss(tree):
+        return pair_losses(model, tree, model.parameters, batch, **OPTIONS)["loss"].mean()
+
+    gradients = jax.jit(jax.grad(loss))(adapter)
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradients))

@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.run_log import RunLog, read_scalars
+from hgdpo_jax.training.loop import train
+from hgdpo_jax.training.optimizer import make_optimizer
+from hgdpo_jax.training.state import initial_state, make_step
+
+TARGET = np.linspace(-1, 1, 8, dtype=np.float32)
+
+
+def loss_function(parameters, frozen, batch):
+    return jnp.mean(jnp.square(parameters["x"] - frozen - 0.01 * batch)), {}
+
+
+def run(folder, steps, batch_at=lambda step: np.float32(step), evaluate=None):
+    optimizer = make_optimizer(learning_rate=0.1, warmup_steps=2)
+    return train(
+        initial_state({"x": jnp.zeros(8)}, optimizer),
+        make_step(loss_function, optimizer, average_decay=0.9, frozen=TARGET),
+        batch_at,
+        steps=steps,
+        checkpoints=Checkpoints(folder / "checkpoints", best="score" if evaluate else None),
+        log=RunLog(folder),
+        save_every=3,
+        description="test",
+        evaluate=evaluate,
+        evaluate_every=4,
+    )
+
+
+def test_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
+    whole = run(tmp_path / "whole", 10)
+    run(tmp_path / "parts", 5)
+    resumed = run(tmp_path / "parts", 10)
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    whole_log, parts_log = read_scalars(tmp_path / "whole"), read_scalars(tmp_path / "parts")
+    assert [line["step"] for line in parts_log] == list(range(1, 11))
+    assert [line["loss"] for line in parts_log] == [line["loss"] for line in whole_log]
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    def batch_at(step):
+        return np.float32(np.nan if step == 7 else step)
+
+    with pytest.raises(UserError, match=r"loss is nan at step 8.*step 6"):
+        run(tmp_path, 20, batch_at)
+    assert Checkpoints(tmp_path / "checkpoints").latest_step() == 6
+
+
+def test_best_checkpoint_is_the_one_of_the_highest_metric(tmp_path):
+    scores = {4: 0.4, 8: 0.7, 10: 0.5}
+    run(tmp_path, 10, evaluate=lambda state, step: {"score": scores[step]})
+    assert Checkpoints(tmp_path / "checkpoints", best="score").best_step() == 8
+
+
+def test_warmup_rises_and_decay_ends_at_zero():
+    parameters = {"x": jnp.zeros(1)}
+    for options, expected in (
+        ({"warmup_steps": 4}, [0.25, 0.5, 0.75, 1.0, 1.0]),
+        ({"decay_steps": 4}, [1.0, 0.8535534, 0.5, 0.1464466, 0.0]),
+    ):
+        optimizer = make_optimizer(learning_rate=1.0, **options)
+        state, sizes = optimizer.init(parameters), []
+        for _ in range(5):
+            updates, state = optimizer.update({"x": jnp.ones(1)}, state, parameters)
+            sizes.append(-float(updates["x"][0]))
+        # Adam's first steps on a constant gradient have the size of the learning rate, but for its epsilon.
+        np.testing.assert_allclose(sizes, expected, atol=1e-5)
