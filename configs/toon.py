@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.prompts.train_count = 256
     config.prompts.test_count = 100
     config.pool.size = 8
-    config.pool.steps = 12
+    config.pool.steps = 10
     config.pool.guidance = 3.0
     config.pool.width = 48
     config.pool.height = 64

@@ -17,9 +17,9 @@ def get_config() -> ConfigDict:
         config.oracle = ConfigDict(
             {
                 "first_portrait": 300_000,
-                "portraits": 10_000,
+                "portraits": 6000,
                 "batch_size": 64,
-                "steps": 1200,
+                "steps": 900,
                 "learning_rate": 1e-3,
                 "weight_decay": 0.01,
                 "save_every": 200,

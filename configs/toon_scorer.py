@@ -29,10 +29,10 @@ def scorer_settings(first_portrait: int, damage: str) -> ConfigDict:
             "weaker_steps": (250, 500),
             "first_portrait": first_portrait,
             "damage": damage,
-            "portraits": 4000,
-            "samples": 800,
+            "portraits": 2500,
+            "samples": 500,
             "batch_size": 48,
-            "steps": 600,
+            "steps": 500,
             "learning_rate": 5e-4,
             "weight_decay": 0.05,
             # Weight of CLIP's own loss beside the preference loss.

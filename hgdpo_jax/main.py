@@ -11,6 +11,7 @@ HGDPO_DEBUG=1 shows the traceback of an error. Exit status: 0 done, 1 unexpected
 command, its files or the disk, 130 interrupted.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -215,8 +216,10 @@ def _divide_cpu(devices: int) -> None:
 
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = min(len(os.sched_getaffinity(0)), 8)
-        # A power of two divides the usual batches.
-        jax.config.update("jax_num_cpu_devices", devices or 1 << (cores.bit_length() - 1))
+        # A program that used JAX before it called main keeps the devices it has.
+        with contextlib.suppress(RuntimeError):
+            # A power of two divides the usual batches.
+            jax.config.update("jax_num_cpu_devices", devices or 1 << (cores.bit_length() - 1))
 
 
 def _run_stage(stage: Stage, config: ConfigDict) -> None:

@@ -52,6 +52,11 @@ def scores_of(config) -> dict[str, Score]:
     )
 
 
+def check(config) -> None:
+    """Raises UserError where the judge or the oracle cannot be loaded."""
+    scores_of(config)
+
+
 def plan(config) -> str:
     return f"at most {_MOST_PAIRS:,} pairs decoded and scored"
 

@@ -25,11 +25,13 @@ def settings(config) -> dict:
 
 
 def check(config) -> None:
-    """Raises UserError where the framing is unknown or the batch empty."""
+    """Raises UserError where the framing is unknown, the batch empty, or the scorer cannot be loaded."""
     if config.scoring.framing not in ("crop", "pad"):
         raise UserError(f"scoring.framing is {config.scoring.framing!r}, expected 'crop' or 'pad'")
     if config.scoring.device_batch < 1:
         raise UserError(f"scoring.device_batch is {config.scoring.device_batch}, expected at least 1")
+    # Before the hours of drawing, not after them.
+    PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing)
 
 
 def plan(config) -> str:

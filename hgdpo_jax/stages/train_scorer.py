@@ -22,7 +22,7 @@ from hgdpo_jax.weights import clip_files, folders
 from hgdpo_jax.weights.conversion import from_tree, to_tree
 
 INPUTS = ("train_clip",)
-_HELD_OUT = 400
+_HELD_OUT = 200
 
 
 def settings(config) -> dict:
@@ -48,7 +48,7 @@ def run(config, run: StageRun) -> None:
     base = StableDiffusion.load(config.weights.base)
     weaker = [_earlier(base, path) for path in _weaker_files(config)]
 
-    drawn = 2 * options.samples + 2 * _HELD_OUT // 4
+    drawn = 2 * options.samples + _HELD_OUT
     with progress(total=drawn, description="train_scorer: samples", unit="image") as bar:
         common = {"kinds": kinds, "seed": config.seed, "report": bar.update}
         pairs = make_preferences(
@@ -61,7 +61,7 @@ def run(config, run: StageRun) -> None:
             **common,
         )
         held_out = make_preferences(
-            base, weaker, split="validation", first=0, count=_HELD_OUT, samples=_HELD_OUT // 4, **common
+            base, weaker, split="validation", first=0, count=_HELD_OUT, samples=_HELD_OUT // 2, **common
         )
     token_ids = crop_padding(start.tokenize(pairs.prompts))
 

@@ -1,0 +1,89 @@
+"""What a person can get wrong costs one line and exit status 2, before any work."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hgdpo_jax.main import main
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch, capsys, tiny_base, tiny_scorer):
+    """Starts the smoke experiment on tiny weights with changed arguments; returns status and the lines of stderr."""
+    monkeypatch.chdir(ROOT)
+
+    def run(*changes: str, workdir: Path = tmp_path / "workdir") -> tuple[int, list[str]]:
+        given = dict(change.split("=", 1) for change in changes)
+        arguments = {
+            "--config": "configs/toon_smoke.py",
+            "--workdir": str(workdir),
+            "--stage": "generate_pool,score_pool,select_pairs",
+            "--config.weights.base": str(tiny_base),
+            "--config.weights.scorer": str(tiny_scorer),
+        }
+        status = main([f"{name}={value}" for name, value in (arguments | given).items()])
+        return status, capsys.readouterr().err.strip().splitlines()
+
+    return run
+
+
+def assert_refused(result, *words):
+    status, lines = result
+    assert status == 2 and len(lines) == 1, lines
+    assert lines[0].startswith("error: ") and all(word in lines[0] for word in words), lines[0]
+
+
+def copy_of(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_unknown_config_field_names_the_nearest(start):
+    assert_refused(start("--config.pool.sise=3"), "pool.sise", "pool.size")
+
+
+def test_missing_weights_folder_is_named(start):
+    assert_refused(start("--config.weights.base=nowhere"), "nowhere")
+
+
+def test_missing_weights_file_is_named(start, tiny_scorer, tmp_path):
+    folder = copy_of(tiny_scorer, tmp_path)
+    (folder / "model.safetensors").unlink()
+    assert_refused(start(f"--config.weights.scorer={folder}"), "model.safetensors")
+
+
+def test_truncated_weights_are_found_before_any_image_is_drawn(start, tiny_scorer, tmp_path):
+    folder = copy_of(tiny_scorer, tmp_path)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    assert_refused(start(f"--config.weights.scorer={folder}"), "model.safetensors")
+    assert not (tmp_path / "workdir" / "pools").exists()
+
+
+def test_weights_of_another_shape_are_refused(start, tiny_scorer, tmp_path):
+    folder = copy_of(tiny_scorer, tmp_path)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"projection_dim": 16', '"projection_dim": 24'))
+    assert_refused(start(f"--config.weights.scorer={folder}"), "expected [24, 16]")
+
+
+def test_empty_prompt_file_is_refused(start, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n\n")
+    assert_refused(start(f"--config.prompts.train={prompts}"), "prompts.txt")
+
+
+def test_pool_of_one_image_is_refused(start):
+    assert_refused(start("--config.pool.size=1"), "pool.size is 1", "at least 2")
+
+
+def test_loser_rank_beyond_the_pool_is_refused(start):
+    assert_refused(start("--config.pairs.loser_rank=9"), "loser_rank is 9", "2 to 3")
+
+
+def test_workdir_that_cannot_be_made_is_refused(start, tmp_path):
+    # A file in its place: root may write into any folder.
+    (tmp_path / "file").write_text("")
+    assert_refused(start(workdir=tmp_path / "file" / "workdir"), "cannot be written")
