@@ -1,0 +1,59 @@
+"""The smallest experiment, on the weights that ship: from prompts to LoRA files and report."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hgdpo_jax as hg
+
+ROOT = Path(__file__).parent.parent
+STAGES = 8
+
+
+def run(workdir: Path, *arguments: str) -> list[str]:
+    command = [sys.executable, "-m", "hgdpo_jax.main", "--config=configs/toon_smoke.py", f"--workdir={workdir}"]
+    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "workdir"
+    run(folder)
+    return folder
+
+
+def test_report_is_written_with_every_score_and_the_colour_shift(workdir):
+    folder = workdir / "runs/toon_smoke/evaluate_policy/report"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["prompts"] == 8
+    assert set(summary["win_rate"]) == {"scorer", "judge", "oracle"}
+    assert all(value["low"] <= value["rate"] <= value["high"] for value in summary["win_rate"].values())
+    assert set(summary["color_shift"]) == {"hue", "saturation", "value"}
+    assert "<html" in (folder / "index.html").read_text()
+
+
+def test_exported_files_change_what_the_base_draws_and_are_one_lora(workdir):
+    folder = workdir / "runs/toon_smoke/export_adapter"
+    adapters = [hg.load_adapter(path) for path in sorted(folder.glob("*.safetensors"))]
+    assert len(adapters) == 2
+    model = hg.StableDiffusion.load("toon")
+    latents = np.ones((1, *model.latent_shape(48, 64)), np.float32)
+    states = model.encode_prompts(["a portrait of a man"])
+    base, first, second = (
+        model.predict_noise(latents, [500], states, applied)
+        for applied in ((), [(adapters[0], 1.0)], [(adapters[1], 1.0)])
+    )
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(first - base).max() > 0
+
+
+def test_second_run_skips_every_stage(workdir):
+    lines = run(workdir)
+    assert sum("done before, skipped" in line for line in lines) == STAGES
+    assert lines[-1].startswith("report: ")
