@@ -7,10 +7,10 @@ from configs.toon import get_config as toon_config
 
 def get_config() -> ConfigDict:
     config = toon_config()
-    config.prompts.train_count = 768
+    config.prompts.train_count = 640
     config.prompts.test_count = 160
-    config.pool.size = 8
-    config.train.steps = 400
+    config.pool.size = 10
+    config.train.steps = 300
     config.train.evaluate_every = 100
     config.train.checkpoint_every = 50
     config.evaluate.seeds = 4
