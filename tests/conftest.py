@@ -47,6 +47,8 @@ def tiny_base(tmp_path_factory, toon_tokenizer):
         },
         "vae": {
             "block_out_channels": [8, 8, 8],
+            "down_block_types": ["DownEncoderBlock2D"] * 3,
+            "up_block_types": ["UpDecoderBlock2D"] * 3,
             "layers_per_block": 1,
             "norm_num_groups": 4,
             "scaling_factor": 1.0,

@@ -103,7 +103,7 @@ def make_policy_step(model: StableDiffusion, optimizer, loss_options: dict, part
             scalars, gradients = jax.tree.map(lambda x: x / parts, sums)
         updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["parameters"])
         state = {"parameters": optax.apply_updates(state["parameters"], updates), "optimizer": optimizer_state}
-        return state, scalars | {"gradient_norm": optax.global_norm(gradients)}
+        return state, scalars | {"gradient_norm": optax.tree.norm(gradients)}
 
     return jax.jit(step, donate_argnums=0)
 

@@ -45,7 +45,7 @@ def make_step(
             "average": update_average(state["average"], parameters, state["step"], average_decay),
             "step": state["step"] + 1,
         }
-        return state, {"loss": loss, **scalars, "gradient_norm": optax.global_norm(gradients)}
+        return state, {"loss": loss, **scalars, "gradient_norm": optax.tree.norm(gradients)}
 
     compiled = jax.jit(step, donate_argnums=0)
     return lambda state, batch: compiled(state, frozen, batch)

@@ -18,7 +18,8 @@ def tokenizer_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+# Not of the session: loading a LoRA changes the U-Net's modules for good.
+@pytest.fixture(scope="module")
 def pipeline(tokenizer_folder):
     """A small Stable Diffusion in PyTorch with random weights."""
     torch = pytest.importorskip("torch")
