@@ -1,5 +1,6 @@
 """The training loop that every training stage runs."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,11 @@ def train(
         log.scalars(step, scalars)
         bar.note(loss=scalars["loss"])
 
-    with progress(total=steps, initial=start, description=description, unit="step") as bar:
+    with (
+        contextlib.closing(log),
+        contextlib.closing(checkpoints),
+        progress(total=steps, initial=start, description=description, unit="step") as bar,
+    ):
         for step in range(start, steps):
             state, scalars = step_function(state, batch_at(step))
             if pending:
@@ -72,5 +77,4 @@ def train(
                 pending = None
                 checkpoints.save(done, state)
             bar.update(1)
-    checkpoints.close()
     return state

@@ -70,7 +70,7 @@ def pipeline(tokenizer_folder):
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def diffusers_folder(pipeline, tmp_path_factory):
     """The same as diffusers writes it."""
     folder = tmp_path_factory.mktemp("diffusers")
