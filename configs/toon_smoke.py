@@ -1,4 +1,4 @@
-"""Every stage of the toon experiment once, in under a minute: for tests of the machinery, not of the method."""
+"""Every stage of the toon experiment once, in about a minute: for tests of the machinery, not of the method."""
 
 from ml_collections import ConfigDict
 

@@ -17,7 +17,7 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
     """The arrays of `tree`, the leading axis of each divided evenly over the mesh; scalars lie on every device.
 
-    The leading axes are multiples of the number of devices: see `pad_batch`.
+    The leading axes are multiples of the number of devices.
     """
 
     def place(leaf):
@@ -29,10 +29,3 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The arrays of `tree`, a whole copy of each on every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
-def pad_batch(tree: Any, multiple: int) -> tuple[Any, int]:
-    """The numpy arrays of `tree`, their leading axes filled up with copies of row 0, and how many rows are real."""
-    (rows,) = {len(leaf) for leaf in jax.tree.leaves(tree)}
-    fill = np.zeros(-rows % multiple, np.int64)
-    return jax.tree.map(lambda leaf: np.concatenate([leaf, np.asarray(leaf)[fill]]), tree), rows

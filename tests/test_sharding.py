@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from hgdpo_jax.sharding import data_mesh, pad_batch, shard_batch
+from hgdpo_jax.sharding import data_mesh, shard_batch
 
 
 def run_on_four_devices(program):
@@ -39,18 +39,6 @@ divided = jax.jit(jax.vmap(lambda key: jax.random.normal(key, (4, 3, 4))))(keys)
 assert len(divided.sharding.device_set) == 4
 assert (np.asarray(divided) == np.asarray(noise)).all()
 """)
-
-
-def test_a_padded_batch_says_how_many_rows_are_real():
-    padded, rows = pad_batch({"a": np.arange(5), "b": np.arange(10).reshape(5, 2)}, 4)
-    assert rows == 5
-    assert padded["a"].tolist() == [0, 1, 2, 3, 4, 0, 0, 0]
-    assert padded["b"].shape == (8, 2)
-
-
-def test_a_full_batch_is_not_padded():
-    padded, rows = pad_batch(np.arange(8), 4)
-    assert rows == 8 and padded.tolist() == list(range(8))
 
 
 def test_one_device_holds_the_whole_batch():

@@ -79,7 +79,7 @@ def load_tensors(path: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str,
     try:
         with _local(path) as local, safetensors.safe_open(local, framework="np") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not a whole safetensors file ({reason}): fetch or make it again") from error
