@@ -23,6 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from logging import CRITICAL, getLogger
 from types import ModuleType
 
 from absl import flags, logging
@@ -303,4 +304,6 @@ def _base_config_path() -> str:
 if __name__ == "__main__":
     # What goes wrong in a library reaches main as an exception, and is told in one line there.
     logging.set_verbosity(logging.FATAL)
+    # A checkpoint's writers leave what failed to asyncio's log as well.
+    getLogger("asyncio").setLevel(CRITICAL)
     sys.exit(main(sys.argv[1:]))

@@ -52,9 +52,9 @@ def test_lora_is_byte_identical_after_kill_9_at_ten_random_moments(tmp_path):
         process = start(workdir)
         moment = moments.uniform(0.1, 1.0) * seconds
         try:
-            process.wait(timeout=moment)
+            process.communicate(timeout=moment)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.communicate()
         finish(start(workdir))
         assert lora_bytes(workdir) == expected, f"killed after {moment:.1f} s of {seconds:.1f} s"
