@@ -11,8 +11,6 @@ def get_config() -> ConfigDict:
     config = base_config()
     config.seed = 2
     config.weights.base = TOON_BASE
-    # Gradients of convolutions are faster on one device of all cores.
-    config.cpu_devices = 1
     config.stages = ("train_clip", "train_scorer")
     with config.unlocked():
         config.clip = clip_settings(first_portrait=200_000, steps=300)

@@ -9,8 +9,6 @@ from hgdpo_jax.base_config import base_config
 def get_config() -> ConfigDict:
     config = base_config()
     config.seed = 3
-    # Gradients of convolutions are faster on one device of all cores.
-    config.cpu_devices = 1
     config.stages = ("train_oracle",)
     config.weights.base = TOON_BASE
     with config.unlocked():

@@ -12,8 +12,6 @@ def get_config() -> ConfigDict:
     config = base_config()
     config.seed = 1
     config.weights.base = TOON_BASE
-    # Gradients of convolutions are faster on one device of all cores.
-    config.cpu_devices = 1
     config.stages = ("train_clip", "train_scorer")
     with config.unlocked():
         config.clip = clip_settings(first_portrait=100_000, steps=300)
@@ -26,7 +24,7 @@ def scorer_settings(first_portrait: int, damage: str) -> ConfigDict:
     return ConfigDict(
         {
             # Steps of the base's training whose samples are the worse ones.
-            "weaker_steps": (250, 500),
+            "weaker_steps": (500, 1000),
             "first_portrait": first_portrait,
             "damage": damage,
             "portraits": 2500,

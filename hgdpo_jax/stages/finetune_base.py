@@ -9,7 +9,6 @@ import numpy as np
 
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
-from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.diffusion.schedule import NoiseSchedule, add_noise
 from hgdpo_jax.evaluation.contact_sheet import contact_sheet
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -20,13 +19,11 @@ from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.toon.captions import caption, prompts
 from hgdpo_jax.toon.portraits import portrait, render_many
-from hgdpo_jax.training.loop import train
-from hgdpo_jax.training.optimizer import make_optimizer
-from hgdpo_jax.training.state import initial_state, make_step
+from hgdpo_jax.training.fit import fit
 from hgdpo_jax.weights import clip_files, folders, stable_diffusion_files
 from hgdpo_jax.weights.conversion import from_tree, to_tree
 
-INPUTS = ("train_decoder", "train_clip")
+INPUTS = ("train_autoencoder", "train_clip")
 
 # Stable Diffusion's noise schedule, in the words of its scheduler_config.json.
 SCHEDULER = {
@@ -88,23 +85,16 @@ def run(config, run: StageRun) -> None:
         log.image(step, "samples", contact_sheet(trained.decode_latents(drawn, 24), columns=8, enlarge=3))
         return {}
 
-    optimizer = make_optimizer(
+    unet = fit(
+        loss_function,
+        model.parameters["unet"],
+        batch_at,
+        run.folder,
+        steps=options.steps,
         learning_rate=options.learning_rate,
         warmup_steps=options.steps // 20,
-        decay_steps=options.steps,
-        max_gradient_norm=1.0,
-    )
-    state = train(
-        initial_state(model.parameters["unet"], optimizer),
-        make_step(
-            loss_function,
-            optimizer,
-            average_decay=options.average_decay,
-            frozen={"text_encoder": model.parameters["text_encoder"]},
-        ),
-        batch_at,
-        steps=options.steps,
-        checkpoints=Checkpoints(run.folder / "checkpoints"),
+        average_decay=options.average_decay,
+        frozen={"text_encoder": model.parameters["text_encoder"]},
         log=log,
         save_every=options.save_every,
         description="finetune_base",
@@ -113,7 +103,7 @@ def run(config, run: StageRun) -> None:
         samples_per_step=options.batch_size,
         unit="image",
     )
-    parameters = model.parameters | {"unet": state["average"]}
+    parameters = model.parameters | {"unet": unet}
     stable_diffusion_files.write_folder(
         run.folder / "base",
         stable_diffusion_files.StableDiffusionFiles(
@@ -127,7 +117,7 @@ def run(config, run: StageRun) -> None:
 
 def _untrained(run: StageRun, options, seed: int) -> tuple[StableDiffusion, dict]:
     """The checkpoint before its U-Net is trained, and its configuration files."""
-    vae, clip = run.input("train_decoder") / "vae", clip_files.read_folder(run.input("train_clip") / "clip")
+    vae, clip = run.input("train_autoencoder") / "vae", clip_files.read_folder(run.input("train_clip") / "clip")
     text_config = dict(clip.config["text_config"])
     configs = {
         "vae": folders.read_json(vae / "config.json"),

@@ -5,14 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hgdpo_jax.artifacts import StageRun
-from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.random_keys import training_key
-from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.toon.portraits import portrait, render_many
-from hgdpo_jax.training.loop import train
-from hgdpo_jax.training.optimizer import make_optimizer
-from hgdpo_jax.training.state import initial_state, make_step
+from hgdpo_jax.training.fit import fit
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.conversion import from_tree
 
@@ -64,9 +60,6 @@ def run(config, run: StageRun) -> None:
     model = Autoencoder(model_config)
     images = render_many([portrait(index, "train") for index in range(options.images)])
     latent_shape = (images.shape[1] // model_config.factor, images.shape[2] // model_config.factor, 4)
-    optimizer = make_optimizer(
-        learning_rate=options.learning_rate, warmup_steps=50, decay_steps=options.steps, max_gradient_norm=1.0
-    )
 
     def loss_function(parameters, _, batch):
         pixels, key = batch
@@ -85,18 +78,19 @@ def run(config, run: StageRun) -> None:
     parameters = jax.jit(model.init)(jax.random.key(config.seed), to_float(images[:1]), jnp.zeros((1, *latent_shape)))[
         "params"
     ]
-    state = train(
-        initial_state(parameters, optimizer),
-        make_step(loss_function, optimizer, average_decay=0.995),
+    trained = fit(
+        loss_function,
+        parameters,
         batch_at,
+        run.folder,
         steps=options.steps,
-        checkpoints=Checkpoints(run.folder / "checkpoints"),
-        log=RunLog(run.folder),
+        learning_rate=options.learning_rate,
+        warmup_steps=50,
+        average_decay=0.995,
         save_every=options.save_every,
         description="train_autoencoder",
     )
-    trained = {"params": state["average"]}
-    encode = jax.jit(lambda pixels: model.apply(trained, to_float(pixels), method="encode")[0])
+    encode = jax.jit(lambda pixels: model.apply({"params": trained}, to_float(pixels), method="encode")[0])
     spread = float(np.std(np.concatenate([encode(images[start : start + 64]) for start in range(0, 1024, 64)])))
     folders.write_json(
         run.folder / "vae" / "config.json",
@@ -115,6 +109,4 @@ def run(config, run: StageRun) -> None:
             "up_block_types": ["UpDecoderBlock2D"] * len(model_config.block_out_channels),
         },
     )
-    folders.write_weights(
-        run.folder / "vae" / "diffusion_pytorch_model.safetensors", from_tree(state["average"]), "float32"
-    )
+    folders.write_weights(run.folder / "vae" / "diffusion_pytorch_model.safetensors", from_tree(trained), "float32")

@@ -6,17 +6,13 @@ import numpy as np
 
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
-from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
 from hgdpo_jax.pipelines.pick_score import preprocess
 from hgdpo_jax.pipelines.stable_diffusion import load_tokenizer
-from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.toon.captions import caption
 from hgdpo_jax.toon.portraits import portrait, render_many
 from hgdpo_jax.toon.vocabulary import write_tokenizer
-from hgdpo_jax.training.loop import train
-from hgdpo_jax.training.optimizer import make_optimizer
-from hgdpo_jax.training.state import initial_state, make_step
+from hgdpo_jax.training.fit import fit
 from hgdpo_jax.weights import clip_files
 from hgdpo_jax.weights.conversion import from_tree
 
@@ -84,20 +80,16 @@ def run(config, run: StageRun) -> None:
     ids, pixels = batch_at(0)
     inputs = preprocess(jnp.asarray(pixels[:1]), options.vision.image_size, "pad", **_statistics())
     parameters = jax.jit(model.init)(jax.random.key(config.seed), ids[:1], inputs)["params"]
-    optimizer = make_optimizer(
+    trained = fit(
+        loss_function,
+        parameters,
+        batch_at,
+        run.folder,
+        steps=options.steps,
         learning_rate=options.learning_rate,
         warmup_steps=options.steps // 10,
-        decay_steps=options.steps,
+        average_decay=0.99,
         weight_decay=options.weight_decay,
-        max_gradient_norm=1.0,
-    )
-    state = train(
-        initial_state(parameters, optimizer),
-        make_step(loss_function, optimizer, average_decay=0.99),
-        batch_at,
-        steps=options.steps,
-        checkpoints=Checkpoints(run.folder / "checkpoints"),
-        log=RunLog(run.folder),
         save_every=options.save_every,
         description="train_clip",
     )
@@ -105,7 +97,7 @@ def run(config, run: StageRun) -> None:
         run.folder / "clip",
         clip_files.CLIPFiles(
             config=model_config,
-            tensors=from_tree(state["average"]),
+            tensors=from_tree(trained),
             preprocessor=PREPROCESSOR
             | {"size": {"shortest_edge": options.vision.image_size}, "crop_size": options.vision.image_size},
             tokenizer=tokenizer_folder,

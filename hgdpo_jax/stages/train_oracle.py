@@ -6,15 +6,11 @@ import numpy as np
 import optax
 
 from hgdpo_jax.artifacts import StageRun
-from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
-from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.oracle import AttributeOracle, make_classifier, to_float
 from hgdpo_jax.toon.portraits import labels, portrait, render_many
-from hgdpo_jax.training.loop import train
-from hgdpo_jax.training.optimizer import make_optimizer
-from hgdpo_jax.training.state import initial_state, make_step
+from hgdpo_jax.training.fit import fit
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.conversion import from_tree
 
@@ -61,28 +57,23 @@ def run(config, run: StageRun) -> None:
         return np.where(through, decoded[rows], drawn[rows]), classes[rows]
 
     parameters = jax.jit(make_classifier().init)(jax.random.key(config.seed), to_float(drawn[:1]))["params"]
-    optimizer = make_optimizer(
+    trained = fit(
+        loss_function,
+        parameters,
+        batch_at,
+        run.folder,
+        steps=options.steps,
         learning_rate=options.learning_rate,
         warmup_steps=options.steps // 20,
-        decay_steps=options.steps,
+        average_decay=0.99,
         weight_decay=options.weight_decay,
-        max_gradient_norm=1.0,
-    )
-    state = train(
-        initial_state(parameters, optimizer),
-        make_step(loss_function, optimizer, average_decay=0.99),
-        batch_at,
-        steps=options.steps,
-        checkpoints=Checkpoints(run.folder / "checkpoints"),
-        log=RunLog(run.folder),
         save_every=options.save_every,
         description="train_oracle",
     )
-    average = jax.device_get(state["average"])
     _, held_out, expected = corpus("test", 0, _HELD_OUT)
-    read = AttributeOracle(average, {}, "").attributes(held_out)
+    read = AttributeOracle(trained, {}, "").attributes(held_out)
     accuracy = dict(zip(ATTRIBUTES, (read == expected).mean(axis=0).round(4).tolist(), strict=True))
     folders.write_json(
         run.folder / "oracle" / "accuracy.json", accuracy | {"all": round(float((read == expected).mean()), 4)}
     )
-    folders.write_weights(run.folder / "oracle" / "model.safetensors", from_tree(average), "float16")
+    folders.write_weights(run.folder / "oracle" / "model.safetensors", from_tree(trained), "float16")

@@ -19,7 +19,7 @@ from hgdpo_jax.pipelines.preference_step import pair_losses
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
-from hgdpo_jax.sharding import data_mesh, replicate, shard_batch
+from hgdpo_jax.sharding import data_mesh
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
 from hgdpo_jax.weights import folders, lora_files
@@ -69,7 +69,7 @@ def accumulation_steps(batch_size: int, device_batch: int, devices: int) -> int:
     return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= device_batch)
 
 
-def make_policy_step(model: StableDiffusion, optimizer, loss_options: dict, parts: int, mesh):
+def make_policy_step(model: StableDiffusion, optimizer, loss_options: dict, parts: int):
     """One compiled step `(state, base, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged."""
 
     def loss_function(parameters, base, batch):
@@ -109,7 +109,6 @@ def make_policy_step(model: StableDiffusion, optimizer, loss_options: dict, part
 
 
 def run(config, run: StageRun) -> None:
-    mesh = data_mesh()
     model = StableDiffusion.load(config.weights.base, config.dtype)
     pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, config.seed)
     optimizer = make_optimizer(
@@ -120,14 +119,14 @@ def run(config, run: StageRun) -> None:
     )
     targets = lora.find_targets(model.parameters["unet"])
     parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
-    state = replicate({"parameters": parameters, "optimizer": optimizer.init(parameters)}, mesh)
-    parts = accumulation_steps(config.train.batch_size, config.train.device_batch, mesh.size)
+    state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+    parts = accumulation_steps(config.train.batch_size, config.train.device_batch, data_mesh().size)
     loss_options = {
         "beta": config.loss.beta,
         "statistic_weight": config.loss.statistic_weight,
         "statistic_stride": config.loss.statistic_stride,
     }
-    step_function = make_policy_step(model, optimizer, loss_options, parts, mesh)
+    step_function = make_policy_step(model, optimizer, loss_options, parts)
     base = {name: model.parameters[name] for name in ("unet", "text_encoder")}
 
     def batch_at(step):
@@ -137,7 +136,7 @@ def run(config, run: StageRun) -> None:
             "loser_latents": batch["loser_latents"],
             "token_ids": model.tokenize(batch["prompts"]),
         }
-        return shard_batch(arrays, mesh), training_key(config.seed, step)
+        return arrays, training_key(config.seed, step)
 
     log = RunLog(run.folder)
     checkpoints = Checkpoints(run.folder / "checkpoints", best="validation_win_rate")

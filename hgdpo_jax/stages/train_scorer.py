@@ -1,23 +1,19 @@
 """Trains a preference scorer of PickScore's architecture and objective on pairs of toon portraits."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
-from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.pick_score import PickScore, preprocess
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
-from hgdpo_jax.run_log import RunLog, progress
+from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.train_clip import crop_padding
 from hgdpo_jax.toon import damage
 from hgdpo_jax.toon.preferences import KINDS, make_preferences
-from hgdpo_jax.training.loop import train
-from hgdpo_jax.training.optimizer import make_optimizer
-from hgdpo_jax.training.state import initial_state, make_step
+from hgdpo_jax.training.fit import fit
 from hgdpo_jax.weights import clip_files, folders
 from hgdpo_jax.weights.conversion import from_tree, to_tree
 
@@ -88,20 +84,16 @@ def run(config, run: StageRun) -> None:
         rows, better, worse = zip(*(pairs.pair(str(kind), random) for kind in chosen), strict=True)
         return token_ids[list(rows)], np.stack(better), np.stack(worse)
 
-    optimizer = make_optimizer(
+    trained = fit(
+        loss_function,
+        start.parameters,
+        batch_at,
+        run.folder,
+        steps=options.steps,
         learning_rate=options.learning_rate,
         warmup_steps=options.steps // 20,
-        decay_steps=options.steps,
+        average_decay=0.99,
         weight_decay=options.weight_decay,
-        max_gradient_norm=1.0,
-    )
-    state = train(
-        initial_state(start.parameters, optimizer),
-        make_step(loss_function, optimizer, average_decay=0.99),
-        batch_at,
-        steps=options.steps,
-        checkpoints=Checkpoints(run.folder / "checkpoints"),
-        log=RunLog(run.folder),
         save_every=options.save_every,
         description="train_scorer",
     )
@@ -111,7 +103,7 @@ def run(config, run: StageRun) -> None:
         folder,
         clip_files.CLIPFiles(
             config=files.config,
-            tensors=from_tree(jax.device_get(state["average"])),
+            tensors=from_tree(trained),
             preprocessor=files.preprocessor,
             tokenizer=files.tokenizer,
         ),

@@ -19,7 +19,6 @@ from hgdpo_jax.weights.tensor_files import load_tensors
 WEIGHTS = Path(__file__).parent / "weights"
 _STAGES = {
     "Autoencoder": "toon_base/train_autoencoder",
-    "Decoder, further": "toon_base/train_decoder",
     "Text encoder": "toon_base/train_clip",
     "U-Net": "toon_base/finetune_base",
     "Scorer, contrastive": "toon_scorer/train_clip",

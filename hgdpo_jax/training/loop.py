@@ -10,6 +10,7 @@ import numpy as np
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.run_log import RunLog, progress
+from hgdpo_jax.sharding import data_mesh, replicate, shard_batch
 
 State = Any
 Batch = Any
@@ -33,9 +34,12 @@ def train(
 ) -> State:
     """Runs `step_function` from the last checkpoint (or `state`) to `steps`, and returns the state it ends with.
 
-    A batch is a function of the step alone, so a resumed run repeats the uninterrupted one. Scalars are fetched one
-    step late, so that the host never waits for the device. Raises UserError where the loss is not finite.
+    The state lies whole on every local device, and a batch is divided over them. A batch is a function of the step
+    alone, so a resumed run repeats the uninterrupted one. Scalars are fetched one step late, so that the host never
+    waits for the device. Raises UserError where the loss is not finite.
     """
+    mesh = data_mesh()
+    state = replicate(state, mesh)
     start = checkpoints.latest_step() or 0
     if start:
         state = checkpoints.restore(start, state)
@@ -61,7 +65,7 @@ def train(
         progress(total=steps, initial=start, description=description, unit="step") as bar,
     ):
         for step in range(start, steps):
-            state, scalars = step_function(state, batch_at(step))
+            state, scalars = step_function(state, shard_batch(batch_at(step), mesh))
             if pending:
                 write(pending)
             pending = (step + 1, scalars)

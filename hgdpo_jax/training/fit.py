@@ -1,0 +1,51 @@
+"""Training all weights of one network from the first step to the last, as every side stage does."""
+
+from typing import Any
+
+import jax
+from etils import epath
+
+from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.run_log import RunLog
+from hgdpo_jax.training.loop import train
+from hgdpo_jax.training.optimizer import make_optimizer
+from hgdpo_jax.training.state import initial_state, make_step
+
+
+def fit(
+    loss_function,
+    parameters,
+    batch_at,
+    folder: epath.Path,
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup_steps: int,
+    average_decay: float,
+    weight_decay: float = 0.0,
+    frozen: Any = None,
+    log: RunLog | None = None,
+    **loop,
+):
+    """Moving average of the parameters after `steps` of AdamW on `loss_function(parameters, frozen, batch)`.
+
+    The learning rate warms up, then falls to zero along a cosine; gradients are clipped to norm 1. Checkpoints and log
+    lie in `folder`. `loop` goes to `train`, which says what it raises.
+    """
+    optimizer = make_optimizer(
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=steps,
+        weight_decay=weight_decay,
+        max_gradient_norm=1.0,
+    )
+    state = train(
+        initial_state(parameters, optimizer),
+        make_step(loss_function, optimizer, average_decay=average_decay, frozen=frozen),
+        batch_at,
+        steps=steps,
+        checkpoints=Checkpoints(folder / "checkpoints"),
+        log=log or RunLog(folder),
+        **loop,
+    )
+    return jax.device_get(state["average"])

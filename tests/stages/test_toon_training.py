@@ -1,0 +1,55 @@
+"""The stages behind `make toon-weights`, with a few steps each, end in weights that load."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hgdpo_jax as hg
+from hgdpo_jax.main import main
+from hgdpo_jax.toon.oracle import AttributeOracle
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SMALL = {
+    "toon_base": {
+        "autoencoder.images": 1100,
+        "autoencoder.batch_size": 2,
+        "autoencoder.steps": 60,
+        "clip.portraits": 64,
+        "clip.steps": 3,
+        "base_training.portraits": 64,
+        "base_training.steps": 4,
+        "base_training.keep_every": 2,
+    },
+    "toon_scorer": {
+        "clip.portraits": 64,
+        "clip.steps": 3,
+        "scorer_training.weaker_steps": (2, 4),
+        "scorer_training.portraits": 8,
+        "scorer_training.samples": 4,
+        "scorer_training.batch_size": 4,
+        "scorer_training.steps": 3,
+    },
+    "toon_oracle": {"oracle.portraits": 64, "oracle.steps": 3},
+}
+
+
+def run(workdir: Path, name: str, **more) -> None:
+    overrides = [f"--config.{field}={value}" for field, value in (SMALL[name] | more).items()]
+    assert main([f"--config={CONFIGS / name}.py", f"--workdir={workdir}", *overrides]) == 0
+
+
+@pytest.mark.slow
+def test_a_few_steps_of_every_stage_give_a_checkpoint_a_scorer_and_an_oracle_that_load(tmp_path):
+    base = tmp_path / "runs/toon_base/finetune_base/base"
+    run(tmp_path, "toon_base")
+    run(tmp_path, "toon_scorer", **{"weights.base": base})
+    run(tmp_path, "toon_oracle", **{"weights.base": base})
+    prompt = "a portrait of a person"
+    images = hg.StableDiffusion.load(base).generate([prompt], seeds=[0], width=48, height=64, steps=2)
+    assert images.shape == (1, 64, 48, 3)
+    scorer = hg.PickScore.load(tmp_path / "runs/toon_scorer/train_scorer/scorer", framing="pad")
+    assert np.isfinite(scorer.score(images, [prompt])).all()
+    oracle = AttributeOracle.load(tmp_path / "runs/toon_oracle/train_oracle/oracle")
+    assert 0.0 < oracle.accuracy["all"] < 1.0
+    assert oracle.attributes(images).shape == (1, 8)
