@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hgdpo_jax.training.adam_8bit import scale_by_adam_8bit
+
 
 def make_optimizer(
     *,
@@ -12,10 +14,12 @@ def make_optimizer(
     decay_steps: int = 0,
     weight_decay: float = 0.0,
     max_gradient_norm: float = 0.0,
+    adam_bits: int = 32,
 ) -> optax.GradientTransformation:
     """AdamW (0.9, 0.999) with linear warm-up; then constant, or a cosine to zero over `decay_steps` where given.
 
-    Gradients are clipped to `max_gradient_norm` where it is above zero.
+    Gradients are clipped to `max_gradient_norm` where it is above zero. Moments take 32 bits an element, or 8
+    as in `scale_by_adam_8bit`.
     """
     if decay_steps:
         schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps)
@@ -24,7 +28,14 @@ def make_optimizer(
     else:
         schedule = optax.constant_schedule(learning_rate)
     clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
-    return optax.chain(clip, optax.adamw(schedule, b1=0.9, b2=0.999, weight_decay=weight_decay))
+    scale_by_adam = {8: scale_by_adam_8bit, 32: optax.scale_by_adam}[adam_bits]
+    # optax.adamw, which takes no other Adam.
+    adamw = optax.chain(
+        scale_by_adam(b1=0.9, b2=0.999),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return optax.chain(clip, adamw)
 
 
 def update_average(average, parameters, step: jax.Array, decay: float):
