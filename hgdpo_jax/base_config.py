@@ -116,6 +116,9 @@ def base_config() -> ConfigDict:
     train.warmup_steps = 100
     # Decoupled weight decay (not stated; the paper says Adam).
     train.weight_decay = 0.0
+    # Bits of each of Adam's two moments: 8 is the paper's, as in bitsandbytes. Here 32: 8 saves 8 MB of 13 for SD1.5's
+    # LoRA, and is coarse for elements whose gradients are a thousand times smaller than others in their block of 256.
+    train.adam_bits = 32
     # Gradients are scaled down to this norm; 0: never (not stated).
     train.max_gradient_norm = 1.0
     # Steps between evaluations on the validation prompts; the best of them is exported.

@@ -83,6 +83,12 @@ def test_loser_rank_beyond_the_pool_is_refused(start):
     assert_refused(start("--config.pairs.loser_rank=9"), "loser_rank is 9", "2 to 3")
 
 
+def test_adam_of_other_than_8_or_32_bits_is_refused(start, tmp_path):
+    stages = "--stage=generate_pool,score_pool,select_pairs,train_policy"
+    assert_refused(start(stages, "--config.train.adam_bits=16"), "train.adam_bits is 16", "32 or 8")
+    assert not (tmp_path / "workdir" / "pools").exists()
+
+
 def test_workdir_that_cannot_be_made_is_refused(start, tmp_path):
     # A file in its place: root may write into any folder.
     (tmp_path / "file").write_text("")

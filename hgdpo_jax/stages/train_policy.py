@@ -55,7 +55,9 @@ def plan(config) -> str:
 
 
 def check(config) -> None:
-    """Raises UserError where the global batch does not divide over the devices and their batches."""
+    """Raises UserError where the global batch does not divide over the devices, or Adam cannot have so many bits."""
+    if config.train.adam_bits not in (8, 32):
+        raise UserError(f"train.adam_bits is {config.train.adam_bits}, expected 32 or 8")
     devices = jax.local_device_count()
     if config.train.batch_size % devices:
         raise UserError(
@@ -116,6 +118,7 @@ def run(config, run: StageRun) -> None:
         warmup_steps=config.train.warmup_steps,
         weight_decay=config.train.weight_decay,
         max_gradient_norm=config.train.max_gradient_norm,
+        adam_bits=config.train.adam_bits,
     )
     targets = lora.find_targets(model.parameters["unet"])
     parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
