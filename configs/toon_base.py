@@ -49,6 +49,10 @@ def get_config() -> ConfigDict:
                 # Short of its best on purpose: the method needs a model that can still get better.
                 "steps": 4000,
                 "learning_rate": 1e-3,
+                # First all noise levels count alike, for the shapes; from this step on errors at high noise, where the
+                # prompt decides what is drawn, count up to so many times as much.
+                "noisy_weight_from": 2750,
+                "noisy_weight_limit": 30.0,
                 # Share of captions replaced by the empty prompt.
                 "empty_captions": 0.1,
                 "average_decay": 0.995,

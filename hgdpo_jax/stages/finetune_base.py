@@ -55,14 +55,17 @@ def run(config, run: StageRun) -> None:
     empty = model.tokenize([""])[0]
 
     def loss_function(unet, frozen, batch):
-        clean, token_ids, key = batch
+        clean, token_ids, weight_limit, key = batch
         noise_key, time_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, clean.shape)
         timesteps = jax.random.randint(time_key, (len(clean),), 0, len(model.schedule.betas))
         noisy = add_noise(model.schedule, clean, noise, timesteps)
         states = model.text_states(frozen, token_ids)
         predicted = model.noise({"unet": unet}, noisy, timesteps, states)
-        return losses.noise_prediction(predicted, noise).mean(), {}
+        error = losses.noise_prediction(predicted, noise)
+        # Divided by it, an error of the noise is one of the velocity: it no longer counts little at high noise.
+        weight = jnp.minimum(1.0 / jnp.asarray(model.schedule.alphas_cumprod)[timesteps], weight_limit)
+        return (weight * error).mean(), {"noise_prediction": error.mean()}
 
     def batch_at(step):
         random = np.random.default_rng((config.seed, step))
@@ -70,7 +73,8 @@ def run(config, run: StageRun) -> None:
         ids = tokens[random.integers(len(tokens), size=len(rows)), rows]
         # Guidance needs a model that knows the empty prompt.
         ids[random.random(len(rows)) < options.empty_captions] = empty
-        return latents[rows], ids, training_key(config.seed, step)
+        weight_limit = options.noisy_weight_limit if step >= options.noisy_weight_from else 1.0
+        return latents[rows], ids, np.float32(weight_limit), training_key(config.seed, step)
 
     log = RunLog(run.folder)
     sample_prompts = prompts("validation", 24)
