@@ -79,9 +79,12 @@ def test_half_precision_files_are_found_under_their_own_names(diffusers_folder, 
         ("scheduler/scheduler_config.json", "scheduler_config.json does not exist"),
         (
             "vae/diffusion_pytorch_model.safetensors",
-            "vae holds no weights, expected diffusion_pytorch_model.safetensors or diffusion_pytorch_model.fp16",
+            "vae holds no weights, expected one of diffusion_pytorch_model.safetensors, .*diffusion_pytorch_model.bin",
         ),
-        ("text_encoder/model.safetensors", "text_encoder holds no weights, expected model.safetensors or model.fp16"),
+        (
+            "text_encoder/model.safetensors",
+            "text_encoder holds no weights, expected one of model.safetensors, .*pytorch_model.bin",
+        ),
     ],
 )
 def test_a_folder_that_lacks_a_file_is_told_which(diffusers_folder, tmp_path, file, message):
