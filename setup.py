@@ -47,6 +47,8 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
+        # Reads pickled weights (.bin, .ckpt). An open range may bring several GB of CUDA.
+        "torch": ["torch==2.13.0"],
         "test": [
             "accelerate>=1.0",
             "diffusers>=0.36",
@@ -55,7 +57,6 @@ setup(
             "pre-commit>=4.0",
             "pytest>=8.3",
             "ruff>=0.14",
-            # An open range may bring several GB of CUDA.
             "torch==2.13.0",
         ],
     },

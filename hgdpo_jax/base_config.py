@@ -31,11 +31,15 @@ def base_config() -> ConfigDict:
         "evaluate_policy",
     )
 
-    # Checkpoints: a folder in the diffusers (base) or transformers (scorer, judge) layout, or one of the packaged
-    # "toon", "toon-scorer", "toon-judge", "toon-oracle".
+    # Checkpoints: a folder in the diffusers (base, vae) or transformers (scorer, judge) layout, a single file (base,
+    # vae), or one of the packaged "toon", "toon-scorer", "toon-judge", "toon-oracle".
     config.weights = weights = ConfigDict()
     # The model that draws the pool, is the reference, and carries the LoRA (Sec. 2).
     weights.base = ""
+    # Folder with CLIP's vocab.json and merges.txt; empty: the base's own. A base in a single file has none.
+    weights.tokenizer = ""
+    # VAE in place of the base's, a diffusers folder or a single file; empty: the base's own.
+    weights.vae = ""
     # The preference model that chooses the pairs: PickScore (Sec. 3.1).
     weights.scorer = ""
     # A second scorer that never chooses pairs and only evaluates; empty: none.

@@ -67,12 +67,13 @@ class PickScore:
         folder = clip_files.resolve_source(source)
         files = clip_files.read_folder(folder)
         clip = CLIP(CLIPConfig.from_dict(files.config), jnp.dtype(dtype))
-        parameters = to_tree(files.tensors, parameter_shapes(clip), dtype=dtype, where=str(folder))
+        place = functools.partial(replicate, mesh=data_mesh())
+        parameters = to_tree(files.tensors, parameter_shapes(clip), where=str(folder), dtype=dtype, place=place)
         # In bfloat16 exp(logit_scale) is off by a tenth, alike for all images, but scores should compare across runs.
-        parameters["logit_scale"] = jnp.asarray(files.tensors["logit_scale"], jnp.float32)
+        parameters["logit_scale"] = place(np.array(files.tensors["logit_scale"], np.float32))
         return cls(
             clip=clip,
-            parameters=replicate(parameters, data_mesh()),
+            parameters=parameters,
             tokenizer=load_tokenizer(folder),
             mean=tuple(files.preprocessor["image_mean"]),
             spread=tuple(files.preprocessor["image_std"]),

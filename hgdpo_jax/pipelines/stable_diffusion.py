@@ -44,22 +44,35 @@ class StableDiffusion:
     schedule: NoiseSchedule
     tokenizer: Any
     parameters: dict[str, dict]
-    fingerprint: str
 
     @classmethod
-    def load(cls, source: str, dtype: str = "float32") -> "StableDiffusion":
-        """Reads a diffusers folder, or one that ships with the package ("toon"), with its weights in `dtype`.
+    def load(cls, source: str, dtype: str = "float32", tokenizer: str = "", vae: str = "") -> "StableDiffusion":
+        """Reads a diffusers folder, a single file, or what ships with the package ("toon"); weights are in `dtype`.
 
-        Raises UserError where the source is missing, damaged, or another architecture.
+        `tokenizer`, a folder, and `vae`, a diffusers folder or a file, replace the checkpoint's own; a single file has
+        no tokenizer. Raises UserError where something is missing, damaged, or of another architecture.
         """
-        folder = stable_diffusion_files.resolve_source(source)
-        files = stable_diffusion_files.read_folder(folder)
+        files = stable_diffusion_files.read_checkpoint(source, tokenizer, vae)
         compute = jnp.dtype(dtype)
         unet = UNet(UNetConfig.from_dict(files.configs["unet"]), compute)
         autoencoder = Autoencoder(AutoencoderConfig.from_dict(files.configs["vae"]), compute)
         text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(files.configs["text_encoder"]), compute)
+        words = load_tokenizer(files.tokenizer)
+        if tokenizer and len(words) != text_encoder.config.vocab_size:
+            raise UserError(
+                f"the tokenizer {tokenizer} has {len(words)} words, the text encoder {text_encoder.config.vocab_size}: "
+                "give the one that the checkpoint was trained with"
+            )
+        # Tensor by tensor: the host never holds a second copy.
+        place = functools.partial(replicate, mesh=data_mesh())
         parameters = {
-            name: to_tree(files.tensors[name], template, dtype=dtype, where=f"{folder}/{name}")
+            name: to_tree(
+                files.tensors[name],
+                template,
+                where=f"the {name} of {vae if vae and name == 'vae' else source}",
+                dtype=dtype,
+                place=place,
+            )
             for name, template in parameter_shapes(unet, autoencoder, text_encoder).items()
         }
         return cls(
@@ -67,9 +80,8 @@ class StableDiffusion:
             autoencoder=autoencoder,
             text_encoder=text_encoder,
             schedule=NoiseSchedule.from_dict(files.configs["scheduler"]),
-            tokenizer=load_tokenizer(folder / "tokenizer"),
-            parameters=replicate(parameters, data_mesh()),
-            fingerprint=stable_diffusion_files.content_fingerprint(folder),
+            tokenizer=words,
+            parameters=parameters,
         )
 
     def with_unet(self, unet: dict) -> "StableDiffusion":

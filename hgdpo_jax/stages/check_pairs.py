@@ -12,8 +12,8 @@ from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.evaluation.figures import ImagePair, png_bytes
 from hgdpo_jax.evaluation.pair_check import PairCheck, check_pairs
 from hgdpo_jax.evaluation.scores import Score, load_scores
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
+from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.weights import folders
 
 INPUTS = ("select_pairs",)
@@ -25,7 +25,7 @@ _SHOWN = 8
 def settings(config) -> dict:
     return {
         "dtype": config.dtype,
-        "weights.base": folders.content_fingerprint(folders.resolve_source(config.weights.base)),
+        **base_fingerprints(config),
         **score_fingerprints(config),
     }
 
@@ -63,7 +63,7 @@ def plan(config) -> str:
 
 def run(config, run: StageRun) -> None:
     pairs = open_pairs(run.input("select_pairs"))
-    model, scores = StableDiffusion.load(config.weights.base, config.dtype), scores_of(config)
+    model, scores = load_base(config), scores_of(config)
     # Spread over the whole data set where it is larger.
     rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_PAIRS)).astype(int)
     sides = ("winner", "loser")

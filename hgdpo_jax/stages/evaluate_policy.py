@@ -12,8 +12,8 @@ from hgdpo_jax.evaluation.report import ReportData, write_report
 from hgdpo_jax.evaluation.win_rate import compare_scores
 from hgdpo_jax.run_log import read_scalars
 from hgdpo_jax.stages.check_pairs import read_check, score_fingerprints, scores_of
+from hgdpo_jax.stages.generate_pool import base_fingerprints
 from hgdpo_jax.stages.sample_images import draw, drawing_settings
-from hgdpo_jax.weights import folders
 
 INPUTS = ("check_pairs", "train_policy", "export_adapter")
 _EXAMPLES = 24
@@ -26,7 +26,7 @@ _TOON_ATTRIBUTION = (
 
 def settings(config) -> dict:
     return {
-        "weights.base": folders.content_fingerprint(folders.resolve_source(config.weights.base)),
+        **base_fingerprints(config),
         **score_fingerprints(config),
         "prompts": _prompts(config),
         "evaluate.seeds": config.evaluate.seeds,

@@ -3,8 +3,9 @@
 from etils import epath
 
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.stages.generate_pool import base_fingerprints
 from hgdpo_jax.stages.train_policy import best_adapter
-from hgdpo_jax.weights import folders, lora_files
+from hgdpo_jax.weights import lora_files
 
 INPUTS = ("train_policy",)
 FILES = {"diffusers": "hgdpo_lora.safetensors", "kohya": "hgdpo_lora_kohya.safetensors"}
@@ -23,7 +24,7 @@ def run(config, run: StageRun) -> None:
     metadata = {
         # Its name alone: a published file should not tell where it was made.
         "base_model": epath.Path(config.weights.base).name,
-        "base_fingerprint": folders.content_fingerprint(folders.resolve_source(config.weights.base)),
+        **{f"{name.removeprefix('weights.')}_fingerprint": value for name, value in base_fingerprints(config).items()},
         "config_fingerprint": run.fingerprint,
         "step": str(step),
         "recommended_scale": str(config.adapter.scale),

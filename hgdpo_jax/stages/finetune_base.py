@@ -153,7 +153,6 @@ def _untrained(run: StageRun, options, seed: int) -> tuple[StableDiffusion, dict
             "vae": to_tree(tensors, shapes["vae"], where=str(vae)),
             "text_encoder": to_tree(text_tensors, shapes["text_encoder"], where="train_clip"),
         },
-        fingerprint="",
     )
     return model, configs
 

@@ -30,7 +30,7 @@ def settings(config) -> dict:
 def drawing_settings(config) -> dict:
     """What decides the image of a prompt and an image index, and so names the pool."""
     return {
-        "weights.base": folders.content_fingerprint(folders.resolve_source(config.weights.base)),
+        **base_fingerprints(config),
         "seed": config.seed,
         "dtype": config.dtype,
         "pool.steps": config.pool.steps,
@@ -38,6 +38,20 @@ def drawing_settings(config) -> dict:
         "pool.width": config.pool.width,
         "pool.height": config.pool.height,
     }
+
+
+def base_fingerprints(config) -> dict[str, str]:
+    """What decides the base, by the names of its settings: those left empty decide nothing."""
+    names = ["base", *(name for name in ("tokenizer", "vae") if config.weights[name])]
+    return {
+        f"weights.{name}": folders.content_fingerprint(folders.resolve_source(config.weights[name])) for name in names
+    }
+
+
+def load_base(config, dtype: str = "") -> StableDiffusion:
+    """The base of a config, unless told in the config's type."""
+    weights = config.weights
+    return StableDiffusion.load(weights.base, dtype or config.dtype, tokenizer=weights.tokenizer, vae=weights.vae)
 
 
 def check(config) -> None:
@@ -82,7 +96,7 @@ def batch_of_block(device_batch: int, block: int) -> int:
 
 def _draw(config, pool: Pool, missing: list[tuple[Block, int]], images: int) -> None:
     write_json(pool.folder / "settings.json", drawing_settings(config))
-    model = StableDiffusion.load(config.weights.base, config.dtype)
+    model = load_base(config)
     shape = model.latent_shape(config.pool.width, config.pool.height)
     warn_long_prompts(_prompts(config), model.tokenizer)
     done = images - sum(len(block.prompts) for block, _ in missing)

@@ -14,10 +14,10 @@ from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.drawing import Drawn, draw_base_and_tuned
 from hgdpo_jax.evaluation.figures import ImagePair, pair_grid, png_bytes, resize_for_display
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.export_adapter import FILES
-from hgdpo_jax.weights import folders, lora_files
+from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
+from hgdpo_jax.weights import lora_files
 
 INPUTS = ("export_adapter",)
 _TEST_PROMPTS = 8
@@ -27,7 +27,7 @@ _SHEET_HEIGHT = 256
 
 def settings(config) -> dict:
     return {
-        "weights.base": folders.content_fingerprint(folders.resolve_source(config.weights.base)),
+        **base_fingerprints(config),
         "prompts": _prompts(config),
         "sample.seeds": config.sample.seeds,
         **drawing_settings(config),
@@ -76,7 +76,7 @@ def run(config, run: StageRun) -> None:
 
 def draw(config, export_folder: epath.Path, prompts: list[str], seeds: int, description: str) -> Iterator[Drawn]:
     """Chunks of images of the base and of the tuned model, with a progress bar."""
-    model = StableDiffusion.load(config.weights.base, config.dtype)
+    model = load_base(config)
     targets = lora.find_targets(model.parameters["unet"])
     adapter = lora_files.load_adapter(export_folder / FILES["diffusers"], targets)
     with progress(total=2 * len(prompts) * seeds, description=description, unit="image") as bar:

@@ -8,9 +8,8 @@ from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.pipelines.pick_score import PickScore
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.stages.generate_pool import batch_of_block, complete_pool
+from hgdpo_jax.stages.generate_pool import batch_of_block, complete_pool, load_base
 from hgdpo_jax.weights import folders
 
 INPUTS = ("generate_pool",)
@@ -67,7 +66,7 @@ def complete_scores(config, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
 
 
 def _score(config, pool: Pool, scores: Parts, missing: list[tuple[Block, int]], images: int) -> None:
-    model = StableDiffusion.load(config.weights.base, config.dtype)
+    model = load_base(config)
     scorer = PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing)
     autoencoder = {"vae": model.parameters["vae"]}
     device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)

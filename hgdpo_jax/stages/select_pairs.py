@@ -15,7 +15,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.stages.generate_pool import batch_of_block
+from hgdpo_jax.stages.generate_pool import batch_of_block, load_base
 from hgdpo_jax.stages.score_pool import complete_scores
 
 INPUTS = ("score_pool",)
@@ -45,7 +45,7 @@ def plan(config) -> str:
 
 def run(config, run: StageRun) -> None:
     run.input("score_pool")
-    model = StableDiffusion.load(config.weights.base, config.dtype)
+    model = load_base(config)
     shape = model.latent_shape(config.pool.width, config.pool.height)
     while True:
         pool, scores, blocks = complete_scores(config, run)

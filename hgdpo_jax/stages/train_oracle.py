@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from hgdpo_jax.artifacts import StageRun
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.oracle import AttributeOracle, make_classifier, to_float
 from hgdpo_jax.toon.portraits import labels, portrait, render_many
@@ -19,8 +19,7 @@ _HELD_OUT = 1000
 
 
 def settings(config) -> dict:
-    base = folders.content_fingerprint(folders.resolve_source(config.weights.base))
-    return {"seed": config.seed, "weights.base": base, **config.oracle.to_dict()}
+    return {"seed": config.seed, **base_fingerprints(config), **config.oracle.to_dict()}
 
 
 def plan(config) -> str:
@@ -29,7 +28,7 @@ def plan(config) -> str:
 
 def run(config, run: StageRun) -> None:
     options = config.oracle
-    base = StableDiffusion.load(config.weights.base)
+    base = load_base(config, "float32")
 
     def corpus(split: str, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pictures as drawn, the same through the autoencoder, and their classes `[n, attributes]`."""

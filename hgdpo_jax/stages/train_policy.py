@@ -20,6 +20,7 @@ from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.sharding import data_mesh
+from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
 from hgdpo_jax.weights import folders, lora_files
@@ -29,9 +30,8 @@ _GRID_IMAGES = 12
 
 
 def settings(config) -> dict:
-    weights = {
-        name: folders.content_fingerprint(folders.resolve_source(config.weights[name])) for name in ("base", "scorer")
-    }
+    weights = {name.removeprefix("weights."): value for name, value in base_fingerprints(config).items()}
+    weights["scorer"] = folders.content_fingerprint(folders.resolve_source(config.weights.scorer))
     return {
         "seed": config.seed,
         "dtype": config.dtype,
@@ -111,7 +111,7 @@ def make_policy_step(model: StableDiffusion, optimizer, loss_options: dict, part
 
 
 def run(config, run: StageRun) -> None:
-    model = StableDiffusion.load(config.weights.base, config.dtype)
+    model = load_base(config)
     pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, config.seed)
     optimizer = make_optimizer(
         learning_rate=config.train.learning_rate,

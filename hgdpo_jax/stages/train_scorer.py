@@ -10,6 +10,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.pick_score import PickScore, preprocess
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
+from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.stages.train_clip import crop_padding
 from hgdpo_jax.toon import damage
 from hgdpo_jax.toon.preferences import KINDS, make_preferences
@@ -22,8 +23,7 @@ _HELD_OUT = 200
 
 
 def settings(config) -> dict:
-    base = folders.content_fingerprint(folders.resolve_source(config.weights.base))
-    return {"seed": config.seed, "weights.base": base, **config.scorer_training.to_dict()}
+    return {"seed": config.seed, **base_fingerprints(config), **config.scorer_training.to_dict()}
 
 
 def check(config) -> None:
@@ -41,7 +41,7 @@ def run(config, run: StageRun) -> None:
     options = config.scorer_training
     start = PickScore.load(run.input("train_clip") / "clip", framing="pad")
     kinds = getattr(damage, options.damage)
-    base = StableDiffusion.load(config.weights.base)
+    base = load_base(config, "float32")
     weaker = [_earlier(base, path) for path in _weaker_files(config)]
 
     drawn = 2 * options.samples + _HELD_OUT

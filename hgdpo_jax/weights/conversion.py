@@ -5,7 +5,7 @@ last word, and only kernels change their layout: linear layers are transposed, c
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -22,21 +22,31 @@ _OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.(w
 _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def to_tree(tensors: Mapping[str, np.ndarray], template: Mapping[str, Any], where: str, dtype: str = "float32") -> dict:
-    """Parameter tree of NumPy arrays, shaped as `template` (anything with `.shape` at its leaves), in `dtype`.
+def to_tree(
+    tensors: Mapping[str, np.ndarray],
+    template: Mapping[str, Any],
+    where: str,
+    dtype: str = "float32",
+    place: Callable[[np.ndarray], Any] = lambda array: array,
+) -> dict:
+    """Parameter tree shaped as `template` (anything with `.shape` at its leaves), in `dtype`.
 
-    `where` names the source in messages. Raises UserError unless every tensor finds a place and every place a tensor of
-    the right shape; only `position_ids`, which hold no weights, are passed over.
+    Tensors are converted one by one and handed to `place`, whose result becomes the leaf: so there need never be a
+    second copy of the whole. `where` names the source in messages. Raises UserError unless every tensor finds a place
+    and every place a tensor of the right shape; only `position_ids`, which hold no weights, are passed over.
     """
     left = {_current_name(name): array for name, array in tensors.items() if not name.endswith("position_ids")}
     places = dict(_leaves(template))
     keys = {path: _key(path) for path in places}
     missing = sorted(set(keys.values()) - set(left))
     if missing:
-        raise UserError(f"{where} lacks {_some(missing)}: expected the weights that its config.json describes")
+        raise UserError(f"{where} lacks {some(missing)}: expected all weights of the model that its config describes")
+    unknown = sorted(set(left) - set(keys.values()))
+    if unknown:
+        raise UserError(f"{where} has {some(unknown)}, which the model that its config describes does not have")
     tree: dict = {}
-    for path, place in places.items():
-        array, expected = left.pop(keys[path]), _pytorch_shape(path, place.shape)
+    for path, leaf in places.items():
+        array, expected = left.pop(keys[path]), _pytorch_shape(path, leaf.shape)
         if array.shape == (*expected, 1, 1):
             # A linear layer stored as a 1x1 convolution.
             array = array[:, :, 0, 0]
@@ -45,11 +55,7 @@ def to_tree(tensors: Mapping[str, np.ndarray], template: Mapping[str, Any], wher
         node = tree
         for name in path[:-1]:
             node = node.setdefault(name, {})
-        node[path[-1]] = _to_flax(path, array).astype(DTYPES[dtype], order="C")
-    if left:
-        raise UserError(
-            f"{where} has {_some(sorted(left))}, which the model that its config.json describes does not have"
-        )
+        node[path[-1]] = place(_to_flax(path, array).astype(DTYPES[dtype], order="C"))
     return tree
 
 
@@ -93,5 +99,6 @@ def _current_name(name: str) -> str:
     return _OLD_ATTENTION.sub(lambda match: f"{match[1]}.{_NEW_ATTENTION[match[2]]}.{match[3]}", name)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -9,7 +9,8 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.weights.conversion import DTYPES
+from hgdpo_jax.weights.conversion import DTYPES, some
+from hgdpo_jax.weights.pickled_files import load_pickled
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
@@ -18,11 +19,13 @@ _PACKAGED = epath.Path(__file__).parent.parent / "toon" / "weights"
 _PACKAGED_NAMES = {"toon": "base", "toon-scorer": "scorer", "toon-judge": "judge", "toon-oracle": "oracle"}
 
 # What changes results: weights, configs, vocabularies; not model cards and sample sheets.
-_CONTENT = (".safetensors", ".json", ".txt")
+_CONTENT = (".safetensors", ".bin", ".json", ".txt")
+
+_PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def resolve_source(source: epath.PathLike) -> epath.Path:
-    """The folder that a source names: "toon", "toon-scorer", "toon-judge", "toon-oracle" lie in the package.
+    """The folder or file that a source names: "toon", "toon-scorer", "toon-judge", "toon-oracle" lie in the package.
 
     Raises UserError, with what was looked for, where there is none.
     """
@@ -33,27 +36,34 @@ def resolve_source(source: epath.PathLike) -> epath.Path:
         if not folder.is_dir():
             raise UserError(f"{source} should lie in {folder}, which does not exist: install the package again")
         return folder
-    folder = epath.Path(source)
-    if not folder.is_dir():
+    path = epath.Path(source)
+    if not path.exists():
         raise UserError(
-            f"{source} is not an existing folder, expected one in the diffusers or transformers layout, "
-            f"or one of {', '.join(_PACKAGED_NAMES)}"
+            f"{source} is not an existing folder or file, expected a folder in the diffusers or transformers layout, "
+            f"a base or VAE in one file, or one of {', '.join(_PACKAGED_NAMES)}"
         )
-    return folder
+    return path
 
 
-def content_fingerprint(folder: epath.PathLike) -> str:
-    """SHA-256, in hexadecimal, of the weight, config and vocabulary files of a folder and their relative names."""
-    folder, digest = epath.Path(folder), hashlib.sha256()
+def content_fingerprint(source: epath.PathLike) -> str:
+    """SHA-256, in hexadecimal, of a file, or of a folder's weight, config and vocabulary files and relative names."""
+    source = epath.Path(source)
+    if not source.is_dir():
+        return _checksum(source)
     # Both layouts are at most one folder deep, and epath has no recursive search.
-    paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _CONTENT]
-    for name, path in sorted((str(path.relative_to(folder)), path) for path in paths):
-        content = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                content.update(block)
-        digest.update(f"{name}\0{content.hexdigest()}\n".encode())
+    paths = [path for pattern in ("*", "*/*") for path in source.glob(pattern) if path.suffix in _CONTENT]
+    digest = hashlib.sha256()
+    for name, path in sorted((str(path.relative_to(source)), path) for path in paths):
+        digest.update(f"{name}\0{_checksum(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _checksum(path: epath.Path) -> str:
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            content.update(block)
+    return content.hexdigest()
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:
@@ -76,13 +86,42 @@ def write_json(path: epath.Path, value: dict[str, Any]) -> None:
 
 
 def read_weights(folder: epath.Path, stem: str) -> dict[str, np.ndarray]:
-    """Tensors of `stem`.safetensors, else of `stem`.fp16.safetensors; raises UserError where both are missing."""
-    names = [f"{stem}.safetensors", f"{stem}.fp16.safetensors"]
-    for name in names:
-        if (folder / name).is_file():
-            return load_tensors(folder / name)[0]
-    pickled = " (pickled weights are not read: convert them)" if any(folder.glob("*.bin")) else ""
-    raise UserError(f"{folder} holds no weights, expected {' or '.join(names)}{pickled}")
+    """Tensors of `stem` in a folder, whole or in shards, in full or half precision; safetensors before pickled files.
+
+    Raises UserError where there are none.
+    """
+    pickled = "pytorch_model" if stem == "model" else stem
+    names = [
+        f"{stem}.safetensors",
+        f"{stem}.safetensors.index.json",
+        f"{stem}.fp16.safetensors",
+        f"{stem}.safetensors.index.fp16.json",
+        f"{pickled}.bin",
+        f"{pickled}.fp16.bin",
+    ]
+    for path in (folder / name for name in names):
+        if path.is_file():
+            return _read_shards(path) if path.suffix == ".json" else read_tensor_file(path)
+    raise UserError(f"{folder} holds no weights, expected one of {', '.join(names)}")
+
+
+def read_tensor_file(path: epath.Path) -> dict[str, np.ndarray]:
+    """Tensors of a safetensors file, or of a file that PyTorch pickled; raises UserError for any other."""
+    if path.suffix in _PICKLED:
+        return load_pickled(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} is no file of weights, expected .safetensors or {', '.join(_PICKLED)}")
+    return load_tensors(path)[0]
+
+
+def _read_shards(index: epath.Path) -> dict[str, np.ndarray]:
+    """Tensors of all files that an index names; raises UserError where they are not those that it lists."""
+    places = read_json(index).get("weight_map", {})
+    shards = {name: read_tensor_file(index.parent / name) for name in sorted(set(places.values()))}
+    found = {key: name for name, tensors in shards.items() for key in tensors}
+    if wrong := sorted(key for key in found.keys() | places.keys() if found.get(key) != places.get(key)):
+        raise UserError(f"{index} and its files differ in where {some(wrong)} lies: fetch them again")
+    return {key: array for tensors in shards.values() for key, array in tensors.items()}
 
 
 def write_weights(path: epath.Path, tensors: dict[str, np.ndarray], storage: str) -> None:

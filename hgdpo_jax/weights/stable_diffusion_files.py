@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.x checkpoint as a diffusers folder."""
+"""A Stable Diffusion 1.x checkpoint: a diffusers folder, or one file."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.models.autoencoder import AutoencoderConfig
 from hgdpo_jax.weights.folders import (
     TOKENIZER_FILES,
-    content_fingerprint,
     copy_files,
     read_json,
+    read_tensor_file,
     read_weights,
     require_tokenizer,
     resolve_source,
     write_json,
     write_weights,
 )
-
-__all__ = ["StableDiffusionFiles", "content_fingerprint", "read_folder", "resolve_source", "write_folder"]
+from hgdpo_jax.weights.ldm_file import convert_checkpoint, convert_vae
 
 _WEIGHT_FILES = {
     "unet": "diffusion_pytorch_model",
@@ -37,10 +38,13 @@ _CLASSES: dict[str, dict[str, Any]] = {
 
 _TEXT_PREFIX = "text_model."
 
+# Folders that other architectures have; SD3 has both.
+_FOREIGN = {"transformer": "an SD3 or Flux checkpoint", "text_encoder_2": "an SDXL checkpoint"}
+
 
 @dataclasses.dataclass(frozen=True)
 class StableDiffusionFiles:
-    """What a folder holds: `configs` of unet, vae, text_encoder, scheduler, and `tensors` of the first three.
+    """What a checkpoint holds: `configs` of unet, vae, text_encoder, scheduler, and `tensors` of the first three.
 
     Tensors bear PyTorch's names and layout; those of the text encoder are without the prefix `text_model.`, as in the
     module. `tokenizer` is the folder with the tokenizer's files.
@@ -51,9 +55,42 @@ class StableDiffusionFiles:
     tokenizer: epath.Path
 
 
+def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") -> StableDiffusionFiles:
+    """Reads a diffusers folder, packaged or not, or a single file; `tokenizer` and `vae`, where given, replace its own.
+
+    `tokenizer` is a folder, which a single file needs; `vae` is a diffusers folder or a file. Raises UserError, naming
+    what was expected, where something is missing, broken, or of another architecture.
+    """
+    path = resolve_source(source)
+    configs: dict[str, Any]
+    tensors: dict[str, Any]
+    if path.is_dir():
+        files = read_folder(path)
+        configs, tensors = dict(files.configs), dict(files.tensors)
+    else:
+        configs, tensors = convert_checkpoint(read_tensor_file(path), str(path))
+    _refuse_foreign(configs["unet"], str(path))
+    if vae:
+        configs["vae"], tensors["vae"] = _read_vae(vae, AutoencoderConfig.from_dict(configs.get("vae", {})))
+    elif "vae" not in tensors:
+        raise UserError(f"{path} holds no VAE: set weights.vae to a VAE of the Stable Diffusion 1.x family")
+    if tokenizer:
+        folder = require_tokenizer(epath.Path(tokenizer))
+    elif path.is_dir():
+        folder = files.tokenizer
+    else:
+        raise UserError(
+            f"{path} holds no tokenizer: set weights.tokenizer to a folder with CLIP's vocab.json and merges.txt"
+        )
+    return StableDiffusionFiles(configs, tensors, folder)
+
+
 def read_folder(folder: epath.PathLike) -> StableDiffusionFiles:
     """Reads a diffusers folder; raises UserError, naming what was expected, where a file is missing or broken."""
     folder = epath.Path(folder)
+    for name, kind in _FOREIGN.items():
+        if (folder / name).is_dir():
+            raise UserError(f"{folder} is {kind}: give a checkpoint of the Stable Diffusion 1.x family")
     configs = {name: read_json(folder / name / "config.json") for name in _WEIGHT_FILES}
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     tokenizer = require_tokenizer(folder / "tokenizer")
@@ -61,6 +98,34 @@ def read_folder(folder: epath.PathLike) -> StableDiffusionFiles:
     # transformers 5 writes the text encoder without the prefix, versions before it with.
     tensors["text_encoder"] = {k.removeprefix(_TEXT_PREFIX): v for k, v in tensors["text_encoder"].items()}
     return StableDiffusionFiles(configs, tensors, tokenizer)
+
+
+def _read_vae(source: str, replaced: AutoencoderConfig) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Config and tensors of a VAE; raises UserError where its latents are not those of the one it replaces."""
+    path = resolve_source(source)
+    if path.is_dir():
+        config, tensors = read_json(path / "config.json"), read_weights(path, _WEIGHT_FILES["vae"])
+    else:
+        config, tensors = convert_vae(read_tensor_file(path), str(path))
+    given = AutoencoderConfig.from_dict(config)
+    for name in ("latent_channels", "scaling_factor"):
+        if (value := getattr(given, name)) != (expected := getattr(replaced, name)):
+            raise UserError(
+                f"the VAE {path} has {name} {value}, the checkpoint {expected}: "
+                "give a VAE of the Stable Diffusion 1.x family"
+            )
+    return config, tensors
+
+
+def _refuse_foreign(unet: Mapping[str, Any], where: str) -> None:
+    """Raises UserError, which says what the checkpoint is, where its U-Net takes something else than SD1.x's."""
+    if (channels := unet.get("in_channels", 4)) != 4:
+        kind = "an inpainting checkpoint" if channels == 9 else "of another kind"
+        raise UserError(f"{where} is {kind} ({channels} input channels, expected 4): give a text-to-image checkpoint")
+    if unet.get("cross_attention_dim") == 1024:
+        raise UserError(
+            f"{where} is an SD2.x checkpoint (text width 1024): give one of the Stable Diffusion 1.x family"
+        )
 
 
 def write_folder(folder: epath.PathLike, files: StableDiffusionFiles, storage: str = "float16") -> None:

@@ -30,6 +30,7 @@ _TYPE_NAMES = {
     np.dtype(np.uint8): "U8",
     np.dtype(np.bool_): "BOOL",
 }
+_DTYPES = {name: dtype for dtype, name in _TYPE_NAMES.items()}
 
 
 def save_tensors(path: epath.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None):
@@ -68,7 +69,7 @@ def save_tensors(path: epath.PathLike, tensors: Mapping[str, np.ndarray], metada
 
 
 def load_tensors(path: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata of a safetensors file.
+    """Arrays and metadata of a safetensors file; the arrays are views of it, read from the disk as they are used.
 
     Raises UserError where the file is missing, cut short, or differs from the checksum it carries; files of other
     programs carry none.
@@ -77,16 +78,31 @@ def load_tensors(path: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str,
     if not path.is_file():
         raise UserError(f"{path} does not exist, expected a safetensors file")
     try:
-        with _local(path) as local, safetensors.safe_open(local, framework="np") as file:
+        with local_copy(path) as local, safetensors.safe_open(local, framework="np") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # The library's own reader checks the header, but copies every tensor into memory.
+            tensors = _map_tensors(local)
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not a whole safetensors file ({reason}): fetch or make it again") from error
+    except KeyError as error:
+        raise UserError(f"{path} holds tensors of type {error}, expected one of {', '.join(_DTYPES)}") from error
     expected = metadata.pop(_CHECKSUM, None)
     if expected is not None and _checksum(tensors, metadata) != expected:
         raise UserError(f"{path} differs from the checksum it was written with: fetch or make it again")
     return tensors, metadata
+
+
+def _map_tensors(path: str) -> dict[str, np.ndarray]:
+    """Views of the tensors of a valid file."""
+    content: np.ndarray = np.asarray(np.memmap(path, np.uint8, "r"))
+    start = 8 + int(content[:8].view("<u8")[0])
+    header = json.loads(content[8:start].tobytes())
+    header.pop("__metadata__", None)
+    return {
+        name: content[start:][slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in header.items()
+    }
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
@@ -99,8 +115,11 @@ def _checksum(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) ->
 
 
 @contextlib.contextmanager
-def _local(path: epath.Path) -> Iterator[str]:
-    """A local copy of `path` where it lies in an object store: the reader maps files into memory."""
+def local_copy(path: epath.Path) -> Iterator[str]:
+    """A local copy of `path` where it lies in an object store: readers map files into memory.
+
+    What was mapped stays readable when the copy is gone.
+    """
     if "://" not in str(path):
         yield str(path)
         return

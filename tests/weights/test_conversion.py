@@ -1,3 +1,5 @@
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
@@ -85,3 +87,19 @@ def test_what_does_not_fit_is_named_in_one_line(tensors, name, array, message):
     with pytest.raises(UserError, match=message) as error:
         to_tree(altered(tensors, name, array), TEMPLATE, "my file")
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_conversion_holds_one_copy_and_one_tensor():
+    size = 256
+    template = {f"layer.{i}": {"kernel": jax.ShapeDtypeStruct((size, size), np.float32)} for i in range(20)}
+    half = {f"layer.{i}.weight": np.ones((size, size), np.float16) for i in range(20)}
+    one = 4 * size * size
+    tracemalloc.start()
+    to_tree(half, template, "file")
+    assert tracemalloc.get_traced_memory()[1] < 22 * one
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    tree = to_tree(half, template, "file", place=lambda array: float(array[0, 0]))
+    assert tracemalloc.get_traced_memory()[1] - before < 3 * one
+    tracemalloc.stop()
+    assert tree["layer.3"] == {"kernel": 1.0}

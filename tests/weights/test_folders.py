@@ -1,7 +1,18 @@
+import json
+
+import numpy as np
 import pytest
+from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.weights.folders import content_fingerprint, read_json, resolve_source
+from hgdpo_jax.weights.folders import (
+    content_fingerprint,
+    read_json,
+    read_tensor_file,
+    read_weights,
+    resolve_source,
+)
+from hgdpo_jax.weights.tensor_files import save_tensors
 
 
 def test_an_existing_folder_is_its_own_source(tmp_path):
@@ -9,7 +20,7 @@ def test_an_existing_folder_is_its_own_source(tmp_path):
 
 
 def test_an_unknown_source_is_told_what_was_expected():
-    with pytest.raises(UserError, match="some/model is not an existing folder, expected .* toon"):
+    with pytest.raises(UserError, match="some/model is not an existing folder or file, expected .* toon"):
         resolve_source("some/model")
 
 
@@ -32,3 +43,40 @@ def test_broken_json_is_refused_in_one_line(tmp_path, content):
     with pytest.raises(UserError, match="config.json") as error:
         read_json(tmp_path / "config.json")
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_fingerprint_of_a_file_follows_its_content_alone(tmp_path):
+    for name, content in (("a.safetensors", b"1"), ("b.ckpt", b"1"), ("c.ckpt", b"2")):
+        (tmp_path / name).write_bytes(content)
+    first, same, other = (content_fingerprint(tmp_path / name) for name in ("a.safetensors", "b.ckpt", "c.ckpt"))
+    assert first == same != other
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A folder with weights in two files and the index of them."""
+    places = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors", "c": "model-2-of-2.safetensors"}
+    for shard in set(places.values()):
+        save_tensors(tmp_path / shard, {name: np.full(2, ord(name)) for name in places if places[name] == shard})
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return epath.Path(tmp_path)
+
+
+def test_weights_in_shards_are_put_together(shards):
+    tensors = read_weights(shards, "model")
+    assert {name: int(array[0]) for name, array in tensors.items()} == {name: ord(name) for name in "abc"}
+
+
+def test_shards_that_do_not_hold_what_the_index_lists_are_refused(shards):
+    save_tensors(shards / "model-2-of-2.safetensors", {"b": np.zeros(2), "d": np.zeros(2)})
+    with pytest.raises(UserError, match="index.json and its files differ in where c, d lies"):
+        read_weights(shards, "model")
+    (shards / "model-2-of-2.safetensors").unlink()
+    with pytest.raises(UserError, match="model-2-of-2.safetensors does not exist"):
+        read_weights(shards, "model")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"")
+    with pytest.raises(UserError, match="x.gguf is no file of weights, expected .safetensors or .bin"):
+        read_tensor_file(epath.Path(tmp_path / "x.gguf"))

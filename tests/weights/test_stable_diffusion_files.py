@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -11,7 +12,7 @@ from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.unet import UNet, UNetConfig
 from hgdpo_jax.weights.conversion import from_tree, to_tree
-from hgdpo_jax.weights.stable_diffusion_files import read_folder, write_folder
+from hgdpo_jax.weights.stable_diffusion_files import read_checkpoint, read_folder, write_folder
 
 COMPONENTS = ("unet", "vae", "text_encoder")
 
@@ -79,9 +80,12 @@ def test_half_precision_files_are_found_under_their_own_names(diffusers_folder, 
         ("scheduler/scheduler_config.json", "scheduler_config.json does not exist"),
         (
             "vae/diffusion_pytorch_model.safetensors",
-            "vae holds no weights, expected diffusion_pytorch_model.safetensors or diffusion_pytorch_model.fp16",
+            "vae holds no weights, expected one of diffusion_pytorch_model.safetensors, .*diffusion_pytorch_model.bin",
         ),
-        ("text_encoder/model.safetensors", "text_encoder holds no weights, expected model.safetensors or model.fp16"),
+        (
+            "text_encoder/model.safetensors",
+            "text_encoder holds no weights, expected one of model.safetensors, .*pytorch_model.bin",
+        ),
     ],
 )
 def test_a_folder_that_lacks_a_file_is_told_which(diffusers_folder, tmp_path, file, message):
@@ -99,3 +103,57 @@ def test_weights_of_another_model_are_refused(diffusers_folder):
     )
     with pytest.raises(UserError, match="folder/unet lacks"):
         to_tree(files.tensors["unet"], templates(other.configs)["unet"], "folder/unet")
+
+
+def test_weights_in_shards_and_pickled_ones_are_those_of_the_whole_file(diffusers_folder, pipeline, tmp_path):
+    torch = pytest.importorskip("torch")
+    copy = shutil.copytree(diffusers_folder, tmp_path / "copy")
+    shutil.rmtree(copy / "unet")
+    pipeline.unet.save_pretrained(copy / "unet", max_shard_size="100KB")
+    assert len(list((copy / "unet").glob("*.safetensors"))) > 1
+    (copy / "text_encoder" / "model.safetensors").unlink()
+    torch.save(pipeline.text_encoder.state_dict(), copy / "text_encoder" / "pytorch_model.bin")
+    whole, found = read_folder(diffusers_folder), read_folder(copy)
+    for name in COMPONENTS:
+        assert found.tensors[name].keys() == whole.tensors[name].keys()
+        assert all(np.array_equal(array, whole.tensors[name][key]) for key, array in found.tensors[name].items())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("text_encoder_2", "is an SDXL checkpoint"), ("transformer", "is an SD3 or Flux checkpoint")]
+)
+def test_folders_of_other_architectures_are_told_what_they_are(tmp_path, name, message):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=message) as error:
+        read_folder(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def with_config(folder, **changes):
+    """The folder with changes in its config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"in_channels": 9}, r"is an inpainting checkpoint \(9 input channels, expected 4\)"),
+        ({"cross_attention_dim": 1024}, r"is an SD2.x checkpoint \(text width 1024\)"),
+    ],
+)
+def test_folders_with_another_unet_are_told_what_they_are(tiny_base, tmp_path, changes, message):
+    with_config(shutil.copytree(tiny_base, tmp_path / "copy") / "unet", **changes)
+    with pytest.raises(UserError, match=message) as error:
+        read_checkpoint(tmp_path / "copy")
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("changes", [{"scaling_factor": 0.13025}, {"latent_channels": 16}])
+def test_a_vae_of_other_latents_is_refused(tiny_base, tmp_path, changes):
+    vae = with_config(shutil.copytree(tiny_base / "vae", tmp_path / "vae"), **changes)
+    name = next(iter(changes))
+    with pytest.raises(UserError, match=f"the VAE .*vae has {name} {changes[name]}, the checkpoint") as error:
+        read_checkpoint(tiny_base, vae=str(vae))
+    assert len(str(error.value).splitlines()) == 1

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -81,3 +83,20 @@ def test_no_altered_byte_changes_what_is_loaded(tmp_path):
             # Only the name of the checksum itself, or a space after the header, may go unnoticed.
             assert all(np.array_equal(tensors[name], TENSORS[name]) for name in TENSORS)
     assert refused > 0.9 * len(content)
+
+
+def test_reading_takes_no_memory_until_the_tensors_are_used(tmp_path):
+    safetensors.numpy.save_file({"a": np.ones((1 << 20,), np.float32)}, tmp_path / "x")
+    tracemalloc.start()
+    tensors, _ = load_tensors(tmp_path / "x")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 19
+    tracemalloc.stop()
+    assert tensors["a"].sum() == 1 << 20
+
+
+def test_a_type_that_numpy_lacks_is_named(tmp_path):
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}'
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(UserError, match="holds tensors of type 'F8_E4M3', expected one of") as error:
+        load_tensors(tmp_path / "x")
+    assert one_line(error)

@@ -1,0 +1,54 @@
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from hgdpo_jax.base_config import base_config
+from hgdpo_jax.stages import generate_pool
+from hgdpo_jax.weights import folders
+
+
+@pytest.fixture
+def config(tiny_base, tiny_scorer):
+    """The paper's settings with tiny weights and few prompts."""
+    config = base_config()
+    config.dtype = "float32"
+    config.weights.base, config.weights.scorer = str(tiny_base), str(tiny_scorer)
+    for split in ("train", "validation", "test"):
+        config.prompts[split] = f"toon:{split}"
+        config.prompts[f"{split}_count"] = 2
+    return config
+
+
+@pytest.fixture
+def vae(tiny_base, tmp_path):
+    """Folder of the tiny base's VAE with other weights."""
+    tensors = folders.read_weights(tiny_base / "vae", "diffusion_pytorch_model")
+    doubled = {name: 2 * array for name, array in tensors.items()}
+    folders.write_weights(tmp_path / "vae" / "diffusion_pytorch_model.safetensors", doubled, "float32")
+    folders.write_json(tmp_path / "vae" / "config.json", folders.read_json(tiny_base / "vae" / "config.json"))
+    return str(tmp_path / "vae")
+
+
+@pytest.mark.parametrize("stage", ["generate_pool", "check_pairs", "train_policy", "sample_images", "evaluate_policy"])
+def test_vae_and_tokenizer_count_where_the_base_counts(config, vae, tiny_base, stage):
+    settings = importlib.import_module(f"hgdpo_jax.stages.{stage}").settings
+    own = settings(config)
+    config.weights.vae = vae
+    with_vae = settings(config)
+    config.weights.tokenizer = str(tiny_base / "tokenizer")
+    assert own != with_vae != settings(config)
+
+
+def test_what_is_not_given_leaves_fingerprints_as_they_were(config, tiny_base):
+    assert generate_pool.base_fingerprints(config) == {"weights.base": folders.content_fingerprint(tiny_base)}
+
+
+def test_the_vae_of_the_config_replaces_the_bases_and_nothing_else(config, vae):
+    own = generate_pool.load_base(config).parameters
+    config.weights.vae = vae
+    replaced = generate_pool.load_base(config).parameters
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(2 * a, b), own["vae"], replaced["vae"]))
+    for part in ("unet", "text_encoder"):
+        assert jax.tree.all(jax.tree.map(np.array_equal, own[part], replaced[part]))
