@@ -43,7 +43,12 @@ def base_config() -> ConfigDict:
     # A classifier of attributes that only evaluates, for toon portraits; empty: none.
     weights.oracle = ""
 
-    # Each a text file with one prompt a line, or "toon:train", "toon:validation", "toon:test".
+    # Each one of
+    #     people.txt                                  a text file with one prompt a line,
+    #     people.csv:caption                          a column of a .csv, .tsv or .jsonl file,
+    #     PartiPrompts.tsv:Prompt:Category=People     of its rows with this value in another column,
+    #     toon:train, toon:validation, toon:test      toon portraits.
+    # Empty prompts and repetitions do not count.
     config.prompts = prompts = ConfigDict()
     # Prompts of the pool (Sec. 3.1).
     prompts.train = ""
