@@ -33,11 +33,14 @@ def drawing_settings(config) -> dict:
         "weights.base": folders.content_fingerprint(folders.resolve_source(config.weights.base)),
         "seed": config.seed,
         "dtype": config.dtype,
-        "pool.steps": config.pool.steps,
-        "pool.guidance": config.pool.guidance,
-        "pool.width": config.pool.width,
-        "pool.height": config.pool.height,
+        **sampling_settings(config),
     }
+
+
+def sampling_settings(config) -> dict:
+    """What decides, beside weights, prompt and noise, how any image is drawn: of the pool and of every evaluation."""
+    names = ("steps", "guidance", "negative_prompt", "clip_skip", "width", "height")
+    return {f"pool.{name}": config.pool[name] for name in names}
 
 
 def check(config) -> None:
@@ -84,7 +87,7 @@ def _draw(config, pool: Pool, missing: list[tuple[Block, int]], images: int) -> 
     write_json(pool.folder / "settings.json", drawing_settings(config))
     model = StableDiffusion.load(config.weights.base, config.dtype)
     shape = model.latent_shape(config.pool.width, config.pool.height)
-    warn_long_prompts(_prompts(config), model.tokenizer)
+    warn_long_prompts([*_prompts(config), config.pool.negative_prompt], model.tokenizer)
     done = images - sum(len(block.prompts) for block, _ in missing)
     with (
         progress(total=images, initial=done, description="generate_pool", unit="image") as bar,
@@ -95,6 +98,8 @@ def _draw(config, pool: Pool, missing: list[tuple[Block, int]], images: int) -> 
             latents = model.generate_latents(
                 block.prompts,
                 np.asarray(image_noise(config.seed, block.prompts, indices, shape)),
+                negative_prompts=[config.pool.negative_prompt] * len(block.prompts),
+                clip_skip=config.pool.clip_skip,
                 steps=config.pool.steps,
                 guidance=config.pool.guidance,
                 device_batch=batch_of_block(config.pool.device_batch, config.pool.block),

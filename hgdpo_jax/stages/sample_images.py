@@ -17,6 +17,7 @@ from hgdpo_jax.evaluation.figures import ImagePair, pair_grid, png_bytes, resize
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.export_adapter import FILES
+from hgdpo_jax.stages.generate_pool import sampling_settings
 from hgdpo_jax.weights import folders, lora_files
 
 INPUTS = ("export_adapter",)
@@ -39,10 +40,7 @@ def drawing_settings(config) -> dict:
     return {
         "seed": config.seed,
         "dtype": config.dtype,
-        "pool.steps": config.pool.steps,
-        "pool.guidance": config.pool.guidance,
-        "pool.width": config.pool.width,
-        "pool.height": config.pool.height,
+        **sampling_settings(config),
         "adapter.scale": config.adapter.scale,
         "sample.latent_normalization": config.sample.latent_normalization,
     }
@@ -91,6 +89,8 @@ def draw(config, export_folder: epath.Path, prompts: list[str], seeds: int, desc
             height=config.pool.height,
             steps=config.pool.steps,
             guidance=config.pool.guidance,
+            negative_prompt=config.pool.negative_prompt,
+            clip_skip=config.pool.clip_skip,
             latent_normalization=config.sample.latent_normalization,
             device_batch=config.pool.device_batch,
             report=bar.update,
