@@ -47,7 +47,12 @@ def base_config() -> ConfigDict:
     # A classifier of attributes that only evaluates, for toon portraits; empty: none.
     weights.oracle = ""
 
-    # Each a text file with one prompt a line, or "toon:train", "toon:validation", "toon:test".
+    # Each one of
+    #     people.txt                                  a text file with one prompt a line,
+    #     people.csv:caption                          a column of a .csv, .tsv or .jsonl file,
+    #     PartiPrompts.tsv:Prompt:Category=People     of its rows with this value in another column,
+    #     toon:train, toon:validation, toon:test      toon portraits.
+    # Empty prompts and repetitions do not count.
     config.prompts = prompts = ConfigDict()
     # Prompts of the pool (Sec. 3.1).
     prompts.train = ""
@@ -60,7 +65,8 @@ def base_config() -> ConfigDict:
     prompts.validation_count = 64
     prompts.test_count = 0
 
-    # Drawing images of the base model (Sec. 3.1, Eq. 4); steps, guidance and size also hold for evaluation samples.
+    # Drawing images of the base model (Sec. 3.1, Eq. 4); what decides the images, but for their number, also holds for
+    # validation, samples and evaluation.
     config.pool = pool = ConfigDict()
     # Images a prompt, N. Not part of the pool's fingerprint: more images are added to those there are.
     pool.size = 20
@@ -68,6 +74,11 @@ def base_config() -> ConfigDict:
     pool.steps = 50
     # Scale of classifier-free guidance.
     pool.guidance = 5.0
+    # What guidance leads away from, the same text for all images; empty: the empty prompt (not stated).
+    pool.negative_prompt = ""
+    # Last layers of the text encoder that are skipped for prompts, while sampling and in training, counted as in
+    # diffusers: what other programs call "clip skip 2" is 1. Negative prompts see all layers, as there (not stated).
+    pool.clip_skip = 0
     # Pixels.
     pool.width = 704
     pool.height = 1024

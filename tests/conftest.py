@@ -57,7 +57,7 @@ def tiny_base(tmp_path_factory, toon_tokenizer):
             "vocab_size": 600,
             "hidden_size": 16,
             "intermediate_size": 32,
-            "num_hidden_layers": 1,
+            "num_hidden_layers": 2,
             "num_attention_heads": 2,
         },
         "scheduler": {

@@ -1,11 +1,13 @@
-"""Prompts from a text file or from the toon world."""
+"""Prompts from a text file, from a column of a table, or from the toon world."""
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
+from hgdpo_jax.data.prompt_tables import column_texts, split_source
 from hgdpo_jax.errors import UserError
 
 _TOON = "toon:"
@@ -15,32 +17,50 @@ _MOST_WARNINGS = 5
 def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
     """The first `count` distinct prompts of a source, all for 0.
 
-    The source is a UTF-8 text file with one prompt a line, whose blank lines and repetitions do not count, or one of
-    "toon:train", "toon:validation", "toon:test". Raises UserError where it is missing, unreadable or holds too few.
+    The source is a UTF-8 text file with one prompt a line; a column of a JSON-lines, CSV or TSV file, "FILE:COLUMN", or
+    of some of its rows, "FILE:COLUMN:OTHER=VALUE"; or "toon:train", "toon:validation", "toon:test". Empty prompts and
+    repetitions do not count, and are reported once. Raises UserError where it is missing, unreadable or too short.
     """
     if count < 0:
         raise UserError(f"{count} prompts of {source} asked for, expected a number above 0, or 0 for all")
+    if not str(source):
+        raise UserError(
+            "no prompts are given: set config.prompts.train, config.prompts.validation and config.prompts.test"
+        )
     if str(source).startswith(_TOON):
         return _toon_prompts(str(source), count)
-    path = epath.Path(source)
-    if not str(source) or not path.is_file():
-        raise UserError(
-            f"prompts file {str(source)!r} does not exist, expected a text file with one prompt a line, "
-            "or toon:train, toon:validation or toon:test"
-        )
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompts file {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    prompts = list(dict.fromkeys(text for line in lines if (text := line.strip())))
+    texts = [text.strip() for text in _texts(str(source))]
+    prompts = list(dict.fromkeys(filter(None, texts)))
     if not prompts:
-        raise UserError(f"prompts file {path} is empty, expected one prompt a line")
+        raise UserError(f"prompts file {source} is empty, expected one prompt a line")
     if len(prompts) < count:
         raise UserError(
-            f"prompts file {path} holds {len(prompts)} distinct prompts, {count} were asked for: "
+            f"prompts file {source} holds {len(prompts)} distinct prompts, {count} were asked for: "
             f"lower the count to {len(prompts)}, or to 0 for all"
         )
+    empty = texts.count("")
+    if len(prompts) < len(texts):
+        _warn_once(
+            f"{source} holds {len(prompts):,} distinct prompts; not counted: {empty:,} empty, "
+            f"{len(texts) - empty - len(prompts):,} repeated"
+        )
     return prompts[: count or None]
+
+
+def _texts(source: str) -> list[str]:
+    """All prompts of a file in their order, empty ones and repetitions among them."""
+    file, selection = split_source(source)
+    path = epath.Path(file)
+    if not path.is_file():
+        raise UserError(
+            f"prompts file {file!r} does not exist, expected a text file with one prompt a line, "
+            "FILE:COLUMN of a .jsonl, .csv or .tsv file, or toon:train, toon:validation or toon:test"
+        )
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompts file {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    return content.splitlines() if selection is None else column_texts(path, content, selection)
 
 
 def warn_long_prompts(prompts: Sequence[str], tokenizer: Any) -> int:
@@ -73,3 +93,7 @@ def _toon_prompts(source: str, count: int) -> list[str]:
 
 def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+# Each stage reads its prompts anew, for its fingerprint, its plan and its work; one line is enough for all of them.
+_warn_once = functools.cache(_warn)

@@ -37,6 +37,8 @@ def draw_base_and_tuned(
     height: int,
     steps: int,
     guidance: float,
+    negative_prompt: str,
+    clip_skip: int,
     latent_normalization: bool,
     device_batch: int,
     report: Callable[[int], object] | None = None,
@@ -61,6 +63,8 @@ def draw_base_and_tuned(
                 noise,
                 # A scale of zero is the base, in the program that is compiled already.
                 [(adapter, jnp.float32(scale if tuned else 0.0))],
+                negative_prompts=[negative_prompt] * len(texts),
+                clip_skip=clip_skip,
                 steps=steps,
                 guidance=guidance,
                 latent_normalization=tuned and latent_normalization,

@@ -107,14 +107,15 @@ class EncoderLayer(nn.Module):
 class CLIPTextTransformer(nn.Module):
     """Token ids to the states after the final layer norm, in float32; attention is causal, padding is not masked.
 
-    Being causal, it gives the first k states of a prompt from its first k tokens alone.
+    Being causal, it gives the first k states of a prompt from its first k tokens alone. `skipped_layers` leaves out the
+    last layers, but not the norm.
     """
 
     config: CLIPTextConfig
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, token_ids: Int[Array, "n k"]) -> Float[Array, "n k d"]:
+    def __call__(self, token_ids: Int[Array, "n k"], skipped_layers: int = 0) -> Float[Array, "n k d"]:
         config, dtype, length = self.config, self.dtype, token_ids.shape[1]
         tokens = nn.Embed(config.vocab_size, config.hidden_size, dtype=dtype, name="embeddings.token_embedding")
         positions = nn.Embed(
@@ -122,7 +123,7 @@ class CLIPTextTransformer(nn.Module):
         )
         x = tokens(token_ids) + positions(jnp.arange(length))
         mask = jnp.triu(jnp.full((length, length), -jnp.inf, jnp.float32), k=1)
-        for i in range(config.num_hidden_layers):
+        for i in range(config.num_hidden_layers - skipped_layers):
             x = EncoderLayer(config, dtype, name=f"encoder.layers.{i}")(x, mask)
         x = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, name="final_layer_norm")(x)
         return x.astype(jnp.float32)

@@ -21,19 +21,21 @@ def pair_losses(
     beta: float,
     statistic_weight: float,
     statistic_stride: int,
+    clip_skip: int = 0,
 ) -> dict[str, Float[Array, "n"]]:
     """Losses and what explains them, one float32 value a pair (HG-DPO, Eq. 9).
 
     `batch` holds `winner_latents` and `loser_latents` `[n, h, w, c]`, `token_ids` `[n, t]`, and for each pair one
     `timesteps` `[n]` and one `noise` `[n, h, w, c]`, shared by its two images. The U-Net runs once with the LoRA and
-    once without on [winners; losers]; the statistic loss reuses both predictions.
+    once without on [winners; losers]; the statistic loss reuses both predictions. `clip_skip` layers of the text
+    encoder are skipped.
     """
     winners = batch["winner_latents"].astype(jnp.float32)
     losers = batch["loser_latents"].astype(jnp.float32)
     noise, timesteps = batch["noise"], batch["timesteps"]
     noisy_winners = add_noise(model.schedule, winners, noise, timesteps)
     noisy_losers = add_noise(model.schedule, losers, noise, timesteps)
-    states = model.text_states(base, batch["token_ids"])
+    states = model.text_states(base, batch["token_ids"], clip_skip)
     inputs = (
         jnp.concatenate([noisy_winners, noisy_losers]),
         jnp.concatenate([timesteps, timesteps]),

@@ -90,9 +90,17 @@ class StableDiffusion:
 
     # Pure functions
 
-    def text_states(self, parameters, token_ids: Int[Array, "n t"]) -> Float[Array, "n t d"]:
-        """States of the text encoder after its final norm, float32."""
-        return apply(self.text_encoder, parameters["text_encoder"], token_ids)
+    def text_states(self, parameters, token_ids: Int[Array, "n t"], clip_skip: int = 0) -> Float[Array, "n t d"]:
+        """States of the text encoder after its final norm, float32, without its last `clip_skip` layers.
+
+        Raises UserError where that leaves no layer.
+        """
+        layers = self.text_encoder.config.num_hidden_layers
+        if not 0 <= clip_skip < layers:
+            raise UserError(
+                f"clip_skip is {clip_skip}, expected 0 to {layers - 1}: the text encoder has {layers} layers"
+            )
+        return apply(self.text_encoder, parameters["text_encoder"], token_ids, clip_skip)
 
     def noise(self, parameters, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[Array, "n h w c"]:
         """The U-Net's noise prediction in float32, with the adapters' low-rank branches added at their scales."""
@@ -166,11 +174,15 @@ class StableDiffusion:
         encoded = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length)
         return np.asarray(encoded["input_ids"], np.int32)
 
-    def encode_prompts(self, prompts: Sequence[str], device_batch: int = 16) -> Float[np.ndarray, "n t d"]:
-        """Text states of the prompts, float32."""
+    def encode_prompts(
+        self, prompts: Sequence[str], clip_skip: int = 0, device_batch: int = 16
+    ) -> Float[np.ndarray, "n t d"]:
+        """Text states of the prompts, float32; `clip_skip` as in `text_states`."""
         ids = self.tokenize(prompts)
         return map_batches(
-            lambda rows: self._text_states(self.parameters, on_devices(ids[rows])), len(ids), device_batch
+            lambda rows: self._text_states(self.parameters, on_devices(ids[rows]), clip_skip=clip_skip),
+            len(ids),
+            device_batch,
         )
 
     def predict_noise(self, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[np.ndarray, "n h w c"]:
@@ -196,25 +208,35 @@ class StableDiffusion:
         adapters: Adapters = (),
         *,
         negative_prompts: Sequence[str] | None = None,
+        clip_skip: int = 0,
         steps: int = 50,
         guidance: float = 5.0,
         latent_normalization: bool = False,
         device_batch: int = 8,
         report=None,
     ) -> Float[np.ndarray, "n h w c"]:
-        """Scaled latents of one image a prompt, from the given start; `report` receives the number of images done."""
-        negative_prompts = negative_prompts or [""] * len(prompts)
-        texts = list(dict.fromkeys([*prompts, *negative_prompts]))
-        states = self.encode_prompts(texts)
-        place = {text: i for i, text in enumerate(texts)}
-        positive, negative = (np.array([place[t] for t in given]) for given in (prompts, negative_prompts))
+        """Scaled latents of one image a prompt, from the given start.
+
+        Guidance leads away from `negative_prompts`, one a prompt; None: from the empty prompt. `clip_skip` layers of
+        the text encoder are skipped for prompts, none for negative ones; `report` receives the number of images done.
+        """
+
+        def encoded(texts: Sequence[str], clip_skip: int):
+            distinct = list(dict.fromkeys(texts))
+            states = self.encode_prompts(distinct, clip_skip)
+            place = {text: i for i, text in enumerate(distinct)}
+            return lambda rows: states[[place[texts[row]] for row in rows]]
+
+        positive = encoded(prompts, clip_skip)
+        # All layers, as diffusers has it: an adapter should draw there as it was trained here.
+        negative = encoded(negative_prompts or [""] * len(prompts), 0)
 
         def run(rows):
             return self._sample(
                 self.parameters,
                 on_devices(initial_latents[rows]),
-                on_devices(states[positive[rows]]),
-                on_devices(states[negative[rows]]),
+                on_devices(positive(rows)),
+                on_devices(negative(rows)),
                 tuple(adapters),
                 steps=steps,
                 guidance=guidance,
@@ -230,6 +252,7 @@ class StableDiffusion:
         adapters: Adapters = (),
         *,
         negative_prompts: Sequence[str] | None = None,
+        clip_skip: int = 0,
         width: int = 704,
         height: int = 1024,
         steps: int = 50,
@@ -238,7 +261,10 @@ class StableDiffusion:
         latent_normalization: bool = False,
         device_batch: int = 8,
     ) -> ImageBatch:
-        """One image a prompt and seed; `initial_latents`, where given, are the start instead of the seeds' noise."""
+        """One image a prompt and seed; `initial_latents`, where given, are the start instead of the seeds' noise.
+
+        The other options are those of `generate_latents`.
+        """
         if initial_latents is None:
             shape = self.latent_shape(width, height)
             initial_latents = np.stack([np.asarray(jax.random.normal(jax.random.key(seed), shape)) for seed in seeds])
@@ -247,6 +273,7 @@ class StableDiffusion:
             initial_latents,
             adapters,
             negative_prompts=negative_prompts,
+            clip_skip=clip_skip,
             steps=steps,
             guidance=guidance,
             latent_normalization=latent_normalization,
@@ -256,7 +283,7 @@ class StableDiffusion:
 
     @functools.cached_property
     def _text_states(self):
-        return jax.jit(self.text_states)
+        return jax.jit(self.text_states, static_argnames="clip_skip")
 
     @functools.cached_property
     def _noise(self):

@@ -33,10 +33,7 @@ def drawing_settings(config) -> dict:
         **base_fingerprints(config),
         "seed": config.seed,
         "dtype": config.dtype,
-        "pool.steps": config.pool.steps,
-        "pool.guidance": config.pool.guidance,
-        "pool.width": config.pool.width,
-        "pool.height": config.pool.height,
+        **sampling_settings(config),
     }
 
 
@@ -52,6 +49,12 @@ def load_base(config, dtype: str = "") -> StableDiffusion:
     """The base of a config, unless told in the config's type."""
     weights = config.weights
     return StableDiffusion.load(weights.base, dtype or config.dtype, tokenizer=weights.tokenizer, vae=weights.vae)
+
+
+def sampling_settings(config) -> dict:
+    """What decides, beside weights, prompt and noise, how any image is drawn: of the pool and of every evaluation."""
+    names = ("steps", "guidance", "negative_prompt", "clip_skip", "width", "height")
+    return {f"pool.{name}": config.pool[name] for name in names}
 
 
 def check(config) -> None:
@@ -98,7 +101,7 @@ def _draw(config, pool: Pool, missing: list[tuple[Block, int]], images: int) -> 
     write_json(pool.folder / "settings.json", drawing_settings(config))
     model = load_base(config)
     shape = model.latent_shape(config.pool.width, config.pool.height)
-    warn_long_prompts(_prompts(config), model.tokenizer)
+    warn_long_prompts([*_prompts(config), config.pool.negative_prompt], model.tokenizer)
     done = images - sum(len(block.prompts) for block, _ in missing)
     with (
         progress(total=images, initial=done, description="generate_pool", unit="image") as bar,
@@ -109,6 +112,8 @@ def _draw(config, pool: Pool, missing: list[tuple[Block, int]], images: int) -> 
             latents = model.generate_latents(
                 block.prompts,
                 np.asarray(image_noise(config.seed, block.prompts, indices, shape)),
+                negative_prompts=[config.pool.negative_prompt] * len(block.prompts),
+                clip_skip=config.pool.clip_skip,
                 steps=config.pool.steps,
                 guidance=config.pool.guidance,
                 device_batch=batch_of_block(config.pool.device_batch, config.pool.block),

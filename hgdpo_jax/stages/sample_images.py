@@ -16,7 +16,7 @@ from hgdpo_jax.evaluation.drawing import Drawn, draw_base_and_tuned
 from hgdpo_jax.evaluation.figures import ImagePair, pair_grid, png_bytes, resize_for_display
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.export_adapter import FILES
-from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
+from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, sampling_settings
 from hgdpo_jax.weights import lora_files
 
 INPUTS = ("export_adapter",)
@@ -39,10 +39,7 @@ def drawing_settings(config) -> dict:
     return {
         "seed": config.seed,
         "dtype": config.dtype,
-        "pool.steps": config.pool.steps,
-        "pool.guidance": config.pool.guidance,
-        "pool.width": config.pool.width,
-        "pool.height": config.pool.height,
+        **sampling_settings(config),
         "adapter.scale": config.adapter.scale,
         "sample.latent_normalization": config.sample.latent_normalization,
     }
@@ -91,6 +88,8 @@ def draw(config, export_folder: epath.Path, prompts: list[str], seeds: int, desc
             height=config.pool.height,
             steps=config.pool.steps,
             guidance=config.pool.guidance,
+            negative_prompt=config.pool.negative_prompt,
+            clip_skip=config.pool.clip_skip,
             latent_normalization=config.sample.latent_normalization,
             device_batch=config.pool.device_batch,
             report=bar.update,

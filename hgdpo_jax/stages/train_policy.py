@@ -20,7 +20,7 @@ from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.sharding import data_mesh
-from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
+from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, sampling_settings
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
 from hgdpo_jax.weights import folders, lora_files
@@ -42,7 +42,7 @@ def settings(config) -> dict:
         # How a batch is cut and how often it is saved may change while it runs.
         "train": {k: v for k, v in config.train.to_dict().items() if k not in ("device_batch", "checkpoint_every")},
         "prompts.validation": fingerprint_of({"texts": _validation_prompts(config)}),
-        "sampling": [config.pool.steps, config.pool.guidance, config.pool.width, config.pool.height],
+        **sampling_settings(config),
     }
 
 
@@ -128,6 +128,8 @@ def run(config, run: StageRun) -> None:
         "beta": config.loss.beta,
         "statistic_weight": config.loss.statistic_weight,
         "statistic_stride": config.loss.statistic_stride,
+        # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
+        "clip_skip": config.pool.clip_skip,
     }
     step_function = make_policy_step(model, optimizer, loss_options, parts)
     base = {name: model.parameters[name] for name in ("unet", "text_encoder")}
@@ -172,7 +174,12 @@ class Validation:
         self.scorer = PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing)
         self.device_batch = config.pool.device_batch
         self.prompts = _validation_prompts(config)
-        self.sampling = {"steps": config.pool.steps, "guidance": config.pool.guidance}
+        self.sampling = {
+            "negative_prompts": [config.pool.negative_prompt] * len(self.prompts),
+            "clip_skip": config.pool.clip_skip,
+            "steps": config.pool.steps,
+            "guidance": config.pool.guidance,
+        }
         shape = model.latent_shape(config.pool.width, config.pool.height)
         self.start = np.asarray(image_noise(config.seed, self.prompts, np.zeros(len(self.prompts), np.int32), shape))
         self.base: tuple | None = None

@@ -20,6 +20,15 @@ def test_count_takes_the_first_prompts(prompts_file):
     assert load_prompts(prompts_file, 2) == ["a man", "a woman with é"]
 
 
+def test_what_does_not_count_is_reported_once_however_often_it_is_read(tmp_path, capsys):
+    path = tmp_path / "people.txt"
+    path.write_text("a man\n\na woman\na man\n \na man\n")
+    for count in (0, 1, 2):
+        load_prompts(path, count)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"warning: {path} holds 2 distinct prompts; not counted: 2 empty, 2 repeated"
+
+
 def test_toon_prompts_are_distinct_and_begin_alike():
     prompts = load_prompts("toon:validation", 20)
     assert len(set(prompts)) == 20
@@ -49,7 +58,7 @@ def test_unusable_file_is_refused_in_one_line(tmp_path, content, count, message)
 
 @pytest.mark.parametrize(
     ("source", "count", "message"),
-    [("toon:dev", 5, "toon:train, toon:validation"), ("toon:train", 0, "have no end"), ("", 0, "does not exist")],
+    [("toon:dev", 5, "toon:train, toon:validation"), ("toon:train", 0, "have no end"), ("", 0, "set config.prompts")],
 )
 def test_source_that_names_no_prompts_is_refused(source, count, message):
     with pytest.raises(UserError, match=message):

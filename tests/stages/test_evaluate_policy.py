@@ -84,7 +84,7 @@ def random_pairs(model):
         }
 
 
-def draw(model, adapter, texts):
+def draw(model, adapter, texts, negative_prompt="", clip_skip=0):
     (drawn,) = draw_base_and_tuned(
         model,
         adapter,
@@ -96,6 +96,8 @@ def draw(model, adapter, texts):
         height=64,
         steps=2,
         guidance=2.0,
+        negative_prompt=negative_prompt,
+        clip_skip=clip_skip,
         latent_normalization=False,
         device_batch=4,
     )
@@ -117,6 +119,12 @@ def test_a_prompts_images_do_not_depend_on_the_other_prompts(model, adapter):
     together, alone = draw(model, adapter, ["a woman", "a man"]), draw(model, adapter, ["a man"])
     np.testing.assert_array_equal(together.base[2:], alone.base)
     np.testing.assert_array_equal(together.tuned[2:], alone.tuned)
+
+
+@pytest.mark.parametrize("change", [{"negative_prompt": "a beard"}, {"clip_skip": 1}])
+def test_negative_prompt_and_clip_skip_hold_for_both_models(model, adapter, change):
+    plain, changed = draw(model, adapter, ["a woman"]), draw(model, adapter, ["a woman"], **change)
+    assert (plain.base != changed.base).any() and (plain.tuned != changed.tuned).any()
 
 
 def test_pairs_are_checked_by_every_score_and_shown_from_the_furthest_to_the_least_apart(runs):

@@ -1,0 +1,108 @@
+"""The texts in one column of a table: JSON lines, CSV or TSV."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from etils import epath
+
+from hgdpo_jax.errors import UserError
+
+_SOURCE = re.compile(r"(.+?\.(?:jsonl|csv|tsv))(?::(.*))?", re.IGNORECASE)
+_MOST_NAMES = 12
+
+# Number of the line and what its columns hold.
+_Row = tuple[int, dict[str, Any]]
+
+
+def split_source(source: str) -> tuple[str, str | None]:
+    """The file that a source names and what it selects of it, None where the file is no table.
+
+    Only a colon behind a table's ending separates, so drive letters and "gs://" stay whole.
+    """
+    match = _SOURCE.fullmatch(source)
+    return (match[1], match[2] or "") if match else (source, None)
+
+
+def column_texts(path: epath.Path, content: str, selection: str) -> list[str]:
+    """Texts of a column, of all rows ("COLUMN") or of those with a value in another one ("COLUMN:OTHER=VALUE").
+
+    What a row lacks is empty. Raises UserError where content or selection is not of that kind.
+    """
+    rows = list(_json_rows(path, content) if path.suffix.lower() == ".jsonl" else _separated_rows(path, content))
+    if not rows:
+        raise UserError(f"prompts file {path} is empty, expected columns with names and one prompt a row")
+    columns = dict.fromkeys(name for _, row in rows for name in row)
+    column, _, condition = selection.partition(":")
+    if column not in columns:
+        problem = f"has no column {column!r}" if column else "is a table"
+        raise UserError(f"prompts file {path} {problem}, expected {path}:COLUMN with one of {_listed(columns)}")
+    texts = []
+    for line, row in _matching(path, rows, columns, condition) if condition else rows:
+        text = row.get(column)
+        if not isinstance(text, str | None):
+            raise UserError(f"line {line} of prompts file {path} has {_shown(text)} as {column!r}, expected a text")
+        texts.append(text or "")
+    return texts
+
+
+def _json_rows(path: epath.Path, content: str) -> Iterator[_Row]:
+    # Not splitlines: a text may hold other characters that it takes for line ends.
+    for line, text in enumerate(content.split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"line {line} of prompts file {path} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(f'line {line} of prompts file {path} is no JSON object, expected {{"COLUMN": "a prompt"}}')
+        yield line, row
+
+
+def _separated_rows(path: epath.Path, content: str) -> Iterator[_Row]:
+    lines = io.StringIO(content, newline="")
+    # In TSV a quotation mark is a character like others: PartiPrompts has prompts that begin with one.
+    tabs = path.suffix.lower() == ".tsv"
+    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
+    try:
+        names = next(reader, [])
+        for fields in filter(None, reader):
+            if len(fields) > len(names):
+                advice = "take the tabs out of texts" if tabs else "put texts with commas into double quotes"
+                raise UserError(
+                    f"line {reader.line_num} of prompts file {path} has {len(fields)} fields, expected {len(names)} "
+                    f"as in the first line: {advice}"
+                )
+            yield reader.line_num, dict(zip(names, fields, strict=False))
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num} of prompts file {path} cannot be read: {error}") from error
+
+
+def _matching(path: epath.Path, rows: list[_Row], columns: Iterable[str], condition: str) -> list[_Row]:
+    """Rows that meet a condition "COLUMN=VALUE"."""
+    name, equals, value = condition.partition("=")
+    if not equals or name not in columns:
+        raise UserError(
+            f"{condition!r} selects no rows of prompts file {path}, "
+            f"expected COLUMN=VALUE with one of {_listed(columns)}"
+        )
+    values = [_shown(row.get(name, "")) for _, row in rows]
+    if value not in values:
+        raise UserError(
+            f"no row of prompts file {path} has {condition}, expected one of {_listed(dict.fromkeys(values))}"
+        )
+    return [row for row, found in zip(rows, values, strict=True) if found == value]
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + rest
