@@ -7,7 +7,7 @@ from configs.toon import get_config as toon_config
 
 def get_config() -> ConfigDict:
     config = toon_config()
-    config.prompts.train_count = 640
+    config.prompts.train_count = 512
     config.prompts.test_count = 160
     config.pool.size = 10
     config.train.steps = 300

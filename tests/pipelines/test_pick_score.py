@@ -26,8 +26,8 @@ def test_scores_equal_transformers_with_its_own_processor(tiny_scorer, images):
     pixels = torch.from_numpy(np.stack(processor(list(images))["pixel_values"]))
     with torch.no_grad():
         theirs = model(input_ids=inputs["input_ids"], pixel_values=pixels).logits_per_image.diagonal().numpy()
-    # Grey levels that the two bicubic filters round differently.
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    # Grey levels that the two bicubic filters round differently; a score may be near zero, 5e-3 is 2.5e-4 of a cosine.
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=5e-3)
 
 
 def test_padding_shows_what_cropping_loses(tiny_scorer, images):
@@ -42,7 +42,8 @@ def test_a_score_does_not_depend_on_the_batch(tiny_scorer, images):
     scorer = PickScore.load(tiny_scorer)
     together = scorer.score(images, PROMPTS)
     alone = [scorer.score(images[i : i + 1], PROMPTS[i : i + 1], device_batch=1)[0] for i in range(3)]
-    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    # 1e-4 is 5e-6 of a cosine: float32 sums in another order.
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-4)
 
 
 def test_unknown_framing_is_refused(tiny_scorer):
