@@ -13,6 +13,16 @@ from hgdpo_jax.errors import UserError
 
 SPACINGS = ("linspace", "leading", "trailing")
 
+# Stable Diffusion 1.x's own, in the words of a scheduler_config.json.
+STABLE_DIFFUSION = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "linspace",
+}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NoiseSchedule:

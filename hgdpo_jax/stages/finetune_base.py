@@ -9,7 +9,7 @@ import numpy as np
 
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
-from hgdpo_jax.diffusion.schedule import NoiseSchedule, add_noise
+from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION, NoiseSchedule, add_noise
 from hgdpo_jax.evaluation.contact_sheet import contact_sheet
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
@@ -25,14 +25,7 @@ from hgdpo_jax.weights.conversion import from_tree, to_tree
 
 INPUTS = ("train_autoencoder", "train_clip")
 
-# Stable Diffusion's noise schedule, in the words of its scheduler_config.json.
-SCHEDULER = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "linspace",
+SCHEDULER = STABLE_DIFFUSION | {
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
     # diffusers warns about any other; linspace spacing does not read it.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.weights.conversion import some
 
@@ -37,16 +38,6 @@ _FOREIGN = (
     (re.compile(r"^cond_stage_model\.model\."), "an SD2.x checkpoint"),
     (re.compile(r"^v_pred$"), "a v-prediction checkpoint"),
 )
-
-# Single files do not say how they were trained: Stable Diffusion 1.x's own.
-_SCHEDULER = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "linspace",
-}
 
 _UNET_ENDS = {
     "time_embed.0.": "time_embedding.linear_1.",
@@ -110,7 +101,8 @@ def convert_checkpoint(
     configs = {
         "unet": _unet_config(converted["unet"], layers, where),
         "text_encoder": _text_config(converted["text_encoder"], where),
-        "scheduler": _SCHEDULER,
+        # A single file does not say how it was trained.
+        "scheduler": STABLE_DIFFUSION,
     }
     if parts["vae"]:
         configs["vae"], converted["vae"] = convert_vae(parts["vae"], where)
