@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
                 "save_every": 200,
             }
         )
-        config.clip = clip_settings(first_portrait=0, steps=500)
+        config.clip = clip_settings(first_portrait=0, steps=800)
         config.clip.text = ConfigDict(
             {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
         )
@@ -49,9 +49,7 @@ def get_config() -> ConfigDict:
                 # Short of its best on purpose: the method needs a model that can still get better.
                 "steps": 4000,
                 "learning_rate": 1e-3,
-                # First all noise levels count alike, for the shapes; from this step on errors at high noise, where the
-                # prompt decides what is drawn, count up to so many times as much.
-                "noisy_weight_from": 2750,
+                # Errors at high noise, where the prompt decides what is drawn, count up to so many times as much.
                 "noisy_weight_limit": 30.0,
                 # Share of captions replaced by the empty prompt.
                 "empty_captions": 0.1,

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.weights.base = TOON_BASE
     config.stages = ("train_clip", "train_scorer")
     with config.unlocked():
-        config.clip = clip_settings(first_portrait=200_000, steps=300)
+        config.clip = clip_settings(first_portrait=200_000, steps=600)
         config.clip.vision.hidden_size = 112
         config.clip.vision.intermediate_size = 448
         config.clip.text.hidden_size = 80

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.weights.base = TOON_BASE
     config.stages = ("train_clip", "train_scorer")
     with config.unlocked():
-        config.clip = clip_settings(first_portrait=100_000, steps=300)
+        config.clip = clip_settings(first_portrait=100_000, steps=600)
         config.scorer_training = scorer_settings(first_portrait=130_000, damage="SCORER_DAMAGE")
     return config
 
@@ -27,10 +27,10 @@ def scorer_settings(first_portrait: int, damage: str) -> ConfigDict:
             "weaker_steps": (500, 1000),
             "first_portrait": first_portrait,
             "damage": damage,
-            "portraits": 2500,
+            "portraits": 4000,
             "samples": 500,
             "batch_size": 48,
-            "steps": 500,
+            "steps": 800,
             "learning_rate": 5e-4,
             "weight_decay": 0.05,
             # Weight of CLIP's own loss beside the preference loss.

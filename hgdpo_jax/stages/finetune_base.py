@@ -48,7 +48,7 @@ def run(config, run: StageRun) -> None:
     empty = model.tokenize([""])[0]
 
     def loss_function(unet, frozen, batch):
-        clean, token_ids, weight_limit, key = batch
+        clean, token_ids, key = batch
         noise_key, time_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, clean.shape)
         timesteps = jax.random.randint(time_key, (len(clean),), 0, len(model.schedule.betas))
@@ -57,7 +57,7 @@ def run(config, run: StageRun) -> None:
         predicted = model.noise({"unet": unet}, noisy, timesteps, states)
         error = losses.noise_prediction(predicted, noise)
         # Divided by it, an error of the noise is one of the velocity: it no longer counts little at high noise.
-        weight = jnp.minimum(1.0 / jnp.asarray(model.schedule.alphas_cumprod)[timesteps], weight_limit)
+        weight = jnp.minimum(1.0 / jnp.asarray(model.schedule.alphas_cumprod)[timesteps], options.noisy_weight_limit)
         return (weight * error).mean(), {"noise_prediction": error.mean()}
 
     def batch_at(step):
@@ -66,8 +66,7 @@ def run(config, run: StageRun) -> None:
         ids = tokens[random.integers(len(tokens), size=len(rows)), rows]
         # Guidance needs a model that knows the empty prompt.
         ids[random.random(len(rows)) < options.empty_captions] = empty
-        weight_limit = options.noisy_weight_limit if step >= options.noisy_weight_from else 1.0
-        return latents[rows], ids, np.float32(weight_limit), training_key(config.seed, step)
+        return latents[rows], ids, training_key(config.seed, step)
 
     log = RunLog(run.folder)
     sample_prompts = prompts("validation", 24)

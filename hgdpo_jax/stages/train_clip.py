@@ -1,5 +1,7 @@
 """Trains a small CLIP on portraits and their captions: a toon checkpoint's text encoder, and the start of a scorer."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,9 @@ from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
 from hgdpo_jax.pipelines.pick_score import preprocess
 from hgdpo_jax.pipelines.stable_diffusion import load_tokenizer
+from hgdpo_jax.toon.attributes import COMBINATION
 from hgdpo_jax.toon.captions import caption
-from hgdpo_jax.toon.portraits import portrait, render_many
+from hgdpo_jax.toon.portraits import Portrait, portrait, render_many
 from hgdpo_jax.toon.vocabulary import write_tokenizer
 from hgdpo_jax.training.fit import fit
 from hgdpo_jax.weights import clip_files
@@ -20,6 +23,10 @@ INPUTS = ()
 
 # Centred pixels; the toon models have no reason to share the statistics of photographs.
 PREPROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+
+# Portraits of the same colours in a batch: among strangers colours alone find each text's image, and the towers learn
+# nothing else.
+_ALIKE = 4
 
 
 def settings(config) -> dict:
@@ -44,6 +51,15 @@ def clip_config(options, vocabulary: int) -> dict:
     }
 
 
+def alike(first: int, groups: int) -> list[Portrait]:
+    """Training portraits from `first` on, in groups that share all colours and little else."""
+    people = [portrait(first + index, "train") for index in range(groups * _ALIKE)]
+    return [
+        dataclasses.replace(person, **dict(zip(COMBINATION, people[index - index % _ALIKE].combination, strict=True)))
+        for index, person in enumerate(people)
+    ]
+
+
 def crop_padding(token_ids: np.ndarray) -> np.ndarray:
     """Cuts token ids `[..., t]` behind the longest prompt: under causal attention the end token's state is the same."""
     return token_ids[..., : int(np.argmax(token_ids, axis=-1).max()) + 1]
@@ -56,7 +72,7 @@ def run(config, run: StageRun) -> None:
     tokenizer = load_tokenizer(tokenizer_folder)
     model_config = clip_config(options, vocabulary)
     model = CLIP(CLIPConfig.from_dict(model_config))
-    people = [portrait(options.first_portrait + index, "train") for index in range(options.portraits)]
+    people = alike(options.first_portrait, options.portraits // _ALIKE)
     images = render_many(people)
     captions = [
         caption(person, person.caption_variant + k) for k in range(options.captions_per_portrait) for person in people
@@ -74,7 +90,8 @@ def run(config, run: StageRun) -> None:
 
     def batch_at(step):
         random = np.random.default_rng((config.seed, step))
-        rows = random.choice(len(people), size=options.batch_size, replace=False)
+        groups = random.choice(len(people) // _ALIKE, size=options.batch_size // _ALIKE, replace=False)
+        rows = (groups[:, None] * _ALIKE + np.arange(_ALIKE)).ravel()
         return token_ids[random.integers(len(token_ids), size=len(rows)), rows], images[rows]
 
     ids, pixels = batch_at(0)

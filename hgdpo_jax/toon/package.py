@@ -99,8 +99,9 @@ transformers. `make toon-weights` trains them again.
 
 ## How often the better portrait of a pair wins (held-out portraits)
 
-Pairs of an intact portrait against a damaged one, one with altered attributes or another person's; of samples against
-samples of weaker checkpoints, and of samples for the prompt against samples for another.
+Pairs of an intact portrait against a damaged one or another person's; of a rough portrait against one as rough with
+altered attributes; of samples against samples of weaker checkpoints, and of samples for the prompt against samples for
+another.
 
 Scorer:
 

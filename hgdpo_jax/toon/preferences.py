@@ -14,22 +14,26 @@ from hgdpo_jax.toon.portraits import Portrait, portrait, render_many
 
 _SEEDS_APART = 1_000_000
 # Share of each kind of pair in a batch.
-KINDS = {"damaged": 0.3, "altered": 0.25, "mismatch": 0.05, "weak": 0.2, "swapped": 0.2}
+KINDS = {"damaged": 0.2, "altered": 0.45, "mismatch": 0.05, "weak": 0.1, "swapped": 0.2}
+# Strongest noise on the latents of both pictures of an altered pair; a latent's own spread is 1.
+_ROUGHEST = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Preferences:
     """Pictures in sets of one row a prompt: row i of every set belongs to prompt i.
 
-    `intact` is the portrait of the prompt, `damaged` the same with damaged anatomy or picture, `altered` a sound
-    portrait with one or two other attributes. `samples` are drawn by the base and `weak` by earlier checkpoints of
-    it, for the first rows only. Every picture went through the autoencoder, or a scorer would learn to see the
-    decoder.
+    `intact` is the portrait of the prompt, `damaged` the same with damaged anatomy or picture. `faithful` shows it as
+    rough as a model's pictures are, and `altered`, with the same roughness, a person with one or two other attributes:
+    from clean portraits a scorer learns to read attributes in clean ones only. `samples` are drawn by the base and
+    `weak` by earlier checkpoints of it, for the first rows only. Every picture went through the autoencoder, or a
+    scorer would learn to see the decoder.
     """
 
     prompts: list[str]
     intact: np.ndarray
     damaged: np.ndarray
+    faithful: np.ndarray
     altered: np.ndarray
     samples: np.ndarray
     weak: np.ndarray
@@ -40,7 +44,7 @@ class Preferences:
         if kind == "damaged":
             return row, self.intact[row], self.damaged[row]
         if kind == "altered":
-            return row, self.intact[row], self.altered[row]
+            return row, self.faithful[row], self.altered[row]
         if kind == "mismatch":
             return row, self.intact[row], self.intact[self._other(row, len(self.intact), random)]
         row = int(random.integers(len(self.samples)))
@@ -96,12 +100,17 @@ def make_preferences(
         rows = np.arange(i, samples, len(weaker))
         if len(rows):
             weak[rows] = draw(model, rows)
+    whole = base.encode_images(render_many(people), 64)
+    other = base.encode_images(render_many([altered(person, random) for person in people]), 64)
+    strength = random.uniform(0, _ROUGHEST, size=(count, 1, 1, 1))
+    roughness = (strength * random.standard_normal(whole.shape)).astype(np.float32)
     broken = damaged_many(people, kinds, [seed * _SEEDS_APART + first + i for i in range(count)])
     return Preferences(
         prompts=texts,
-        intact=through_autoencoder(render_many(people)),
+        intact=base.decode_latents(whole, 64),
         damaged=through_autoencoder(broken),
-        altered=through_autoencoder(render_many([altered(person, random) for person in people])),
+        faithful=base.decode_latents(whole + roughness, 64),
+        altered=base.decode_latents(other + roughness, 64),
         samples=draw(base, np.arange(samples)) if samples else weak,
         weak=weak,
     )
