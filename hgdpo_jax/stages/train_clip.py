@@ -1,6 +1,7 @@
 """Trains a small CLIP on portraits and their captions: a toon checkpoint's text encoder, and the start of a scorer."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +54,13 @@ def clip_config(options, vocabulary: int) -> dict:
 
 def alike(first: int, groups: int) -> list[Portrait]:
     """Training portraits from `first` on, in groups that share all colours and little else."""
-    people = [portrait(first + index, "train") for index in range(groups * _ALIKE)]
-    return [
-        dataclasses.replace(person, **dict(zip(COMBINATION, people[index - index % _ALIKE].combination, strict=True)))
-        for index, person in enumerate(people)
-    ]
+    people = []
+    for index in range(groups * _ALIKE):
+        person = portrait(first + index, "train")
+        if index % _ALIKE == 0:
+            colors: dict[str, Any] = dict(zip(COMBINATION, person.combination, strict=True))
+        people.append(dataclasses.replace(person, **colors))
+    return people
 
 
 def crop_padding(token_ids: np.ndarray) -> np.ndarray:

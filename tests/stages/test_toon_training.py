@@ -7,7 +7,9 @@ import pytest
 
 import hgdpo_jax as hg
 from hgdpo_jax.main import main
+from hgdpo_jax.stages.train_clip import alike
 from hgdpo_jax.toon.oracle import AttributeOracle
+from hgdpo_jax.toon.portraits import split_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = {
@@ -37,6 +39,15 @@ SMALL = {
 def run(workdir: Path, name: str, **more) -> None:
     overrides = [f"--config.{field}={value}" for field, value in (SMALL[name] | more).items()]
     assert main([f"--config={CONFIGS / name}.py", f"--workdir={workdir}", *overrides]) == 0
+
+
+def test_contrastive_batches_hold_training_portraits_that_colours_do_not_tell_apart():
+    people = alike(first=0, groups=5)
+    groups = [people[i : i + 4] for i in range(0, 20, 4)]
+    assert [len({person.combination for person in group}) for group in groups] == [1] * 5
+    assert len({person.combination for person in people}) == 5
+    assert all(split_of(person.combination) == "train" for person in people)
+    assert all(len({(person.hair_style, person.mouth, person.eyes) for person in group}) > 1 for group in groups)
 
 
 @pytest.mark.slow
