@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from hgdpo_jax.models.unet import UNet, UNetConfig
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights import stable_diffusion_files
-from hgdpo_jax.weights.conversion import to_tree
+from hgdpo_jax.weights.conversion import from_tree, to_tree
 from hgdpo_jax.weights.folders import require_tokenizer
 
 Adapters = Sequence[tuple[dict, Any]]
@@ -32,7 +32,7 @@ ImageBatch = UInt8[np.ndarray, "n height width 3"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StableDiffusion:
-    """Modules, parameters, noise schedule and tokenizer of a checkpoint.
+    """Modules, parameters, noise schedule and tokenizer of a checkpoint, and the configs of its files.
 
     The pure functions (`text_states`, `noise`, `sample`, `decode`, `encode`) take the parameters and run inside jit;
     the methods of the public interface take and return numpy arrays of any number of rows.
@@ -44,6 +44,7 @@ class StableDiffusion:
     schedule: NoiseSchedule
     tokenizer: Any
     parameters: dict[str, dict]
+    configs: Mapping[str, Mapping[str, Any]]
 
     @classmethod
     def load(cls, source: str, dtype: str = "float32", tokenizer: str = "", vae: str = "") -> "StableDiffusion":
@@ -82,11 +83,28 @@ class StableDiffusion:
             schedule=NoiseSchedule.from_dict(files.configs["scheduler"]),
             tokenizer=words,
             parameters=parameters,
+            configs=files.configs,
         )
 
     def with_unet(self, unet: dict) -> "StableDiffusion":
         """The same checkpoint with other weights in its U-Net."""
         return dataclasses.replace(self, parameters={**self.parameters, "unet": replicate(unet, data_mesh())})
+
+    def with_adapter(self, adapter: lora.Adapter, scale: float = 1.0) -> "StableDiffusion":
+        """The same checkpoint with an adapter merged into its U-Net; raises UserError where it does not fit.
+
+        In bfloat16 the merged weights lose most of a small adapter: merge into a model loaded in float32.
+        """
+        return self.with_unet(lora.merge(self.parameters["unet"], adapter, scale))
+
+    def save(self, folder: epath.PathLike, storage: str = "float16") -> None:
+        """Writes a folder that diffusers and `load` read; `storage` is "float16" or "float32"."""
+        files = stable_diffusion_files.StableDiffusionFiles(
+            configs=self.configs,
+            tensors={name: from_tree(tree, storage) for name, tree in self.parameters.items()},
+            tokenizer=epath.Path(self.tokenizer.name_or_path),
+        )
+        stable_diffusion_files.write_folder(folder, files, storage)
 
     # Pure functions
 

@@ -20,7 +20,7 @@ from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.toon.captions import caption, prompts
 from hgdpo_jax.toon.portraits import portrait, render_many
 from hgdpo_jax.training.fit import fit
-from hgdpo_jax.weights import clip_files, folders, stable_diffusion_files
+from hgdpo_jax.weights import clip_files, folders
 from hgdpo_jax.weights.conversion import from_tree, to_tree
 
 INPUTS = ("train_autoencoder", "train_clip")
@@ -43,7 +43,7 @@ def plan(config) -> str:
 
 def run(config, run: StageRun) -> None:
     options = config.base_training
-    model, configs = _untrained(run, options, config.seed)
+    model = _untrained(run, options, config.seed)
     tokens, latents = _cache(model, options)
     empty = model.tokenize([""])[0]
 
@@ -99,20 +99,11 @@ def run(config, run: StageRun) -> None:
         samples_per_step=options.batch_size,
         unit="image",
     )
-    parameters = model.parameters | {"unet": unet}
-    stable_diffusion_files.write_folder(
-        run.folder / "base",
-        stable_diffusion_files.StableDiffusionFiles(
-            configs=configs,
-            tensors={name: from_tree(jax.device_get(tree)) for name, tree in parameters.items()},
-            tokenizer=run.input("train_clip") / "clip",
-        ),
-        storage="float16",
-    )
+    model.with_unet(unet).save(run.folder / "base")
 
 
-def _untrained(run: StageRun, options, seed: int) -> tuple[StableDiffusion, dict]:
-    """The checkpoint before its U-Net is trained, and its configuration files."""
+def _untrained(run: StageRun, options, seed: int) -> StableDiffusion:
+    """The checkpoint before its U-Net is trained."""
     vae, clip = run.input("train_autoencoder") / "vae", clip_files.read_folder(run.input("train_clip") / "clip")
     text_config = dict(clip.config["text_config"])
     configs = {
@@ -134,7 +125,7 @@ def _untrained(run: StageRun, options, seed: int) -> tuple[StableDiffusion, dict
     latents = jnp.zeros((1, 8, 8, unet.config.in_channels))
     states = jnp.zeros((1, 2, unet.config.cross_attention_dim))
     initial = jax.jit(unet.init)(jax.random.key(seed), latents, jnp.zeros((1,), jnp.int32), states)
-    model = StableDiffusion(
+    return StableDiffusion(
         unet=unet,
         autoencoder=autoencoder,
         text_encoder=text_encoder,
@@ -145,8 +136,8 @@ def _untrained(run: StageRun, options, seed: int) -> tuple[StableDiffusion, dict
             "vae": to_tree(tensors, shapes["vae"], where=str(vae)),
             "text_encoder": to_tree(text_tensors, shapes["text_encoder"], where="train_clip"),
         },
+        configs=configs,
     )
-    return model, configs
 
 
 def _cache(model: StableDiffusion, options) -> tuple[np.ndarray, np.ndarray]:

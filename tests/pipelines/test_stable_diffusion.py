@@ -51,6 +51,27 @@ def test_whole_images_equal_diffusers(model, reference, negative_prompt, clip_sk
     assert difference.max() <= 2
 
 
+def test_a_model_saved_with_a_merged_adapter_draws_in_diffusers_as_ours_with_the_adapter_on(model, tmp_path):
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    adapter = lora.initialize(jax.random.key(0), lora.find_targets(model.parameters["unet"]), rank=4)
+    adapter = jax.tree.map(lambda x: np.asarray(x + 0.1), adapter)
+    model.with_adapter(adapter, 0.5).save(tmp_path, storage="float32")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    random = np.random.default_rng(0)
+    latents = random.normal(size=(2, *model.latent_shape(48, 64))).astype(np.float32)
+    states = model.encode_prompts(PROMPTS)
+    timesteps = np.array([10, 900])
+    ours = model.predict_noise(latents, timesteps, states, [(adapter, 0.5)])
+    with torch.no_grad():
+        theirs = unet(*map(torch.from_numpy, (latents.transpose(0, 3, 1, 2), timesteps, states))).sample
+    assert np.abs(ours - model.predict_noise(latents, timesteps, states)).max() > 1e-2
+    # float32 sums in another order.
+    np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
+    again = StableDiffusion.load(tmp_path)
+    np.testing.assert_array_equal(again.encode_prompts(PROMPTS), states)
+
+
 @pytest.mark.parametrize("clip_skip", [0, 1])
 def test_text_states_equal_diffusers(model, reference, clip_skip):
     theirs, _ = reference.encode_prompt(PROMPTS, "cpu", 1, False, clip_skip=clip_skip)
