@@ -6,6 +6,7 @@ from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.stages.generate_pool import base_fingerprints
 from hgdpo_jax.stages.train_policy import best_adapter
 from hgdpo_jax.weights import lora_files
+from hgdpo_jax.weights.stable_diffusion_files import read_license
 
 INPUTS = ("train_policy",)
 FILES = {"diffusers": "hgdpo_lora.safetensors", "kohya": "hgdpo_lora_kohya.safetensors"}
@@ -29,5 +30,7 @@ def run(config, run: StageRun) -> None:
         "step": str(step),
         "recommended_scale": str(config.adapter.scale),
     }
+    if (license := read_license(config.weights.base)) is not None:
+        metadata["base_license"] = license
     for format, name in FILES.items():
         lora_files.save_adapter(adapter, run.folder / name, format=format, metadata=metadata)

@@ -1,6 +1,7 @@
 """A Stable Diffusion 1.x checkpoint: a diffusers folder, or one file."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from hgdpo_jax.weights.folders import (
     write_weights,
 )
 from hgdpo_jax.weights.ldm_file import convert_checkpoint, convert_vae
+from hgdpo_jax.weights.tensor_files import load_tensors
 
 _WEIGHT_FILES = {
     "unet": "diffusion_pytorch_model",
@@ -40,6 +42,10 @@ _TEXT_PREFIX = "text_model."
 
 # Folders that other architectures have; SD3 has both.
 _FOREIGN = {"transformer": "an SD3 or Flux checkpoint", "text_encoder_2": "an SDXL checkpoint"}
+
+
+# A model card as the hub has it: YAML between dashes.
+_CARD_HEAD = re.compile(r"---\n(?:(?!---).*\n)*?license: *[\"']?(?P<license>[^\s\"']+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +104,17 @@ def read_folder(folder: epath.PathLike) -> StableDiffusionFiles:
     # transformers 5 writes the text encoder without the prefix, versions before it with.
     tensors["text_encoder"] = {k.removeprefix(_TEXT_PREFIX): v for k, v in tensors["text_encoder"].items()}
     return StableDiffusionFiles(configs, tensors, tokenizer)
+
+
+def read_license(source: epath.PathLike) -> str | None:
+    """The licence that a checkpoint states: in the head of a folder's README.md, or in a single file's metadata."""
+    path = resolve_source(source)
+    if path.is_dir():
+        card = path / "README.md"
+        head = _CARD_HEAD.match(card.read_text()) if card.is_file() else None
+        return head["license"] if head else None
+    # The name that the trainers of the web interfaces agreed on.
+    return load_tensors(path)[1].get("modelspec.license") if path.suffix == ".safetensors" else None
 
 
 def _read_vae(source: str, replaced: AutoencoderConfig) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

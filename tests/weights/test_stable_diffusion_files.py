@@ -12,7 +12,8 @@ from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.unet import UNet, UNetConfig
 from hgdpo_jax.weights.conversion import from_tree, to_tree
-from hgdpo_jax.weights.stable_diffusion_files import read_checkpoint, read_folder, write_folder
+from hgdpo_jax.weights.stable_diffusion_files import read_checkpoint, read_folder, read_license, write_folder
+from hgdpo_jax.weights.tensor_files import save_tensors
 
 COMPONENTS = ("unet", "vae", "text_encoder")
 
@@ -71,6 +72,25 @@ def test_half_precision_files_are_found_under_their_own_names(diffusers_folder, 
     for path in (tmp_path / "copy").glob("*/*.safetensors"):
         path.rename(path.with_suffix(".fp16.safetensors"))
     assert read_folder(tmp_path / "copy").tensors["unet"].keys() == read_folder(diffusers_folder).tensors["unet"].keys()
+
+
+@pytest.mark.parametrize(
+    ("card", "license"),
+    [
+        ("---\ntags:\n- text-to-image\nlicense: creativeml-openrail-m\n---\nlicense: none\n", "creativeml-openrail-m"),
+        ("---\ntags: []\n---\nlicense: none\n", None),
+        (None, None),
+    ],
+)
+def test_the_licence_of_a_folder_is_that_of_its_card(tmp_path, card, license):
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert read_license(tmp_path) == license
+
+
+def test_the_licence_of_a_single_file_is_that_of_its_metadata(tmp_path):
+    save_tensors(tmp_path / "base.safetensors", {"a": np.zeros(1)}, {"modelspec.license": "CreativeML Open RAIL-M"})
+    assert read_license(tmp_path / "base.safetensors") == "CreativeML Open RAIL-M"
 
 
 @pytest.mark.parametrize(
