@@ -19,7 +19,9 @@ def get_config() -> ConfigDict:
     config.prompts.test_count = 100
     config.pool.size = 8
     config.pool.steps = 10
-    config.pool.guidance = 3.0
+    # Low enough that the images of a prompt differ in what the scorer judges: with 3.0 its winners show 7 points more
+    # attributes than its losers, with 1.5 it is 12.
+    config.pool.guidance = 1.5
     config.pool.width = 48
     config.pool.height = 64
     config.pool.device_batch = 32
