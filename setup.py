@@ -26,6 +26,7 @@ setup(
         "etils[epath]>=1.12",
         "flax>=0.12",
         "grain>=0.2.18",
+        "huggingface_hub>=2.0",
         # tensorflow-datasets needs it and does not say so.
         "importlib_resources>=6.4",
         "jax>=0.10",

@@ -32,7 +32,8 @@ def base_config() -> ConfigDict:
     )
 
     # Checkpoints: a folder in the diffusers (base, vae) or transformers (scorer, judge) layout, a single file (base,
-    # vae), or one of the packaged "toon", "toon-scorer", "toon-judge", "toon-oracle".
+    # vae), a repository of the Hugging Face hub (owner/name or owner/name@revision), or one of the packaged "toon",
+    # "toon-scorer", "toon-judge", "toon-oracle".
     config.weights = weights = ConfigDict()
     # The model that draws the pool, is the reference, and carries the LoRA (Sec. 2).
     weights.base = ""

@@ -17,6 +17,7 @@ from hgdpo_jax.pipelines.stable_diffusion import apply, load_tokenizer
 from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights import clip_files
 from hgdpo_jax.weights.conversion import to_tree
+from hgdpo_jax.weights.sources import resolve_source
 
 
 def preprocess(
@@ -58,13 +59,13 @@ class PickScore:
 
     @classmethod
     def load(cls, source: str, dtype: str = "float32", framing: str = "crop") -> "PickScore":
-        """Reads a transformers CLIPModel folder, or one that ships with the package ("toon-scorer").
+        """Reads a transformers CLIPModel folder, a repository of the hub, or the packaged "toon-scorer".
 
         `framing` is "crop" or "pad"; raises UserError where the source is missing, damaged, or another architecture.
         """
         if framing not in ("crop", "pad"):
             raise UserError(f"scoring.framing is {framing!r}, expected 'crop' or 'pad'")
-        folder = clip_files.resolve_source(source)
+        folder = resolve_source(source)
         files = clip_files.read_folder(folder)
         clip = CLIP(CLIPConfig.from_dict(files.config), jnp.dtype(dtype))
         place = functools.partial(replicate, mesh=data_mesh())

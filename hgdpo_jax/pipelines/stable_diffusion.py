@@ -48,7 +48,7 @@ class StableDiffusion:
 
     @classmethod
     def load(cls, source: str, dtype: str = "float32", tokenizer: str = "", vae: str = "") -> "StableDiffusion":
-        """Reads a diffusers folder, a single file, or what ships with the package ("toon"); weights are in `dtype`.
+        """Reads a diffusers folder, a repository of the hub, a single file, or "toon"; weights are in `dtype`.
 
         `tokenizer`, a folder, and `vae`, a diffusers folder or a file, replace the checkpoint's own; a single file has
         no tokenizer. Raises UserError where something is missing, damaged, or of another architecture.

@@ -15,6 +15,7 @@ from hgdpo_jax.evaluation.scores import Score, load_scores
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.weights import folders
+from hgdpo_jax.weights.sources import resolve_source
 
 INPUTS = ("select_pairs",)
 _MOST_PAIRS = 1024
@@ -34,7 +35,7 @@ def score_fingerprints(config) -> dict:
     """What decides the scores that an evaluation looks at."""
     sources = {name: config.weights[name] for name in ("scorer", "judge", "oracle")}
     prints = {
-        f"weights.{name}": folders.content_fingerprint(folders.resolve_source(source)) if source else ""
+        f"weights.{name}": folders.content_fingerprint(resolve_source(source)) if source else ""
         for name, source in sources.items()
     }
     return {**prints, "scoring.framing": config.scoring.framing}

@@ -11,6 +11,7 @@ from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.weights import folders
+from hgdpo_jax.weights.sources import resolve_source
 
 INPUTS = ()
 
@@ -40,9 +41,7 @@ def drawing_settings(config) -> dict:
 def base_fingerprints(config) -> dict[str, str]:
     """What decides the base, by the names of its settings: those left empty decide nothing."""
     names = ["base", *(name for name in ("tokenizer", "vae") if config.weights[name])]
-    return {
-        f"weights.{name}": folders.content_fingerprint(folders.resolve_source(config.weights[name])) for name in names
-    }
+    return {f"weights.{name}": folders.content_fingerprint(resolve_source(config.weights[name])) for name in names}
 
 
 def load_base(config, dtype: str = "") -> StableDiffusion:

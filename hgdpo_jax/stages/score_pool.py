@@ -11,13 +11,14 @@ from hgdpo_jax.pipelines.pick_score import PickScore
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.generate_pool import batch_of_block, complete_pool, load_base
 from hgdpo_jax.weights import folders
+from hgdpo_jax.weights.sources import resolve_source
 
 INPUTS = ("generate_pool",)
 
 
 def settings(config) -> dict:
     return {
-        "weights.scorer": folders.content_fingerprint(folders.resolve_source(config.weights.scorer)),
+        "weights.scorer": folders.content_fingerprint(resolve_source(config.weights.scorer)),
         "dtype": config.dtype,
         "scoring.framing": config.scoring.framing,
     }

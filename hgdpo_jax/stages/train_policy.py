@@ -24,6 +24,7 @@ from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, samplin
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
 from hgdpo_jax.weights import folders, lora_files
+from hgdpo_jax.weights.sources import resolve_source
 
 INPUTS = ("select_pairs",)
 _GRID_IMAGES = 12
@@ -31,7 +32,7 @@ _GRID_IMAGES = 12
 
 def settings(config) -> dict:
     weights = {name.removeprefix("weights."): value for name, value in base_fingerprints(config).items()}
-    weights["scorer"] = folders.content_fingerprint(folders.resolve_source(config.weights.scorer))
+    weights["scorer"] = folders.content_fingerprint(resolve_source(config.weights.scorer))
     return {
         "seed": config.seed,
         "dtype": config.dtype,

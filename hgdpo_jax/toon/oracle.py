@@ -17,6 +17,7 @@ from hgdpo_jax.toon.captions import caption
 from hgdpo_jax.toon.portraits import HEIGHT, SPLITS, WIDTH, labels, portrait
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.conversion import to_tree
+from hgdpo_jax.weights.sources import resolve_source
 
 # How far down a split a prompt is looked up: past what any toon experiment draws.
 _PORTRAITS_A_SPLIT = 5000
@@ -58,7 +59,7 @@ class AttributeOracle:
     @classmethod
     def load(cls, source: str) -> "AttributeOracle":
         """Reads a folder that `train_oracle` wrote, or "toon-oracle"."""
-        folder = folders.resolve_source(source)
+        folder = resolve_source(source)
         pixels = jnp.zeros((1, HEIGHT, WIDTH, 3))
         shapes = jax.eval_shape(make_classifier().init, jax.random.key(0), pixels)["params"]
         return cls(

@@ -14,12 +14,11 @@ from hgdpo_jax.weights.folders import (
     read_json,
     read_weights,
     require_tokenizer,
-    resolve_source,
     write_json,
     write_weights,
 )
 
-__all__ = ["CLIPFiles", "content_fingerprint", "read_folder", "resolve_source", "write_folder"]
+__all__ = ["CLIPFiles", "content_fingerprint", "read_folder", "write_folder"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,34 +15,10 @@ from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 
-_PACKAGED = epath.Path(__file__).parent.parent / "toon" / "weights"
-_PACKAGED_NAMES = {"toon": "base", "toon-scorer": "scorer", "toon-judge": "judge", "toon-oracle": "oracle"}
-
 # What changes results: weights, configs, vocabularies; not model cards and sample sheets.
 _CONTENT = (".safetensors", ".bin", ".json", ".txt")
 
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
-
-
-def resolve_source(source: epath.PathLike) -> epath.Path:
-    """The folder or file that a source names: "toon", "toon-scorer", "toon-judge", "toon-oracle" lie in the package.
-
-    Raises UserError, with what was looked for, where there is none.
-    """
-    if not str(source):
-        raise UserError("no weights are given: set config.weights.base and config.weights.scorer to a folder")
-    if str(source) in _PACKAGED_NAMES:
-        folder = _PACKAGED / _PACKAGED_NAMES[str(source)]
-        if not folder.is_dir():
-            raise UserError(f"{source} should lie in {folder}, which does not exist: install the package again")
-        return folder
-    path = epath.Path(source)
-    if not path.exists():
-        raise UserError(
-            f"{source} is not an existing folder or file, expected a folder in the diffusers or transformers layout, "
-            f"a base or VAE in one file, or one of {', '.join(_PACKAGED_NAMES)}"
-        )
-    return path
 
 
 def content_fingerprint(source: epath.PathLike) -> str:
@@ -85,13 +61,10 @@ def write_json(path: epath.Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def read_weights(folder: epath.Path, stem: str) -> dict[str, np.ndarray]:
-    """Tensors of `stem` in a folder, whole or in shards, in full or half precision; safetensors before pickled files.
-
-    Raises UserError where there are none.
-    """
+def weight_file_names(stem: str) -> list[str]:
+    """The files that may hold the weights `stem`, the first that exists being read."""
     pickled = "pytorch_model" if stem == "model" else stem
-    names = [
+    return [
         f"{stem}.safetensors",
         f"{stem}.safetensors.index.json",
         f"{stem}.fp16.safetensors",
@@ -99,6 +72,14 @@ def read_weights(folder: epath.Path, stem: str) -> dict[str, np.ndarray]:
         f"{pickled}.bin",
         f"{pickled}.fp16.bin",
     ]
+
+
+def read_weights(folder: epath.Path, stem: str) -> dict[str, np.ndarray]:
+    """Tensors of `stem` in a folder, whole or in shards, in full or half precision; safetensors before pickled files.
+
+    Raises UserError where there are none.
+    """
+    names = weight_file_names(stem)
     for path in (folder / name for name in names):
         if path.is_file():
             return _read_shards(path) if path.suffix == ".json" else read_tensor_file(path)

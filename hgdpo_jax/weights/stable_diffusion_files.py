@@ -17,11 +17,11 @@ from hgdpo_jax.weights.folders import (
     read_tensor_file,
     read_weights,
     require_tokenizer,
-    resolve_source,
     write_json,
     write_weights,
 )
 from hgdpo_jax.weights.ldm_file import convert_checkpoint, convert_vae
+from hgdpo_jax.weights.sources import resolve_source
 from hgdpo_jax.weights.tensor_files import load_tensors
 
 _WEIGHT_FILES = {

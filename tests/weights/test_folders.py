@@ -10,18 +10,8 @@ from hgdpo_jax.weights.folders import (
     read_json,
     read_tensor_file,
     read_weights,
-    resolve_source,
 )
 from hgdpo_jax.weights.tensor_files import save_tensors
-
-
-def test_an_existing_folder_is_its_own_source(tmp_path):
-    assert str(resolve_source(tmp_path)) == str(tmp_path)
-
-
-def test_an_unknown_source_is_told_what_was_expected():
-    with pytest.raises(UserError, match="some/model is not an existing folder or file, expected .* toon"):
-        resolve_source("some/model")
 
 
 def test_the_fingerprint_follows_contents_and_names_alone(tmp_path):

@@ -1,0 +1,100 @@
+"""What a source of weights names: a part of the package, a folder or file, or a repository of the Hugging Face hub."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.weights.folders import weight_file_names
+
+_PACKAGED = epath.Path(__file__).parent.parent / "toon" / "weights"
+_PACKAGED_NAMES = {"toon": "base", "toon-scorer": "scorer", "toon-judge": "judge", "toon-oracle": "oracle"}
+
+_REPOSITORY = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
+
+_SHARD = re.compile(r"(?P<stem>.+?)(?:\.fp16)?-\d+-of-\d+(?:\.fp16)?\.safetensors")
+# Where weights lie: a scorer's and a VAE's at the top of their repositories, a checkpoint's in its folders.
+_PARTS = (
+    ("", "model"),
+    ("", "diffusion_pytorch_model"),
+    ("unet/", "diffusion_pytorch_model"),
+    ("vae/", "diffusion_pytorch_model"),
+    ("text_encoder/", "model"),
+)
+
+
+def resolve_source(source: epath.PathLike) -> epath.Path:
+    """The folder or file that a source names.
+
+    "toon", "toon-scorer", "toon-judge" and "toon-oracle" lie in the package. `owner/name` or `owner/name@revision`,
+    where no such folder exists, is fetched from the hub into its cache; without a network the cached one is used.
+    Raises UserError, with what was looked for, where there is none.
+    """
+    if not str(source):
+        raise UserError("no weights are given: set config.weights.base and config.weights.scorer to a folder")
+    if str(source) in _PACKAGED_NAMES:
+        folder = _PACKAGED / _PACKAGED_NAMES[str(source)]
+        if not folder.is_dir():
+            raise UserError(f"{source} should lie in {folder}, which does not exist: install the package again")
+        return folder
+    path = epath.Path(source)
+    if path.exists():
+        return path
+    if match := _REPOSITORY.fullmatch(str(source)):
+        return _from_hub(match["name"], match["revision"])
+    raise UserError(
+        f"{source} is not an existing folder or file, expected a folder in the diffusers or transformers layout, "
+        f"a base or VAE in one file, a repository of the hub (owner/name), or one of {', '.join(_PACKAGED_NAMES)}"
+    )
+
+
+def _from_hub(name: str, revision: str | None) -> epath.Path:
+    """The folder of a repository in the hub's cache, with what a checkpoint or scorer is read from and no more."""
+    # Imported here: whoever loads a folder need not wait for it.
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        files = [file.rfilename for file in HfApi().model_info(name, revision=revision).siblings or ()]
+        return epath.Path(snapshot_download(name, revision=revision, allow_patterns=list(_wanted(files))))
+    except GatedRepoError as error:
+        raise UserError(f"{name} is given only to those who accepted its terms: do so, then `hf auth login`") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{name} has no revision {revision}: give a branch, tag or commit of it") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{name} is neither an existing folder or file nor a repository of the hub that you may read"
+        ) from error
+    except (HTTPError, OSError) as error:
+        try:
+            # Not all its files were fetched, and the library refuses a folder that lacks any of those asked for.
+            top = ["config.json", "model_index.json"]
+            return epath.Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=top))
+        except OSError:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{name} is neither an existing folder or file nor in the hub's cache, and the hub does not answer "
+                f"({reason})"
+            ) from error
+
+
+def _wanted(files: Sequence[str]) -> Iterator[str]:
+    """Of a repository's files, those that are read: configs, tokenizers, the card, and each part's weights once."""
+    present = set(files)
+    yield "README.md"
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        if name.endswith((".json", ".txt")) and "/" not in folder:
+            yield file
+    for folder, stem in _PARTS:
+        chosen = next((name for name in weight_file_names(stem) if folder + name in present), None)
+        if chosen is None:
+            continue
+        yield folder + chosen
+        if chosen.endswith(".json"):
+            half = "fp16" in chosen
+            for file in files:
+                match = _SHARD.fullmatch(file)
+                if match and match["stem"] == folder + stem and ("fp16" in file) == half:
+                    yield file

@@ -1,0 +1,129 @@
+import hashlib
+import http.server
+import json
+import threading
+
+import pytest
+from huggingface_hub import constants
+
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.weights.sources import resolve_source
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def answer_at(monkeypatch, port: int) -> None:
+    """Lets the hub's library look for the hub at a local port."""
+    endpoint = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A server of the hub's protocol for the repositories in its `files`, {owner/name: {path: content}}."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def answer(self, status, content=b"", **headers):
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def do_GET(self):
+            server.requests.append(self.path)
+            parts = self.path.partition("?")[0].strip("/").split("/")
+            if parts[:2] == ["api", "models"]:
+                name, revision = "/".join(parts[2:4]), (parts[5:] or ["main"])[0]
+                if name not in server.files:
+                    return self.answer(401, X_Error_Code="RepoNotFound")
+                if revision not in ("main", "v2", COMMIT):
+                    return self.answer(404, X_Error_Code="RevisionNotFound")
+                siblings = [{"rfilename": path} for path in server.files[name]]
+                if "tree" in parts:
+                    siblings = [
+                        {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                        for path, content in server.files[name].items()
+                    ]
+                    return self.answer(200, json.dumps(siblings).encode(), Content_Type="application/json")
+                info = {"id": name, "sha": COMMIT, "siblings": siblings}
+                return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
+            content = server.files["/".join(parts[:2])]["/".join(parts[4:])]
+            return self.answer(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=COMMIT)
+
+        do_HEAD = do_GET
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.files, server.requests = {}, []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    answer_at(monkeypatch, server.server_port)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def repository(hub, tiny_base):
+    """tiny_base as a repository of the hub, with much beside it that is not needed."""
+    files = {str(path.relative_to(tiny_base)): path.read_bytes() for path in tiny_base.rglob("*") if path.is_file()}
+    files |= {name: b"no weights" for name in ("v1-5-pruned.ckpt", "unet/diffusion_pytorch_model.bin")}
+    files |= {"safety_checker/model.safetensors": b"", "unet/diffusion_pytorch_model.fp16.safetensors": b""}
+    hub.files["studio/portraits"] = files
+    return "studio/portraits"
+
+
+def test_an_existing_folder_is_its_own_source(tmp_path):
+    assert str(resolve_source(tmp_path)) == str(tmp_path)
+
+
+def test_an_unknown_source_is_told_what_was_expected(tmp_path):
+    with pytest.raises(UserError, match="some/other/model is not an existing folder or file, expected .* toon"):
+        resolve_source("some/other/model")
+
+
+def test_a_repository_of_the_hub_loads_with_nothing_fetched_that_is_not_read(repository, hub):
+    StableDiffusion.load(repository)
+    fetched = {path.partition("/main/")[2] for path in hub.requests if "/resolve/" in path}
+    fetched |= {path.partition(f"/{COMMIT}/")[2] for path in hub.requests if "/resolve/" in path}
+    assert "unet/diffusion_pytorch_model.safetensors" in fetched
+    assert not {name for name in fetched if name.endswith((".ckpt", ".bin")) or "fp16" in name or "safety" in name}
+
+
+def test_without_a_network_the_cached_copy_is_used(repository, hub, monkeypatch):
+    first = resolve_source(repository)
+    answer_at(monkeypatch, port=9)
+    assert resolve_source(repository) == first
+    with pytest.raises(
+        UserError, match="studio/other is neither .* nor in the hub's cache, and the hub does not answer"
+    ):
+        resolve_source("studio/other")
+
+
+def test_shards_in_half_precision_come_with_their_index(hub):
+    names = ["model.safetensors.index.fp16.json", *(f"model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2))]
+    hub.files["studio/scorer"] = dict.fromkeys([*names, "pytorch_model.bin", "config.json"], b"{}")
+    folder = resolve_source("studio/scorer")
+    assert {path.name for path in folder.iterdir()} == {*names, "config.json"}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("studio/nothing", "studio/nothing is neither an existing folder or file nor a repository of the hub"),
+        ("studio/portraits@v3", "studio/portraits has no revision v3"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_told_in_one_line(repository, source, message):
+    assert resolve_source("studio/portraits@v2").exists()
+    with pytest.raises(UserError, match=message) as error:
+        resolve_source(source)
+    assert len(str(error.value).splitlines()) == 1
