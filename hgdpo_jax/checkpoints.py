@@ -1,6 +1,9 @@
 """Checkpoints of a training run: the last one to go on from, and the best one to keep."""
 
+import errno
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +13,9 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 State = TypeVar("State")
+
+# Bytes that a checkpoint takes beside its arrays, generously.
+_OVERHEAD = 1 << 20
 
 
 class Checkpoints:
@@ -26,7 +32,11 @@ class Checkpoints:
         self._open: ocp.CheckpointManager | None = None
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Saves the state after `step`, which is later than all steps saved; returns before it is written."""
+        """Saves the state after `step`, which is later than all steps saved; returns before it is written.
+
+        Raises OSError (ENOSPC) where the disk has no room for it.
+        """
+        self._require_room(state)
         manager = self._manager()
         values = {name: float(value) for name, value in (metrics or {}).items()}
         manager.save(step, args=ocp.args.StandardSave(state), metrics=values or None, force=True)
@@ -62,6 +72,15 @@ class Checkpoints:
         if self._open is not None:
             self._open.close()
             self._open = None
+
+    def _require_room(self, state: Any) -> None:
+        """On a full disk orbax's threads print a traceback for every array before its error comes."""
+        if "://" in str(self._folder):
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        needed = _OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if shutil.disk_usage(self._folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
 
     def _manager(self) -> ocp.CheckpointManager:
         if self._open is None:

@@ -2,10 +2,12 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -123,3 +125,11 @@ def test_last_and_best_survive_a_kill_at_any_moment(tmp_path):
         for step in {latest, checkpoints.best_step()} - {0, None}:
             np.testing.assert_array_equal(checkpoints.restore(step, {"w": jnp.zeros((100, 100), int)})["w"], step)
         checkpoints.close()
+
+
+def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "run")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(1, {"a": jnp.zeros(10)})
+    assert list((tmp_path / "run").iterdir()) == []
