@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hgdpo_jax.models.layers import GroupNorm, attention, convolution, upsample
+from hgdpo_jax.models.attention import attention
+from hgdpo_jax.models.layers import GroupNorm, convolution, upsample
 
 _EPSILON = 1e-6
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.models.layers import attention
+from hgdpo_jax.models.attention import attention
 
 
 def _quick_gelu(x):

@@ -46,20 +46,3 @@ def upsample(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
     """Nearest-neighbour enlargement by two, as a broadcast: `jax.image.resize` gathers instead, four times slower."""
     n, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
-
-
-def attention(
-    query: Float[Array, "n q d"],
-    key: Float[Array, "n k d"],
-    value: Float[Array, "n k d"],
-    heads: int,
-    mask: Float[Array, "q k"] | None = None,
-) -> Float[Array, "n q d"]:
-    """Multi-head scaled dot-product attention, softmax in float32; `mask` is added to the scores."""
-    query, key, value = (rearrange(x, "n t (h d) -> n h t d", h=heads) for x in (query, key, value))
-    scores = jnp.einsum("nhqd,nhkd->nhqk", query, key, preferred_element_type=jnp.float32)
-    scores = scores * query.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores + mask
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return rearrange(jnp.einsum("nhqk,nhkd->nhqd", weights, value), "n h t d -> n t (h d)")

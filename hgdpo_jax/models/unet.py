@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.models.layers import GroupNorm, attention, convolution, upsample
+from hgdpo_jax.models.attention import attention
+from hgdpo_jax.models.layers import GroupNorm, convolution, upsample
 
 # Values of a diffusers config.json that other architectures change and this module does not implement.
 _FIXED = {
