@@ -111,6 +111,9 @@ def base_config() -> ConfigDict:
     adapter.scale = 0.5
 
     config.loss = loss = ConfigDict()
+    # "dpo" learns from winner and loser by Diffusion-DPO and statistic matching (Eq. 9); "sft" predicts the noise in
+    # the winner and never sees the loser (Table 1: SFT on the winners).
+    loss.kind = "dpo"
     # Regularisation beta of Diffusion-DPO (Eq. 3) on errors averaged over the latent.
     loss.beta = 2500.0
     # Weight lambda_stat of statistic matching (Eq. 8 and 9); 0: DPO alone.

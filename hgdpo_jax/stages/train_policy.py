@@ -1,5 +1,8 @@
 """Trains the LoRA on the preference pairs with Diffusion-DPO and statistic matching (HG-DPO, Sec. 3.2)."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +20,7 @@ from hgdpo_jax.evaluation.win_rate import win_rate
 from hgdpo_jax.pipelines.pick_score import PickScore
 from hgdpo_jax.pipelines.preference_step import pair_losses
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.pipelines.winner_step import winner_losses
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.sharding import data_mesh
@@ -27,6 +31,7 @@ from hgdpo_jax.weights import folders, lora_files
 from hgdpo_jax.weights.sources import resolve_source
 
 INPUTS = ("select_pairs",)
+LOSSES = ("dpo", "sft")
 _GRID_IMAGES = 12
 
 
@@ -56,7 +61,9 @@ def plan(config) -> str:
 
 
 def check(config) -> None:
-    """Raises UserError where the global batch does not divide over the devices, or Adam cannot have so many bits."""
+    """Raises UserError where the loss is unknown, the batch does not divide, or Adam cannot have so many bits."""
+    if config.loss.kind not in LOSSES:
+        raise UserError(f"loss.kind is {config.loss.kind!r}, expected {' or '.join(map(repr, LOSSES))}")
     if config.train.adam_bits not in (8, 32):
         raise UserError(f"train.adam_bits is {config.train.adam_bits}, expected 32 or 8")
     devices = jax.local_device_count()
@@ -72,11 +79,27 @@ def accumulation_steps(batch_size: int, device_batch: int, devices: int) -> int:
     return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= device_batch)
 
 
-def make_policy_step(model: StableDiffusion, optimizer, loss_options: dict, parts: int):
+def make_losses(config, model: StableDiffusion) -> Callable[..., dict[str, jax.Array]]:
+    """The function `(lora, base, batch)` that `loss.kind` names; its values, one a pair, have "loss" among them."""
+    # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
+    clip_skip = config.pool.clip_skip
+    if config.loss.kind == "sft":
+        return functools.partial(winner_losses, model, clip_skip=clip_skip)
+    return functools.partial(
+        pair_losses,
+        model,
+        beta=config.loss.beta,
+        statistic_weight=config.loss.statistic_weight,
+        statistic_stride=config.loss.statistic_stride,
+        clip_skip=clip_skip,
+    )
+
+
+def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, timesteps: int, parts: int):
     """One compiled step `(state, base, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged."""
 
     def loss_function(parameters, base, batch):
-        values = pair_losses(model, parameters, base, batch, **loss_options)
+        values = losses(parameters, base, batch)
         means = {name: value.mean() for name, value in values.items()}
         return means["loss"], means
 
@@ -86,7 +109,7 @@ def make_policy_step(model: StableDiffusion, optimizer, loss_options: dict, part
         # Drawn for the global batch, so that they do not depend on how it is divided.
         batch = batch | {
             "noise": jax.random.normal(noise_key, shape),
-            "timesteps": jax.random.randint(time_key, (count,), 0, len(model.schedule.betas)),
+            "timesteps": jax.random.randint(time_key, (count,), 0, timesteps),
         }
         gradient = jax.value_and_grad(loss_function, has_aux=True)
         if parts == 1:
@@ -125,14 +148,7 @@ def run(config, run: StageRun) -> None:
     parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
     state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
     parts = accumulation_steps(config.train.batch_size, config.train.device_batch, data_mesh().size)
-    loss_options = {
-        "beta": config.loss.beta,
-        "statistic_weight": config.loss.statistic_weight,
-        "statistic_stride": config.loss.statistic_stride,
-        # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
-        "clip_skip": config.pool.clip_skip,
-    }
-    step_function = make_policy_step(model, optimizer, loss_options, parts)
+    step_function = make_policy_step(make_losses(config, model), optimizer, len(model.schedule.betas), parts)
     base = {name: model.parameters[name] for name in ("unet", "text_encoder")}
 
     def batch_at(step):
