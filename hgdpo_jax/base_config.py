@@ -99,6 +99,9 @@ def base_config() -> ConfigDict:
     config.pairs = pairs = ConfigDict()
     # The loser is the image with the l-th highest score, 2 to pool.size (ablation N-20-L-l); 0: the lowest.
     pairs.loser_rank = 0
+    # A function of yours, "module:function", that gets images uint8 [n, height, width, 3] and their prompts and returns
+    # bool [n]: only images with True become winner or loser. Empty: all do (not stated).
+    pairs.filter = ""
     # What training sees: "encoded" decodes an image and encodes it with the VAE (the paper's way), "sampled" takes the
     # sampler's latents.
     pairs.latents = "encoded"

@@ -58,7 +58,7 @@ def check(config) -> None:
     scores_of(config)
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return f"at most {_MOST_PAIRS:,} pairs decoded and scored"
 
 

@@ -34,7 +34,7 @@ def check(config) -> None:
     PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing)
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     prompts = load_prompts(config.prompts.train, config.prompts.train_count)
     return f"{len(prompts) * config.pool.size:,} images decoded and scored"
 

@@ -56,7 +56,7 @@ def _validation_prompts(config) -> list[str]:
     return load_prompts(config.prompts.validation, config.prompts.validation_count)
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return f"{config.train.steps} steps of {config.train.batch_size} pairs"
 
 
