@@ -37,12 +37,15 @@ def base_config() -> ConfigDict:
     config.weights = weights = ConfigDict()
     # The model that draws the pool, is the reference, and carries the LoRA (Sec. 2).
     weights.base = ""
-    # Folder with CLIP's vocab.json and merges.txt; empty: the base's own. A base in a single file has none.
+    # Folder or repository with CLIP's vocab.json and merges.txt; empty: the base's own. A single file has none.
     weights.tokenizer = ""
     # VAE in place of the base's, a diffusers folder or a single file; empty: the base's own.
     weights.vae = ""
     # The preference model that chooses the pairs: PickScore (Sec. 3.1).
     weights.scorer = ""
+    # Folder or repository with the scorer's preprocessor_config.json and tokenizer; empty: the scorer's own.
+    # PickScore_v1's are those of laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+    weights.scorer_processor = ""
     # A second scorer that never chooses pairs and only evaluates; empty: none.
     weights.judge = ""
     # A classifier of attributes that only evaluates, for toon portraits; empty: none.

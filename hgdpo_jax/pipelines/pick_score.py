@@ -58,15 +58,16 @@ class PickScore:
     fingerprint: str
 
     @classmethod
-    def load(cls, source: str, dtype: str = "float32", framing: str = "crop") -> "PickScore":
+    def load(cls, source: str, dtype: str = "float32", framing: str = "crop", processor: str = "") -> "PickScore":
         """Reads a transformers CLIPModel folder, a repository of the hub, or the packaged "toon-scorer".
 
-        `framing` is "crop" or "pad"; raises UserError where the source is missing, damaged, or another architecture.
+        `framing` is "crop" or "pad"; `processor`, a folder or repository, has preprocessor_config.json and tokenizer
+        where the source has not. Raises UserError where a source is missing, damaged, or another architecture.
         """
         if framing not in ("crop", "pad"):
             raise UserError(f"scoring.framing is {framing!r}, expected 'crop' or 'pad'")
         folder = resolve_source(source)
-        files = clip_files.read_folder(folder)
+        files = clip_files.read_folder(folder, resolve_source(processor, weights=False) if processor else "")
         clip = CLIP(CLIPConfig.from_dict(files.config), jnp.dtype(dtype))
         place = functools.partial(replicate, mesh=data_mesh())
         parameters = to_tree(files.tensors, parameter_shapes(clip), where=str(folder), dtype=dtype, place=place)
@@ -75,7 +76,7 @@ class PickScore:
         return cls(
             clip=clip,
             parameters=parameters,
-            tokenizer=load_tokenizer(folder),
+            tokenizer=load_tokenizer(files.tokenizer),
             mean=tuple(files.preprocessor["image_mean"]),
             spread=tuple(files.preprocessor["image_std"]),
             framing=framing,

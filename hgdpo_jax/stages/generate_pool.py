@@ -40,8 +40,14 @@ def drawing_settings(config) -> dict:
 
 def base_fingerprints(config) -> dict[str, str]:
     """What decides the base, by the names of its settings: those left empty decide nothing."""
-    names = ["base", *(name for name in ("tokenizer", "vae") if config.weights[name])]
-    return {f"weights.{name}": folders.content_fingerprint(resolve_source(config.weights[name])) for name in names}
+
+    def fingerprint(name: str, weights: bool) -> dict[str, str]:
+        if not config.weights[name] and name != "base":
+            return {}
+        source = resolve_source(config.weights[name], weights)
+        return {f"weights.{name}": folders.content_fingerprint(source, weights)}
+
+    return fingerprint("base", True) | fingerprint("tokenizer", False) | fingerprint("vae", True)
 
 
 def load_base(config, dtype: str = "") -> StableDiffusion:

@@ -17,7 +17,6 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.color_shift import hsv_means, shift_between
 from hgdpo_jax.evaluation.figures import ImagePair, pair_grid
 from hgdpo_jax.evaluation.win_rate import win_rate
-from hgdpo_jax.pipelines.pick_score import PickScore
 from hgdpo_jax.pipelines.preference_step import pair_losses
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.pipelines.winner_step import winner_losses
@@ -25,10 +24,10 @@ from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.sharding import data_mesh
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, sampling_settings
+from hgdpo_jax.stages.score_pool import load_scorer, scorer_fingerprints
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
 from hgdpo_jax.weights import folders, lora_files
-from hgdpo_jax.weights.sources import resolve_source
 
 INPUTS = ("select_pairs",)
 LOSSES = ("dpo", "sft")
@@ -36,12 +35,11 @@ _GRID_IMAGES = 12
 
 
 def settings(config) -> dict:
-    weights = {name.removeprefix("weights."): value for name, value in base_fingerprints(config).items()}
-    weights["scorer"] = folders.content_fingerprint(resolve_source(config.weights.scorer))
+    weights = base_fingerprints(config) | scorer_fingerprints(config)
     return {
         "seed": config.seed,
         "dtype": config.dtype,
-        "weights": weights,
+        "weights": {name.removeprefix("weights."): value for name, value in weights.items()},
         "adapter.rank": config.adapter.rank,
         "adapter.scale": config.adapter.scale,
         "loss": config.loss.to_dict(),
@@ -188,7 +186,7 @@ class Validation:
 
     def __init__(self, config, model: StableDiffusion, log: RunLog):
         self.model, self.log, self.scale = model, log, config.adapter.scale
-        self.scorer = PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing)
+        self.scorer = load_scorer(config)
         self.device_batch = config.pool.device_batch
         self.prompts = _validation_prompts(config)
         self.sampling = {

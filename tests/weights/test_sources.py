@@ -3,11 +3,14 @@ import http.server
 import json
 import threading
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.pipelines.pick_score import PickScore
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.weights.folders import content_fingerprint
 from hgdpo_jax.weights.sources import resolve_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -106,6 +109,31 @@ def test_without_a_network_the_cached_copy_is_used(repository, hub, monkeypatch)
         UserError, match="studio/other is neither .* nor in the hub's cache, and the hub does not answer"
     ):
         resolve_source("studio/other")
+
+
+def test_a_scorers_processor_comes_from_another_repository_without_its_weights(hub, tiny_scorer):
+    files = {path.name: path.read_bytes() for path in tiny_scorer.iterdir()}
+    processor = {name: files.pop(name) for name in list(files) if name not in ("config.json", "model.safetensors")}
+    hub.files["studio/scorer"] = files
+    hub.files["studio/clip"] = processor | {"config.json": b"{}", "model.safetensors": b"four gigabytes"}
+    with pytest.raises(UserError, match="preprocessor_config.json does not exist"):
+        PickScore.load("studio/scorer")
+    images, prompts = np.full((1, 48, 32, 3), 200, np.uint8), ["a man"]
+    scores = PickScore.load("studio/scorer", processor="studio/clip").score(images, prompts)
+    np.testing.assert_array_equal(scores, PickScore.load(tiny_scorer).score(images, prompts))
+    assert not any("studio/clip" in path and "safetensors" in path for path in hub.requests if "/resolve/" in path)
+
+
+def test_what_other_programs_fetch_into_the_cache_does_not_count(repository):
+    folder = resolve_source(repository)
+    before = content_fingerprint(folder)
+    (folder / "safety_checker").mkdir()
+    for name in ("safety_checker/model.safetensors", "v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.bin"):
+        (folder / name).write_bytes(b"not read")
+    assert content_fingerprint(folder) == before
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"read")
+    assert content_fingerprint(folder) != before
 
 
 def test_shards_in_half_precision_come_with_their_index(hub):
