@@ -53,9 +53,10 @@ def base_config() -> ConfigDict:
 
     # Each one of
     #     people.txt                                  a text file with one prompt a line,
-    #     people.csv:caption                          a column of a .csv, .tsv or .jsonl file,
+    #     people.csv:caption                          a column of a .csv, .tsv, .jsonl or .parquet file,
     #     PartiPrompts.tsv:Prompt:Category=People     of its rows with this value in another column,
     #     toon:train, toon:validation, toon:test      toon portraits.
+    # A file may be one of a data set on the hub, hf://datasets/OWNER/NAME/FILE, or several, with * in its name.
     # Empty prompts and repetitions do not count.
     config.prompts = prompts = ConfigDict()
     # Prompts of the pool (Sec. 3.1).

@@ -1,4 +1,4 @@
-"""The texts in one column of a table: JSON lines, CSV or TSV."""
+"""The texts in one column of a table: JSON lines, CSV, TSV or Parquet."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from etils import epath
 
 from hgdpo_jax.errors import UserError
 
-_SOURCE = re.compile(r"(.+?\.(?:jsonl|csv|tsv))(?::(.*))?", re.IGNORECASE)
+_SOURCE = re.compile(r"(.+?\.(?:jsonl|csv|tsv|parquet))(?::(.*))?", re.IGNORECASE)
 _MOST_NAMES = 12
 
 # Number of the line and what its columns hold.
@@ -27,16 +27,20 @@ def split_source(source: str) -> tuple[str, str | None]:
     return (match[1], match[2] or "") if match else (source, None)
 
 
-def column_texts(path: epath.Path, content: str, selection: str) -> list[str]:
+def column_texts(path: epath.Path, selection: str) -> list[str]:
     """Texts of a column, of all rows ("COLUMN") or of those with a value in another one ("COLUMN:OTHER=VALUE").
 
     What a row lacks is empty. Raises UserError where content or selection is not of that kind.
     """
-    rows = list(_json_rows(path, content) if path.suffix.lower() == ".jsonl" else _separated_rows(path, content))
+    column, _, condition = selection.partition(":")
+    if path.suffix.lower() == ".parquet":
+        rows = list(_parquet_rows(path, {column, condition.partition("=")[0]} if condition else {column}))
+    else:
+        content = read_text(path)
+        rows = list(_json_rows(path, content) if path.suffix.lower() == ".jsonl" else _separated_rows(path, content))
     if not rows:
         raise UserError(f"prompts file {path} is empty, expected columns with names and one prompt a row")
     columns = dict.fromkeys(name for _, row in rows for name in row)
-    column, _, condition = selection.partition(":")
     if column not in columns:
         problem = f"has no column {column!r}" if column else "is a table"
         raise UserError(f"prompts file {path} {problem}, expected {path}:COLUMN with one of {_listed(columns)}")
@@ -47,6 +51,32 @@ def column_texts(path: epath.Path, content: str, selection: str) -> list[str]:
             raise UserError(f"line {line} of prompts file {path} has {_shown(text)} as {column!r}, expected a text")
         texts.append(text or "")
     return texts
+
+
+def read_text(path: epath.Path) -> str:
+    """What a file of prompts holds; raises UserError where it is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompts file {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[_Row]:
+    """Rows with the columns of these names; with all of them, but empty, where a name is not there, to be told."""
+    # Slow to import, and used for few prompts.
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(io.BytesIO(path.read_bytes()))
+        present = file.schema_arrow.names
+        if not names <= set(present):
+            yield 1, dict.fromkeys(present)
+            return
+        table = file.read(columns=[name for name in present if name in names])
+    except pyarrow.ArrowException as error:
+        raise UserError(f"prompts file {path} cannot be read: {str(error).splitlines()[0]}") from error
+    yield from enumerate(table.to_pylist(), start=1)
 
 
 def _json_rows(path: epath.Path, content: str) -> Iterator[_Row]:

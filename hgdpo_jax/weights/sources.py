@@ -7,6 +7,7 @@ from etils import epath
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.weights.folders import WEIGHT_PLACES, weight_file_names
+from hgdpo_jax.weights.hub import fetch
 
 _PACKAGED = epath.Path(__file__).parent.parent / "toon" / "weights"
 _PACKAGED_NAMES = {"toon": "base", "toon-scorer": "scorer", "toon-judge": "judge", "toon-oracle": "oracle"}
@@ -35,41 +36,16 @@ def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
     if path.exists():
         return path
     if match := _REPOSITORY.fullmatch(str(source)):
-        return _from_hub(match["name"], match["revision"], weights)
+        return fetch(
+            match["name"],
+            match["revision"],
+            lambda files: _wanted(files, weights),
+            cached=["config.json", "model_index.json"],
+        )
     raise UserError(
         f"{source} is not an existing folder or file, expected a folder in the diffusers or transformers layout, "
         f"a base or VAE in one file, a repository of the hub (owner/name), or one of {', '.join(_PACKAGED_NAMES)}"
     )
-
-
-def _from_hub(name: str, revision: str | None, weights: bool) -> epath.Path:
-    """The folder of a repository in the hub's cache, with what a checkpoint or scorer is read from and no more."""
-    # Imported here: whoever loads a folder need not wait for it.
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        files = [file.rfilename for file in HfApi().model_info(name, revision=revision).siblings or ()]
-        return epath.Path(snapshot_download(name, revision=revision, allow_patterns=list(_wanted(files, weights))))
-    except GatedRepoError as error:
-        raise UserError(f"{name} is given only to those who accepted its terms: do so, then `hf auth login`") from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{name} has no revision {revision}: give a branch, tag or commit of it") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{name} is neither an existing folder or file nor a repository of the hub that you may read"
-        ) from error
-    except (HTTPError, OSError) as error:
-        try:
-            # Not all its files were fetched, and the library refuses a folder that lacks any of those asked for.
-            top = ["config.json", "model_index.json"]
-            return epath.Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=top))
-        except OSError:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{name} is neither an existing folder or file nor in the hub's cache, and the hub does not answer "
-                f"({reason})"
-            ) from error
 
 
 def _wanted(files: Sequence[str], weights: bool) -> Iterator[str]:
