@@ -33,10 +33,11 @@ def preprocess(
     # The reference truncates the longer side to whole pixels.
     rows, columns = int(height * size / edge), int(width * size / edge)
     x = images.astype(jnp.float32)
-    if (rows, columns) != (height, width):
-        x = jax.image.resize(x, (x.shape[0], rows, columns, 3), method="cubic", antialias=True)
-        # PIL, which the reference resizes with, returns whole numbers.
-        x = jnp.round(jnp.clip(x, 0.0, 255.0))
+    # PIL, which the reference resizes with, goes along the rows first and keeps whole numbers in between.
+    for shape in ((height, columns), (rows, columns)):
+        if x.shape[1:3] != shape:
+            x = jax.image.resize(x, (x.shape[0], *shape, 3), method="cubic", antialias=True)
+            x = jnp.round(jnp.clip(x, 0.0, 255.0))
     x = (x / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(spread, jnp.float32)
     if framing == "crop":
         top, left = (rows - size) // 2, (columns - size) // 2
