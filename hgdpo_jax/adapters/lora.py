@@ -1,8 +1,8 @@
-"""Low-rank adapters of a U-Net's attention, applied from outside the modules.
+"""Low-rank adapters of a U-Net and its text encoder, applied from outside the modules.
 
 An adapter is `{module path: {"down": [in, rank], "up": [rank, out]}}` in float32 with alpha equal to the rank, that is,
-it adds `x @ down @ up * scale` to the output of the linear layer at that path, e.g.
-`down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`.
+it adds `x @ down @ up * scale` to the output of the linear layer, or 1x1 convolution, at that path of the U-Net, e.g.
+`down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`. Paths of the text encoder begin with `text_encoder.`.
 """
 
 import re
@@ -18,12 +18,27 @@ from hgdpo_jax.errors import UserError
 
 Adapter = Mapping[str, Mapping[str, jax.Array]]
 
+TEXT_ENCODER = "text_encoder."
+
 _TARGET = re.compile(r"(^|\.)attn[12]\.to_(q|k|v|out\.0)$")
 
 
 def find_targets(unet_params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Path of every attention projection of a U-Net's parameter tree, with its input and output width."""
-    return {path: node["kernel"].shape for path, node in _modules(unet_params) if _TARGET.search(path)}
+    """Path of every attention projection of a U-Net, with input and output width: what is tuned (HG-DPO, Sec. 3.2)."""
+    return {path: widths for path, widths in find_layers(unet_params).items() if _TARGET.search(path)}
+
+
+def find_layers(params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Path of every linear layer and 1x1 convolution of a parameter tree, with its input and output width."""
+    kernels = {path: node["kernel"].shape for path, node in _modules(params) if "kernel" in node}
+    return {path: shape[-2:] for path, shape in kernels.items() if all(length == 1 for length in shape[:-2])}
+
+
+def split(adapter: Adapter) -> tuple[Adapter, Adapter]:
+    """What an adapter changes of the U-Net, and of the text encoder, there with paths that count from the encoder."""
+    unet = {path: entry for path, entry in adapter.items() if not path.startswith(TEXT_ENCODER)}
+    text = {path.removeprefix(TEXT_ENCODER): entry for path, entry in adapter.items() if path not in unet}
+    return unet, text
 
 
 def initialize(key: jax.Array, targets: Mapping[str, tuple[int, int]], rank: int) -> dict[str, dict[str, jax.Array]]:
@@ -37,25 +52,25 @@ def initialize(key: jax.Array, targets: Mapping[str, tuple[int, int]], rank: int
 
 
 def check(adapter: Adapter, targets: Mapping[str, tuple[int, int]]) -> None:
-    """Raises UserError unless every entry of the adapter fits one of `targets` (from `find_targets`)."""
+    """Raises UserError unless every entry of the adapter fits one of `targets`, paths with input and output width."""
     unknown = sorted(set(adapter) - set(targets))
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UserError(
-            f"the adapter changes {', '.join(unknown[:3])}{more}, which this U-Net does not have as an attention "
-            "projection: give an adapter of this U-Net's family"
+            f"the adapter changes {', '.join(unknown[:3])}{more}, which this model does not have as a linear "
+            "layer: give an adapter of its family"
         )
     for path, entry in adapter.items():
         found = (entry["down"].shape[0], entry["up"].shape[1])
         if found != tuple(targets[path]):
             raise UserError(
                 f"the adapter maps {found[0]} to {found[1]} channels at {path}, expected {targets[path][0]} to "
-                f"{targets[path][1]}: give an adapter of this U-Net's family"
+                f"{targets[path][1]}: give an adapter of this model's family"
             )
 
 
 def apply(adapters: Sequence[tuple[Adapter, float | jax.Array]]) -> AbstractContextManager:
-    """Context in which linear layers add the low-rank branches of `adapters`, pairs of adapter and scale.
+    """Context in which linear layers and 1x1 convolutions add the branches of `adapters`, pairs of adapter and scale.
 
     It acts while modules are called or traced, so it belongs inside a jitted function. Paths count from the module that
     is applied. An entry that matches no layer goes unnoticed here: call `check` first.
@@ -63,9 +78,10 @@ def apply(adapters: Sequence[tuple[Adapter, float | jax.Array]]) -> AbstractCont
 
     def intercept(next_call, arguments, keywords, context):
         output = next_call(*arguments, **keywords)
-        if not isinstance(context.module, nn.Dense) or context.method_name != "__call__":
+        module = context.module
+        if context.method_name != "__call__" or not (isinstance(module, nn.Dense) or _is_pointwise(module)):
             return output
-        path = ".".join(context.module.path)
+        path = ".".join(module.path)
         for adapter, scale in adapters:
             if path in adapter:
                 # The small factors keep float32 until here; only the products with the activations are rounded.
@@ -79,7 +95,7 @@ def apply(adapters: Sequence[tuple[Adapter, float | jax.Array]]) -> AbstractCont
 
 def merge(params: Mapping[str, Any], adapter: Adapter, scale: float | jax.Array) -> dict[str, Any]:
     """Parameters with the adapter added to the kernels it changes; raises UserError where it does not fit."""
-    check(adapter, find_targets(params))
+    check(adapter, find_layers(params))
     return _merge(params, adapter, scale, "")
 
 
@@ -91,8 +107,12 @@ def _merge(node: Mapping[str, Any], adapter: Adapter, scale, path: str) -> dict[
     if path in adapter:
         kernel = node["kernel"]
         change = adapter[path]["down"] @ adapter[path]["up"] * scale
-        merged["kernel"] = (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
+        merged["kernel"] = (kernel.astype(jnp.float32) + change.reshape(kernel.shape)).astype(kernel.dtype)
     return merged
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv) and module.kernel_size == (1, 1)
 
 
 def _modules(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

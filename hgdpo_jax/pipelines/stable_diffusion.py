@@ -91,11 +91,14 @@ class StableDiffusion:
         return dataclasses.replace(self, parameters={**self.parameters, "unet": replicate(unet, data_mesh())})
 
     def with_adapter(self, adapter: lora.Adapter, scale: float = 1.0) -> "StableDiffusion":
-        """The same checkpoint with an adapter merged into its U-Net; raises UserError where it does not fit.
+        """The same checkpoint with an adapter merged into its weights; raises UserError where it does not fit.
 
         In bfloat16 the merged weights lose most of a small adapter: merge into a model loaded in float32.
         """
-        return self.with_unet(lora.merge(self.parameters["unet"], adapter, scale))
+        unet, text = lora.split(adapter)
+        text_encoder = lora.merge(self.parameters["text_encoder"], text, scale)
+        merged = dataclasses.replace(self, parameters={**self.parameters, "text_encoder": text_encoder})
+        return merged.with_unet(lora.merge(self.parameters["unet"], unet, scale))
 
     def save(self, folder: epath.PathLike, storage: str = "float16") -> None:
         """Writes a folder that diffusers and `load` read; `storage` is "float16" or "float32"."""
@@ -108,17 +111,20 @@ class StableDiffusion:
 
     # Pure functions
 
-    def text_states(self, parameters, token_ids: Int[Array, "n t"], clip_skip: int = 0) -> Float[Array, "n t d"]:
+    def text_states(
+        self, parameters, token_ids: Int[Array, "n t"], clip_skip: int = 0, adapters: Adapters = ()
+    ) -> Float[Array, "n t d"]:
         """States of the text encoder after its final norm, float32, without its last `clip_skip` layers.
 
-        Raises UserError where that leaves no layer.
+        `adapters` add what they have for the text encoder. Raises UserError where no layer is left.
         """
         layers = self.text_encoder.config.num_hidden_layers
         if not 0 <= clip_skip < layers:
             raise UserError(
                 f"clip_skip is {clip_skip}, expected 0 to {layers - 1}: the text encoder has {layers} layers"
             )
-        return apply(self.text_encoder, parameters["text_encoder"], token_ids, clip_skip)
+        with lora.apply([(lora.split(adapter)[1], scale) for adapter, scale in adapters]):
+            return apply(self.text_encoder, parameters["text_encoder"], token_ids, clip_skip)
 
     def noise(self, parameters, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[Array, "n h w c"]:
         """The U-Net's noise prediction in float32, with the adapters' low-rank branches added at their scales."""
@@ -193,18 +199,24 @@ class StableDiffusion:
         return np.asarray(encoded["input_ids"], np.int32)
 
     def encode_prompts(
-        self, prompts: Sequence[str], clip_skip: int = 0, device_batch: int = 16
+        self, prompts: Sequence[str], clip_skip: int = 0, device_batch: int = 16, adapters: Adapters = ()
     ) -> Float[np.ndarray, "n t d"]:
-        """Text states of the prompts, float32; `clip_skip` as in `text_states`."""
+        """Text states of the prompts, float32; `clip_skip` and `adapters` as in `text_states`."""
+        self._check(adapters)
         ids = self.tokenize(prompts)
+        # Most adapters have nothing for the text encoder, and then share its program.
+        applied = tuple((adapter, scale) for adapter, scale in adapters if lora.split(adapter)[1])
         return map_batches(
-            lambda rows: self._text_states(self.parameters, on_devices(ids[rows]), clip_skip=clip_skip),
+            lambda rows: self._text_states(
+                self.parameters, on_devices(ids[rows]), clip_skip=clip_skip, adapters=applied
+            ),
             len(ids),
             device_batch,
         )
 
     def predict_noise(self, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[np.ndarray, "n h w c"]:
         """One call of the U-Net; timesteps `[n]`."""
+        self._check(adapters)
         return np.asarray(self._noise(self.parameters, latents, jnp.asarray(timesteps), text_states, tuple(adapters)))
 
     def encode_images(self, images: ImageBatch, device_batch: int = 16) -> Float[np.ndarray, "n h w c"]:
@@ -241,7 +253,7 @@ class StableDiffusion:
 
         def encoded(texts: Sequence[str], clip_skip: int):
             distinct = list(dict.fromkeys(texts))
-            states = self.encode_prompts(distinct, clip_skip)
+            states = self.encode_prompts(distinct, clip_skip, adapters=adapters)
             place = {text: i for i, text in enumerate(distinct)}
             return lambda rows: states[[place[texts[row]] for row in rows]]
 
@@ -298,6 +310,18 @@ class StableDiffusion:
             device_batch=device_batch,
         )
         return self.decode_latents(latents, device_batch)
+
+    def _check(self, adapters: Adapters) -> None:
+        """Raises UserError where an adapter has an entry that would find no layer."""
+        for adapter, _ in adapters:
+            lora.check(adapter, self.lora_layers)
+
+    @functools.cached_property
+    def lora_layers(self) -> dict[str, tuple[int, int]]:
+        """Path of every layer that an adapter may change, with its input and output width."""
+        text = lora.find_layers(self.parameters["text_encoder"])
+        unet = lora.find_layers(self.parameters["unet"])
+        return unet | {lora.TEXT_ENCODER + path: widths for path, widths in text.items()}
 
     @functools.cached_property
     def _text_states(self):

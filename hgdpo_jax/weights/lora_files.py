@@ -4,6 +4,7 @@ Alpha is folded into the second factor when reading and equals the rank when wri
 format, and the commonest complaint about LoRA files is that it got lost.
 """
 
+import functools
 import importlib.metadata
 import json
 import re
@@ -21,7 +22,7 @@ from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
 FORMATS = ("diffusers", "kohya")
 
-_KOHYA_PREFIX = "lora_unet_"
+_UNET = "unet."
 _PEFT_PREFIX = "base_model.model."
 _PEFT_METADATA = "lora_adapter_metadata"
 
@@ -29,26 +30,27 @@ _PEFT_METADATA = "lora_adapter_metadata"
 _FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
 _DIFFUSERS_KEY = re.compile(
-    r"(?:unet\.|base_model\.model\.)?(?P<module>(?:down_blocks|mid_block|up_blocks)\..+?)\."
-    r"(?P<part>lora_A\.weight|lora_B\.weight|lora\.down\.weight|lora\.up\.weight|alpha)"
+    r"(?:(?:unet\.|base_model\.model\.)?(?P<unet>(?:down_blocks|mid_block|up_blocks)\..+?)"
+    r"|text_encoder\.(?:text_model\.)?(?P<text>encoder\.layers\..+?))\."
+    r"(?P<part>lora_A\.weight|lora_B\.weight|lora(?:_linear_layer)?\.(?:down|up)\.weight|alpha)"
 )
-_KOHYA_KEY = re.compile(r"lora_unet_(?P<module>[^.]+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)")
+_KOHYA_KEY = re.compile(r"(?P<module>lora_(?:unet|te)_[^.]+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)")
 _PARTS = {
     "lora_A.weight": "down",
     "lora.down.weight": "down",
+    "lora_linear_layer.down.weight": "down",
     "lora_down.weight": "down",
     "lora_B.weight": "up",
     "lora.up.weight": "up",
+    "lora_linear_layer.up.weight": "up",
     "lora_up.weight": "up",
     "alpha": "alpha",
 }
 
-_TEXT_ENCODER_KEY = re.compile(r"text_encoder(_2)?\.|lora_te[12]?_")
+_XL_KEY = re.compile(r"text_encoder_2\.|lora_te[12]_")
 
-# The attention projections of every U-Net of this family, with the dots that kohya's names lost.
-_KOHYA_MODULE = re.compile(
-    r"(mid_block|(?:down|up)_blocks_\d+)_attentions_(\d+)_transformer_blocks_(\d+)_attn([12])_to_(q|k|v|out_0)"
-)
+# Convolutions of one pixel, whose factors other readers expect to be convolutions too.
+_POINTWISE = re.compile(r"\.proj_(in|out)$")
 
 
 def save_adapter(
@@ -70,11 +72,14 @@ def save_adapter(
     tensors: dict[str, np.ndarray] = {}
     for module, entry in adapter.items():
         down, up = (np.asarray(entry[part], np.float32).T for part in ("down", "up"))
+        if _POINTWISE.search(module):
+            down, up = down[:, :, None, None], up[:, :, None, None]
         if format == "diffusers":
-            tensors[f"unet.{module}.lora_A.weight"] = down
-            tensors[f"unet.{module}.lora_B.weight"] = up
+            name = _diffusers_name(module)
+            tensors[f"{name}.lora_A.weight"] = down
+            tensors[f"{name}.lora_B.weight"] = up
         else:
-            name = _KOHYA_PREFIX + _flat(module)
+            name = _kohya_name(module)
             tensors[f"{name}.lora_down.weight"] = down
             # One alpha for all: diffusers mistakes several.
             tensors[f"{name}.lora_up.weight"] = up * np.float32(ranks[module] / rank)
@@ -89,8 +94,8 @@ def load_adapter(
 ) -> dict[str, dict[str, np.ndarray]]:
     """An adapter, in float32, from a diffusers, PEFT or kohya file, or from the folder that diffusers or PEFT made.
 
-    With `targets` (from `lora.find_targets`) it is checked against them. Raises UserError where a key finds no place,
-    a factor lacks its partner, or the file holds changes to the text encoder.
+    With `targets` (from `lora.find_layers`) it is checked against them. Raises UserError where a key finds no place, or
+    a factor lacks its partner.
     """
     path = epath.Path(path)
     if path.is_dir():
@@ -99,14 +104,12 @@ def load_adapter(
             raise UserError(f"{path} holds no adapter, expected {' or '.join(_FOLDER_FILES)}")
         path = found[0]
     tensors, metadata = load_tensors(path)
-    text = [key for key in tensors if _TEXT_ENCODER_KEY.match(key)]
-    if text:
-        raise UserError(f"{path} also changes the text encoder ({text[0]}): give an adapter of the U-Net alone")
-    paths = {_flat(target): target for target in targets or ()}
+    if xl := [key for key in tensors if _XL_KEY.match(key)]:
+        raise UserError(f"{path} is a LoRA of Stable Diffusion XL ({xl[0]}): give one of Stable Diffusion 1.x")
     modules: dict[str, dict[str, np.ndarray]] = {}
     unknown = []
     for key, array in tensors.items():
-        module, part = _parse(key, paths)
+        module, part = _parse(key)
         if module and part not in modules.get(module, {}):
             modules.setdefault(module, {})[part] = array
         else:
@@ -114,17 +117,17 @@ def load_adapter(
     if unknown or not modules:
         more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         raise UserError(
-            f"{path} has {', '.join(sorted(unknown)[:10]) or 'no tensors'}{more}: expected pairs of LoRA factors of a "
-            "U-Net's attention in diffusers, PEFT or kohya names"
+            f"{path} has {', '.join(sorted(unknown)[:10]) or 'no tensors'}{more}: expected pairs of LoRA factors "
+            "of linear layers of U-Net and text encoder, in diffusers, PEFT or kohya names"
         )
-    peft_config = _peft_config(path, tensors, metadata)
-    adapter = {module: _entry(path, module, modules[module], peft_config) for module in sorted(modules)}
+    configs = _peft_configs(path, tensors, metadata)
+    adapter = {module: _entry(path, module, modules[module], configs) for module in sorted(modules)}
     if targets is not None:
         lora.check(adapter, targets)
     return adapter
 
 
-def _entry(path: epath.Path, module: str, parts: Mapping[str, np.ndarray], peft_config: Mapping[str, Any]):
+def _entry(path: epath.Path, module: str, parts: Mapping[str, np.ndarray], configs: Mapping[str, Any]):
     if "down" not in parts or "up" not in parts:
         raise UserError(f"{path} has only {' and '.join(parts)} for {module}: expected both factors")
     # Linear layers' factors are stored as 1x1 convolutions by some trainers.
@@ -138,38 +141,71 @@ def _entry(path: epath.Path, module: str, parts: Mapping[str, np.ndarray], peft_
             "expected [rank, in] and [out, rank]"
         )
     rank = down.shape[0]
-    alpha = float(parts["alpha"].reshape(())) if "alpha" in parts else _peft_alpha(peft_config, module, rank)
+    alpha = float(parts["alpha"].reshape(())) if "alpha" in parts else _peft_alpha(configs, module, rank)
     return {"down": np.ascontiguousarray(down.T), "up": np.ascontiguousarray(up.T) * np.float32(alpha / rank)}
 
 
-def _parse(key: str, paths: Mapping[str, str]) -> tuple[str | None, str]:
+def _parse(key: str) -> tuple[str | None, str]:
     """Module path and part of a key; no path where the key is not understood."""
     if match := _DIFFUSERS_KEY.fullmatch(key):
-        return match["module"], _PARTS[match["part"]]
+        return match["unet"] or lora.TEXT_ENCODER + match["text"], _PARTS[match["part"]]
     if match := _KOHYA_KEY.fullmatch(key):
-        return paths.get(match["module"]) or _with_dots(match["module"]), _PARTS[match["part"]]
+        return _kohya_paths().get(match["module"]), _PARTS[match["part"]]
     return None, ""
 
 
-def _flat(module: str) -> str:
-    return module.replace(".", "_")
+def _diffusers_name(module: str) -> str:
+    if module.startswith(lora.TEXT_ENCODER):
+        return f"{lora.TEXT_ENCODER}text_model.{module.removeprefix(lora.TEXT_ENCODER)}"
+    return _UNET + module
 
 
-def _with_dots(module: str) -> str | None:
-    if not (match := _KOHYA_MODULE.fullmatch(module)):
-        return None
-    block, attention, layer, which, projection = match.groups()
-    block = re.sub(r"_(\d+)$", r".\1", block)
-    projection = projection.replace("_", ".")
-    return f"{block}.attentions.{attention}.transformer_blocks.{layer}.attn{which}.to_{projection}"
+def _kohya_name(module: str) -> str:
+    if module.startswith(lora.TEXT_ENCODER):
+        module = module.removeprefix(lora.TEXT_ENCODER)
+        return "lora_te_text_model_" + module.replace(".", "_")
+    return "lora_unet_" + module.replace(".", "_")
+
+
+@functools.cache
+def _kohya_paths() -> dict[str, str]:
+    """Paths of all linear layers of this family's models by their names in kohya files, where underscores are dots."""
+    projections = [f"attn{i}.to_{name}" for i in (1, 2) for name in ("q", "k", "v", "out.0")]
+    blocks = ["mid_block", *(f"{side}_blocks.{i}" for side in ("down", "up") for i in range(4))]
+    unet = [
+        f"{block}.attentions.{i}.{layer}"
+        for block in blocks
+        for i in range(4)
+        for layer in (
+            "proj_in",
+            "proj_out",
+            *(f"transformer_blocks.0.{name}" for name in (*projections, "ff.net.0.proj", "ff.net.2")),
+        )
+    ]
+    layers = [*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2"]
+    text = [f"{lora.TEXT_ENCODER}encoder.layers.{i}.{layer}" for i in range(32) for layer in layers]
+    return {_kohya_name(path): path for path in unet + text}
 
 
 def _format_metadata(ranks: Mapping[str, int], rank: int, format: str) -> dict[str, str]:
     if format == "kohya":
         return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    exceptions = {module: value for module, value in sorted(ranks.items()) if value != rank}
+    config: dict[str, Any] = {}
+    for component in (_UNET, lora.TEXT_ENCODER):
+        own = {
+            name.removeprefix(component): value
+            for module, value in sorted(ranks.items())
+            if (name := _diffusers_name(module)).startswith(component)
+        }
+        if own:
+            config |= {f"{component}{name}": value for name, value in _component_config(own, rank).items()}
+    return {_PEFT_METADATA: json.dumps(config, sort_keys=True)}
+
+
+def _component_config(ranks: Mapping[str, int], rank: int) -> dict[str, Any]:
+    exceptions = {module: value for module, value in ranks.items() if value != rank}
     # Every entry that some version of diffusers asks for, none that an older PEFT does not know.
-    config = {
+    return {
         "alpha_pattern": exceptions,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -181,32 +217,36 @@ def _format_metadata(ranks: Mapping[str, int], rank: int, format: str) -> dict[s
         "peft_type": "LORA",
         "r": rank,
         "rank_pattern": exceptions,
-        "target_modules": sorted(ranks),
+        "target_modules": list(ranks),
         "task_type": None,
         "use_dora": False,
         "use_rslora": False,
     }
-    return {_PEFT_METADATA: json.dumps({f"unet.{name}": value for name, value in config.items()}, sort_keys=True)}
 
 
-def _peft_config(path: epath.Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The PEFT config that a file carries (diffusers) or that lies beside it (PEFT); empty where there is none."""
+def _peft_configs(path: epath.Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """PEFT configs that a file carries (diffusers) or that lie beside it (PEFT), their names led by the component's."""
     if any(key.startswith(_PEFT_PREFIX) for key in tensors):
-        return read_json(path.parent / "adapter_config.json")
+        return {f"{_UNET}{name}": value for name, value in read_json(path.parent / "adapter_config.json").items()}
     if _PEFT_METADATA not in metadata:
         return {}
     try:
         config = json.loads(metadata[_PEFT_METADATA])
     except ValueError as error:
         raise UserError(f"{path} has {_PEFT_METADATA} that is not JSON ({error}): fetch or make it again") from error
-    return {name.removeprefix("unet."): value for name, value in config.items()}
+    # A U-Net that is saved alone leaves its own name out.
+    return {
+        name if name.startswith((_UNET, lora.TEXT_ENCODER)) else _UNET + name: value for name, value in config.items()
+    }
 
 
-def _peft_alpha(config: Mapping[str, Any], module: str, rank: int) -> float:
-    patterns = (config.get("alpha_pattern") or {}).items()
-    alphas = [alpha for pattern, alpha in patterns if re.fullmatch(rf"(.*\.)?({pattern})", module)]
-    alpha = alphas[0] if alphas else config.get("lora_alpha", rank)
-    return alpha * rank**0.5 if config.get("use_rslora") else alpha
+def _peft_alpha(configs: Mapping[str, Any], module: str, rank: int) -> float:
+    component = lora.TEXT_ENCODER if module.startswith(lora.TEXT_ENCODER) else _UNET
+    name = _diffusers_name(module).removeprefix(component)
+    patterns = (configs.get(f"{component}alpha_pattern") or {}).items()
+    alphas = [alpha for pattern, alpha in patterns if re.fullmatch(rf"(.*\.)?({pattern})", name)]
+    alpha = alphas[0] if alphas else configs.get(f"{component}lora_alpha", rank)
+    return alpha * rank**0.5 if configs.get(f"{component}use_rslora") else alpha
 
 
 def _version() -> dict[str, str]:

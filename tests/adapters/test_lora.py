@@ -112,7 +112,7 @@ def test_an_adapter_of_another_model_is_refused_in_one_line(params):
     for other, message in [
         (
             adapter | {"mid_block.attentions.9.to_q": adapter[path]},
-            "mid_block.attentions.9.to_q, which this U-Net does not",
+            "mid_block.attentions.9.to_q, which this model does not",
         ),
         (wide, f"maps 32 to 64 channels at {path}, expected 24 to 64"),
     ]:

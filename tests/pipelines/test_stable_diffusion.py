@@ -6,6 +6,7 @@ import pytest
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.weights.lora_files import load_adapter, save_adapter
 
 PROMPTS = ["a man with a beard", "a woman"]
 SIZE = {"width": 48, "height": 64, "steps": 4, "guidance": 3.0}
@@ -55,6 +56,66 @@ def test_whole_images_equal_diffusers(model, reference, negative_prompt, clip_sk
     difference = np.abs(ours.astype(np.float64) - 255 * theirs)
     # Rounding of the last step's pixels, and what fifty steps add of float32.
     assert difference.max() <= 2
+
+
+# PEFT wonders about a second adapter, which is what is meant.
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+def test_a_style_lora_of_all_layers_and_the_text_encoder_and_a_second_lora_draw_as_in_pytorch(
+    model, reference, tmp_path, format
+):
+    torch, _ = pytest.importorskip("torch"), pytest.importorskip("peft")
+    layers = model.lora_layers
+    assert {"mid_block.attentions.0.proj_in", "text_encoder.encoder.layers.1.mlp.fc2"} < layers.keys()
+    random = np.random.default_rng(0)
+
+    def adapter_of(targets, rank):
+        return {
+            path: {name: random.normal(size=shape).astype(np.float32) / 4 for name, shape in shapes}
+            for path, (inputs, outputs) in targets.items()
+            for shapes in [(("down", (inputs, rank)), ("up", (rank, outputs)))]
+        }
+
+    style = adapter_of({path: widths for path, widths in layers.items() if "attentions" in path or "text" in path}, 3)
+    tuned = adapter_of(lora.find_targets(model.parameters["unet"]), 2)
+    save_adapter(lora.split(style)[0], tmp_path / "unet.safetensors", format)
+    save_adapter(style, tmp_path / "style.safetensors", format)
+    save_adapter(tuned, tmp_path / "tuned.safetensors", "diffusers")
+    adapters = [
+        (load_adapter(tmp_path / f"{name}.safetensors"), scale) for name, scale in (("style", 0.7), ("tuned", 0.5))
+    ]
+    start = random.normal(size=(2, *model.latent_shape(48, 64))).astype(np.float32)
+    ours = [model.generate(PROMPTS, [0, 1], on, initial_latents=start, **SIZE) for on in (adapters, adapters[1:], ())]
+    for name in ("unet", "tuned"):
+        reference.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors", adapter_name=name)
+    # diffusers 0.42 looks for a text encoder's layers where transformers 5 no longer has them.
+    plain = {name: tensor.clone() for name, tensor in reference.text_encoder.state_dict().items()}
+    changes = {f"{path}.weight": 0.7 * entry["down"] @ entry["up"] for path, entry in lora.split(style)[1].items()}
+    reference.text_encoder.load_state_dict(
+        {
+            name: tensor + torch.from_numpy(changes[name].T) if name in changes else tensor
+            for name, tensor in plain.items()
+        }
+    )
+    try:
+        reference.set_adapters(["unet", "tuned"], [0.7, 0.5])
+        theirs = reference(
+            PROMPTS,
+            latents=torch.from_numpy(start.transpose(0, 3, 1, 2)),
+            width=48,
+            height=64,
+            num_inference_steps=4,
+            guidance_scale=3.0,
+            output_type="np",
+        ).images
+    finally:
+        reference.unload_lora_weights()
+        reference.text_encoder.load_state_dict(plain)
+    assert np.abs(ours[0].astype(np.float64) - 255 * theirs).max() <= 2
+    # Either one shows.
+    assert all(np.abs(ours[0].astype(int) - other).max() > 20 for other in ours[1:])
+    merged = model.with_adapter(*adapters[0]).with_adapter(*adapters[1])
+    assert np.abs(merged.generate(PROMPTS, [0, 1], initial_latents=start, **SIZE).astype(int) - ours[0]).max() <= 1
 
 
 def test_a_model_saved_with_a_merged_adapter_draws_in_diffusers_as_ours_with_the_adapter_on(model, tmp_path):

@@ -131,14 +131,15 @@ NUMBER = np.ones((2, 2), np.float32)
     ("change", "message"),
     [
         (
-            lambda tensors: tensors | {"lora_te_text_model_encoder.lora_up.weight": NUMBER},
-            "also changes the text encoder",
+            lambda tensors: tensors | {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": NUMBER},
+            "is a LoRA of Stable Diffusion XL",
         ),
         (
             lambda tensors: tensors | {f"unet.{MODULE}.lora_C.weight": NUMBER},
             "to_q.lora_C.weight: expected pairs of LoRA",
         ),
         (lambda tensors: tensors | {"lora_unet_input_blocks_1_1.lora_up.weight": NUMBER}, "lora_unet_input_blocks_1_1"),
+        (lambda tensors: tensors | {"lora_te_text_model_final.lora_up.weight": NUMBER}, "lora_te_text_model_final"),
         (lambda tensors: without(tensors, "to_q.lora.up.weight"), "has only down for .*attn1.to_q"),
         (lambda tensors: tensors | {f"unet.{MODULE}.lora.up.weight": NUMBER[:1, :1]}, r"shapes \[2, 6\] and \[1, 1\]"),
         (lambda tensors: {}, "no tensors"),
