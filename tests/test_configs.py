@@ -45,7 +45,7 @@ TOON_STAGES = {
     "toon": base_config().stages,
     "toon_full": base_config().stages,
     "toon_smoke": base_config().stages,
-    "toon_base": ("train_autoencoder", "train_clip", "finetune_base"),
+    "toon_base": ("train_autoencoder", "train_clip", "train_unet"),
     "toon_scorer": ("train_clip", "train_scorer"),
     "toon_judge": ("train_clip", "train_scorer"),
     "toon_oracle": ("train_oracle",),

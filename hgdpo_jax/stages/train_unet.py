@@ -1,4 +1,4 @@
-"""Trains all weights of a U-Net by noise prediction on captioned portraits, and writes the whole checkpoint.
+"""Trains the U-Net of a toon checkpoint from nothing on captioned portraits, and writes the whole checkpoint.
 
 The autoencoder and the text encoder come from their own stages and stay as they are.
 """
@@ -93,7 +93,7 @@ def run(config, run: StageRun) -> None:
         frozen={"text_encoder": model.parameters["text_encoder"]},
         log=log,
         save_every=options.save_every,
-        description="finetune_base",
+        description="train_unet",
         evaluate=evaluate,
         evaluate_every=options.keep_every,
         samples_per_step=options.batch_size,
