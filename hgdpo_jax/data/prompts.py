@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from hgdpo_jax.data.prompt_tables import column_texts, split_source
+from hgdpo_jax.data.prompt_tables import column_texts, read_text, split_source
 from hgdpo_jax.errors import UserError
 
 _TOON = "toon:"
@@ -56,10 +56,7 @@ def _texts(source: str) -> list[str]:
             f"prompts file {file!r} does not exist, expected a text file with one prompt a line, "
             "FILE:COLUMN of a .jsonl, .csv or .tsv file, or toon:train, toon:validation or toon:test"
         )
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompts file {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    content = read_text(path)
     return content.splitlines() if selection is None else column_texts(path, content, selection)
 
 
