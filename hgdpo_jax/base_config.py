@@ -153,7 +153,7 @@ def base_config() -> ConfigDict:
     finetune.steps = 10_000
     # Images a step over all devices (not stated).
     finetune.batch_size = 32
-    # Images at once on one device; the rest of a batch is accumulated. 4 of 704x1024 pixels take 25 GiB.
+    # Images at once on one device; the rest of a batch is accumulated. 4 of 704x1024 pixels take 26 GiB.
     finetune.device_batch = 4
     # Peak learning rate of AdamW (0.9, 0.999) (not stated; as usual for Stable Diffusion 1.5).
     finetune.learning_rate = 1e-5
