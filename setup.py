@@ -40,6 +40,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "pillow>=11",
+        "pyarrow>=20",
         "resvg-py>=0.5,<0.6",
         "safetensors>=0.7",
         "tensorboardX>=2.6",

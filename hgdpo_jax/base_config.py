@@ -37,12 +37,15 @@ def base_config() -> ConfigDict:
     config.weights = weights = ConfigDict()
     # The model that draws the pool, is the reference, and carries the LoRA (Sec. 2).
     weights.base = ""
-    # Folder with CLIP's vocab.json and merges.txt; empty: the base's own. A base in a single file has none.
+    # Folder or repository with CLIP's vocab.json and merges.txt; empty: the base's own. A single file has none.
     weights.tokenizer = ""
     # VAE in place of the base's, a diffusers folder or a single file; empty: the base's own.
     weights.vae = ""
     # The preference model that chooses the pairs: PickScore (Sec. 3.1).
     weights.scorer = ""
+    # Folder or repository with the scorer's preprocessor_config.json and tokenizer; empty: the scorer's own.
+    # PickScore_v1's are those of laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+    weights.scorer_processor = ""
     # A second scorer that never chooses pairs and only evaluates; empty: none.
     weights.judge = ""
     # A classifier of attributes that only evaluates, for toon portraits; empty: none.
@@ -50,9 +53,10 @@ def base_config() -> ConfigDict:
 
     # Each one of
     #     people.txt                                  a text file with one prompt a line,
-    #     people.csv:caption                          a column of a .csv, .tsv or .jsonl file,
+    #     people.csv:caption                          a column of a .csv, .tsv, .jsonl or .parquet file,
     #     PartiPrompts.tsv:Prompt:Category=People     of its rows with this value in another column,
     #     toon:train, toon:validation, toon:test      toon portraits.
+    # A file may be one of a data set on the hub, hf://datasets/OWNER/NAME/FILE, or several, with * in its name.
     # Empty prompts and repetitions do not count.
     config.prompts = prompts = ConfigDict()
     # Prompts of the pool (Sec. 3.1).
@@ -99,6 +103,9 @@ def base_config() -> ConfigDict:
     config.pairs = pairs = ConfigDict()
     # The loser is the image with the l-th highest score, 2 to pool.size (ablation N-20-L-l); 0: the lowest.
     pairs.loser_rank = 0
+    # A function of yours, "module:function", that gets images uint8 [n, height, width, 3] and their prompts and returns
+    # bool [n]: only images with True become winner or loser. Empty: all do (not stated).
+    pairs.filter = ""
     # What training sees: "encoded" decodes an image and encodes it with the VAE (the paper's way), "sampled" takes the
     # sampler's latents.
     pairs.latents = "encoded"
@@ -111,6 +118,9 @@ def base_config() -> ConfigDict:
     adapter.scale = 0.5
 
     config.loss = loss = ConfigDict()
+    # "dpo" learns from winner and loser by Diffusion-DPO and statistic matching (Eq. 9); "sft" predicts the noise in
+    # the winner and never sees the loser (Table 1: SFT on the winners).
+    loss.kind = "dpo"
     # Regularisation beta of Diffusion-DPO (Eq. 3) on errors averaged over the latent.
     loss.beta = 2500.0
     # Weight lambda_stat of statistic matching (Eq. 8 and 9); 0: DPO alone.
@@ -145,7 +155,7 @@ def base_config() -> ConfigDict:
     # Fine-tuning the whole U-Net of the base on captioned images (Sec. 2), which configs/finetune_base.py does. Images
     # become pool.width x pool.height pixels, as large as those that are drawn later.
     config.finetune = finetune = ConfigDict()
-    # Folder of images with metadata.jsonl or metadata.csv; its column file_name says where each lies in the folder.
+    # Folder of images with metadata.jsonl, .csv or .parquet; its column file_name says where each lies in the folder.
     finetune.images = ""
     # The column with the captions; the paper's are LLaVA's.
     finetune.caption_column = "text"

@@ -172,7 +172,7 @@ def _print_plan(stages: Sequence[Stage], config: ConfigDict) -> None:
             state = "done"
         else:
             state = "partly done" if stage.run.is_started() else "to do"
-        print(f"{stage.run.name:{width}}  {state:14}  {stage.module.plan(config)}")
+        print(f"{stage.run.name:{width}}  {state:14}  {stage.module.plan(config, stage.run)}")
 
 
 def _run_stages(stages: Sequence[Stage], config: ConfigDict) -> None:
@@ -201,7 +201,7 @@ def _run_stages(stages: Sequence[Stage], config: ConfigDict) -> None:
         if stage not in ahead:
             print(f"{stage.run.name:{width}}  done before, skipped", flush=True)
             continue
-        print(f"{stage.run.name:{width}}  running: {stage.module.plan(config)}", flush=True)
+        print(f"{stage.run.name:{width}}  running: {stage.module.plan(config, stage.run)}", flush=True)
         begin = time.monotonic()
         _run_stage(stage, config)
         print(f"{stage.run.name:{width}}  done in {time.monotonic() - begin:.1f} s", flush=True)

@@ -1,11 +1,16 @@
-"""Tiny checkpoints with random weights, in the layouts of the trained ones, for tests of what reads them."""
+"""Tiny checkpoints with random weights, in the layouts of the trained ones, and a hub to fetch them from."""
 
+import hashlib
+import http.server
+import json
 import tempfile
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 # Modules and stages compile the same few programs again and again.
 _COMPILED = tempfile.TemporaryDirectory()
@@ -13,6 +18,7 @@ jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 PIXELS = {"width": 48, "height": 64}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="session")
@@ -144,3 +150,68 @@ def random_parameters(shapes, seed):
         return (offset + random.normal(size=leaf.shape) / np.sqrt(fan_in)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def answer_at(monkeypatch, port: int) -> None:
+    """Lets the hub's library look for the hub at a local port."""
+    endpoint = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A server of the hub's protocol for the repositories in its `files`, {owner/name: {path: content}}.
+
+    The names of data sets begin with "datasets/". `requests` are the paths asked for; `disconnect()` takes it off.
+    """
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def answer(self, status, content=b"", **headers):
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def do_GET(self):
+            server.requests.append(self.path)
+            parts = self.path.partition("?")[0].strip("/").split("/")
+            if parts[0] == "api":
+                name, revision = "/".join(parts[2:4]), (parts[5:] or ["main"])[0]
+                if parts[1] == "datasets":
+                    name = f"datasets/{name}"
+                if name not in server.files:
+                    return self.answer(401, X_Error_Code="RepoNotFound")
+                if revision not in ("main", "v2", COMMIT):
+                    return self.answer(404, X_Error_Code="RevisionNotFound")
+                siblings = [{"rfilename": path} for path in server.files[name]]
+                if "tree" in parts:
+                    siblings = [
+                        {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                        for path, content in server.files[name].items()
+                    ]
+                    return self.answer(200, json.dumps(siblings).encode(), Content_Type="application/json")
+                info = {"id": name, "sha": COMMIT, "siblings": siblings}
+                return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
+            words = 3 if parts[0] == "datasets" else 2
+            content = server.files["/".join(parts[:words])]["/".join(parts[words + 2 :])]
+            return self.answer(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=COMMIT)
+
+        do_HEAD = do_GET
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.files, server.requests, server.commit = {}, [], COMMIT
+    server.disconnect = lambda: answer_at(monkeypatch, port=9)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    answer_at(monkeypatch, server.server_port)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield server
+    server.shutdown()
+    server.server_close()

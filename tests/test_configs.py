@@ -31,6 +31,7 @@ EXPERIMENTS = {
     "n20_beta20x": DPO_ONLY | {"loss.beta": 50_000.0},
     "n20_lan": DPO_ONLY | {"sample.latent_normalization": True},
     "n20_sml": SHARED,
+    "sft_winners": DPO_ONLY | {"loss.kind": "sft"},
     "pilot": SHARED
     | {
         "prompts.train_count": 500,

@@ -24,7 +24,7 @@ INPUTS = ()
 def settings(config):
     return {"seed": config.seed, "pool": {"steps": config.pool.steps}}
 
-def plan(config):
+def plan(config, run):
     return f"{config.pool.steps} steps"
 
 def run(config, run):
@@ -42,7 +42,7 @@ INPUTS = ("draw",)
 def settings(config):
     return {"rank": config.adapter.rank}
 
-def plan(config):
+def plan(config, run):
     return "one look"
 
 def check(config):

@@ -57,3 +57,16 @@ def test_second_run_skips_every_stage(workdir):
     lines = run(workdir)
     assert sum("done before, skipped" in line for line in lines) == STAGES
     assert lines[-1].startswith("report: ")
+
+
+def test_sft_on_the_winners_trains_on_the_pool_that_is_there(workdir):
+    pool = {path: path.stat().st_mtime_ns for path in workdir.glob("pools/**/*.safetensors")}
+    stages = "--stage=generate_pool,score_pool,select_pairs,train_policy"
+    run(workdir, "--config.name=sft", "--config.loss.kind=sft", stages)
+    assert {path: path.stat().st_mtime_ns for path in workdir.glob("pools/**/*.safetensors")} == pool
+    dpo, sft = (
+        hg.load_adapter(workdir / f"runs/{name}/train_policy/best.safetensors") for name in ("toon_smoke", "sft")
+    )
+    assert all(np.abs(dpo[module]["up"] - sft[module]["up"]).max() > 0 for module in dpo)
+    scalars = [json.loads(line) for line in (workdir / "runs/sft/train_policy/log.jsonl").read_text().splitlines()]
+    assert "policy_winner_error" in scalars[0] and "margin" not in scalars[0]

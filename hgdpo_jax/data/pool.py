@@ -2,6 +2,7 @@
 
     FOLDER/<block>/image-007.safetensors                  latents of image 7 of every prompt of a block
     FOLDER/scores-<scorer>/<block>/image-007.safetensors  their scores
+    FOLDER/kept-<filter>/<block>/image-007.safetensors    whether a filter keeps them
 
 A block is named by its prompts' texts, so that lists which begin alike share parts. A part is whole or not there.
 """
@@ -98,7 +99,7 @@ class Parts:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Latents and scores of a pool that lies in `folder`."""
+    """Latents, scores and filters' verdicts of a pool that lies in `folder`."""
 
     folder: epath.Path
 
@@ -110,6 +111,10 @@ class Pool:
     def scores(self, fingerprint: str) -> Parts:
         """Scores float32 `[prompts]` by the scorer with this fingerprint."""
         return Parts(self.folder / f"scores-{fingerprint}", "scores", np.float32)
+
+    def kept(self, fingerprint: str) -> Parts:
+        """Whether the filter with this fingerprint keeps an image, bool `[prompts]`."""
+        return Parts(self.folder / f"kept-{fingerprint}", "kept", np.bool_)
 
 
 @contextlib.contextmanager

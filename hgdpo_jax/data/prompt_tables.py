@@ -1,4 +1,4 @@
-"""Tables of texts: JSON lines, CSV or TSV."""
+"""Tables of texts: JSON lines, CSV, TSV or Parquet."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from etils import epath
 
 from hgdpo_jax.errors import UserError
 
-_SOURCE = re.compile(r"(.+?\.(?:jsonl|csv|tsv))(?::(.*))?", re.IGNORECASE)
+_SOURCE = re.compile(r"(.+?\.(?:jsonl|csv|tsv|parquet))(?::(.*))?", re.IGNORECASE)
 _MOST_NAMES = 12
 
 # Number of the line and what its columns hold.
@@ -27,24 +27,16 @@ def split_source(source: str) -> tuple[str, str | None]:
     return (match[1], match[2] or "") if match else (source, None)
 
 
-def read_text(path: epath.Path) -> str:
-    """A UTF-8 file, with or without a byte order mark; raises UserError where it is not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-
-
-def column_texts(path: epath.Path, content: str, selection: str) -> list[str]:
+def column_texts(path: epath.Path, selection: str) -> list[str]:
     """Texts of a column, of all rows ("COLUMN") or of those with a value in another one ("COLUMN:OTHER=VALUE").
 
     What a row lacks is empty. Raises UserError where content or selection is not of that kind.
     """
-    rows = table_rows(path, content)
+    column, _, condition = selection.partition(":")
+    rows = table_rows(path, {column, condition.partition("=")[0]} if condition else {column})
     if not rows:
         raise UserError(f"prompts file {path} is empty, expected columns with names and one prompt a row")
     columns = dict.fromkeys(name for _, row in rows for name in row)
-    column, _, condition = selection.partition(":")
     if column not in columns:
         problem = f"has no column {column!r}" if column else "is a table"
         raise UserError(f"prompts file {path} {problem}, expected {path}:COLUMN with one of {_listed(columns)}")
@@ -52,8 +44,15 @@ def column_texts(path: epath.Path, content: str, selection: str) -> list[str]:
     return [text_of(path, row, column) for row in chosen]
 
 
-def table_rows(path: epath.Path, content: str) -> list[Row]:
-    """The rows of a table in the format of its ending; raises UserError where it is not of that format."""
+def table_rows(path: epath.Path, names: set[str]) -> list[Row]:
+    """The rows of a table in the format of its ending, with the columns of these names and perhaps others.
+
+    Where one of them is not there, the first row names all that are. Raises UserError where the file is of another
+    format.
+    """
+    if path.suffix.lower() == ".parquet":
+        return list(_parquet_rows(path, names))
+    content = read_text(path)
     return list(_json_rows(path, content) if path.suffix.lower() == ".jsonl" else _separated_rows(path, content))
 
 
@@ -64,6 +63,32 @@ def text_of(path: epath.Path, row: Row, column: str) -> str:
     if not isinstance(text, str | None):
         raise UserError(f"line {line} of {path} has {_shown(text)} as {column!r}, expected a text")
     return text or ""
+
+
+def read_text(path: epath.Path) -> str:
+    """A UTF-8 file, with or without a byte order mark; raises UserError where it is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[Row]:
+    """Rows with the columns of these names; with all of them, but empty, where a name is not there, to be told."""
+    # Slow to import, and used for few prompts.
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(io.BytesIO(path.read_bytes()))
+        present = file.schema_arrow.names
+        if not names <= set(present):
+            yield 1, dict.fromkeys(present)
+            return
+        table = file.read(columns=[name for name in present if name in names])
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    yield from enumerate(table.to_pylist(), start=1)
 
 
 def _json_rows(path: epath.Path, content: str) -> Iterator[Row]:

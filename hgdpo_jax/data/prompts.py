@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from hgdpo_jax.data.hub_files import fetch_files, is_hub_address
 from hgdpo_jax.data.prompt_tables import column_texts, read_text, split_source
 from hgdpo_jax.errors import UserError
 
@@ -17,8 +18,9 @@ _MOST_WARNINGS = 5
 def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
     """The first `count` distinct prompts of a source, all for 0.
 
-    The source is a UTF-8 text file with one prompt a line; a column of a JSON-lines, CSV or TSV file, "FILE:COLUMN", or
-    of some of its rows, "FILE:COLUMN:OTHER=VALUE"; or "toon:train", "toon:validation", "toon:test". Empty prompts and
+    The source is a UTF-8 text file with one prompt a line; a column of a JSON-lines, CSV, TSV or Parquet file,
+    "FILE:COLUMN", or of some of its rows, "FILE:COLUMN:OTHER=VALUE", where FILE may lie on the hub,
+    "hf://datasets/OWNER/NAME/FILE"; or "toon:train", "toon:validation", "toon:test". Empty prompts and
     repetitions do not count, and are reported once. Raises UserError where it is missing, unreadable or too short.
     """
     if count < 0:
@@ -50,14 +52,19 @@ def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
 def _texts(source: str) -> list[str]:
     """All prompts of a file in their order, empty ones and repetitions among them."""
     file, selection = split_source(source)
+    if is_hub_address(file):
+        return [text for path in fetch_files(file) for text in _texts_of(path, selection)]
     path = epath.Path(file)
     if not path.is_file():
         raise UserError(
             f"prompts file {file!r} does not exist, expected a text file with one prompt a line, "
-            "FILE:COLUMN of a .jsonl, .csv or .tsv file, or toon:train, toon:validation or toon:test"
+            "FILE:COLUMN of a .jsonl, .csv, .tsv or .parquet file, or toon:train, toon:validation or toon:test"
         )
-    content = read_text(path)
-    return content.splitlines() if selection is None else column_texts(path, content, selection)
+    return _texts_of(path, selection)
+
+
+def _texts_of(path: epath.Path, selection: str | None) -> list[str]:
+    return read_text(path).splitlines() if selection is None else column_texts(path, selection)
 
 
 def warn_long_prompts(prompts: Sequence[str], tokenizer: Any) -> int:

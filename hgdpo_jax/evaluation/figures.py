@@ -199,8 +199,8 @@ def format_score(value: float | None) -> str:
 
 
 def charts_with_data(log: Sequence[Mapping[str, float]]) -> list[Chart]:
-    """The charts for which the log, one mapping of scalars a step, holds at least one value."""
-    return [chart for chart in CHARTS if any(len(_series(log, key)[0]) for key in chart.series)]
+    """The charts whose first series has at least one value in the log, one mapping of scalars a step."""
+    return [chart for chart in CHARTS if len(_series(log, next(iter(chart.series)))[0])]
 
 
 def chart_svg(chart: Chart, log: Sequence[Mapping[str, float]]) -> str:

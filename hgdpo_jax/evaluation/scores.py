@@ -25,17 +25,17 @@ class Score:
 
 
 def load_scores(
-    *, scorer: str, judge: str, oracle: str, dtype: str, framing: str, device_batch: int
+    *, scorer: PickScore, judge: str, oracle: str, dtype: str, framing: str, device_batch: int
 ) -> dict[str, Score]:
-    """Those of "scorer", "judge" and "oracle" whose weights are named, in this order."""
-    scores = {}
-    for name, source, label, description in (
-        ("scorer", scorer, "Training scorer", "chose the training pairs"),
-        ("judge", judge, "Held-out judge", "never used to choose pairs"),
-    ):
-        if source:
-            loaded = PickScore.load(source, dtype, framing)
-            scores[name] = Score(label, description, functools.partial(loaded.score, device_batch=device_batch))
+    """The scorer's as "scorer", and "judge" and "oracle" where their weights are named, in this order."""
+
+    def score_of(loaded: PickScore, label: str, description: str) -> Score:
+        return Score(label, description, functools.partial(loaded.score, device_batch=device_batch))
+
+    scores = {"scorer": score_of(scorer, "Training scorer", "chose the training pairs")}
+    if judge:
+        loaded = PickScore.load(judge, dtype, framing)
+        scores["judge"] = score_of(loaded, "Held-out judge", "never used to choose pairs")
     if oracle:
         classifier = AttributeOracle.load(oracle)
         scores["oracle"] = Score(

@@ -33,10 +33,11 @@ def preprocess(
     # The reference truncates the longer side to whole pixels.
     rows, columns = int(height * size / edge), int(width * size / edge)
     x = images.astype(jnp.float32)
-    if (rows, columns) != (height, width):
-        x = jax.image.resize(x, (x.shape[0], rows, columns, 3), method="cubic", antialias=True)
-        # PIL, which the reference resizes with, returns whole numbers.
-        x = jnp.round(jnp.clip(x, 0.0, 255.0))
+    # PIL, which the reference resizes with, goes along the rows first and keeps whole numbers in between.
+    for shape in ((height, columns), (rows, columns)):
+        if x.shape[1:3] != shape:
+            x = jax.image.resize(x, (x.shape[0], *shape, 3), method="cubic", antialias=True)
+            x = jnp.round(jnp.clip(x, 0.0, 255.0))
     x = (x / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(spread, jnp.float32)
     if framing == "crop":
         top, left = (rows - size) // 2, (columns - size) // 2
@@ -58,15 +59,16 @@ class PickScore:
     fingerprint: str
 
     @classmethod
-    def load(cls, source: str, dtype: str = "float32", framing: str = "crop") -> "PickScore":
+    def load(cls, source: str, dtype: str = "float32", framing: str = "crop", processor: str = "") -> "PickScore":
         """Reads a transformers CLIPModel folder, a repository of the hub, or the packaged "toon-scorer".
 
-        `framing` is "crop" or "pad"; raises UserError where the source is missing, damaged, or another architecture.
+        `framing` is "crop" or "pad"; `processor`, a folder or repository, has preprocessor_config.json and tokenizer
+        where the source has not. Raises UserError where a source is missing, damaged, or another architecture.
         """
         if framing not in ("crop", "pad"):
             raise UserError(f"scoring.framing is {framing!r}, expected 'crop' or 'pad'")
         folder = resolve_source(source)
-        files = clip_files.read_folder(folder)
+        files = clip_files.read_folder(folder, resolve_source(processor, weights=False) if processor else "")
         clip = CLIP(CLIPConfig.from_dict(files.config), jnp.dtype(dtype))
         place = functools.partial(replicate, mesh=data_mesh())
         parameters = to_tree(files.tensors, parameter_shapes(clip), where=str(folder), dtype=dtype, place=place)
@@ -75,7 +77,7 @@ class PickScore:
         return cls(
             clip=clip,
             parameters=parameters,
-            tokenizer=load_tokenizer(folder),
+            tokenizer=load_tokenizer(files.tokenizer),
             mean=tuple(files.preprocessor["image_mean"]),
             spread=tuple(files.preprocessor["image_std"]),
             framing=framing,

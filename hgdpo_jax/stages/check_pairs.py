@@ -14,6 +14,7 @@ from hgdpo_jax.evaluation.pair_check import PairCheck, check_pairs
 from hgdpo_jax.evaluation.scores import Score, load_scores
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
+from hgdpo_jax.stages.score_pool import load_scorer, scorer_fingerprints
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.sources import resolve_source
 
@@ -33,18 +34,18 @@ def settings(config) -> dict:
 
 def score_fingerprints(config) -> dict:
     """What decides the scores that an evaluation looks at."""
-    sources = {name: config.weights[name] for name in ("scorer", "judge", "oracle")}
+    sources = {name: config.weights[name] for name in ("judge", "oracle")}
     prints = {
         f"weights.{name}": folders.content_fingerprint(resolve_source(source)) if source else ""
         for name, source in sources.items()
     }
-    return {**prints, "scoring.framing": config.scoring.framing}
+    return {**scorer_fingerprints(config), **prints, "scoring.framing": config.scoring.framing}
 
 
 def scores_of(config) -> dict[str, Score]:
     """The scores of a config by name: "scorer", and "judge" and "oracle" where it has them."""
     return load_scores(
-        scorer=config.weights.scorer,
+        scorer=load_scorer(config),
         judge=config.weights.judge,
         oracle=config.weights.oracle,
         dtype=config.dtype,
@@ -58,7 +59,7 @@ def check(config) -> None:
     scores_of(config)
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return f"at most {_MOST_PAIRS:,} pairs decoded and scored"
 
 

@@ -34,7 +34,7 @@ def settings(config) -> dict:
     }
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return f"{len(_prompts(config)):,} prompts x {config.evaluate.seeds} images, base and tuned"
 
 

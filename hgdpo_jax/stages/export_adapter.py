@@ -16,7 +16,7 @@ def settings(config) -> dict:
     return {}
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return "two files"
 
 

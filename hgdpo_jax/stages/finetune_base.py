@@ -37,7 +37,7 @@ def settings(config) -> dict:
     return {"seed": config.seed, "dtype": config.dtype, **base_fingerprints(config), "finetune": options}
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return f"{config.finetune.steps:,} steps of {config.finetune.batch_size} images"
 
 

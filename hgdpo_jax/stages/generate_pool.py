@@ -40,8 +40,14 @@ def drawing_settings(config) -> dict:
 
 def base_fingerprints(config) -> dict[str, str]:
     """What decides the base, by the names of its settings: those left empty decide nothing."""
-    names = ["base", *(name for name in ("tokenizer", "vae") if config.weights[name])]
-    return {f"weights.{name}": folders.content_fingerprint(resolve_source(config.weights[name])) for name in names}
+
+    def fingerprint(name: str, weights: bool) -> dict[str, str]:
+        if not config.weights[name] and name != "base":
+            return {}
+        source = resolve_source(config.weights[name], weights)
+        return {f"weights.{name}": folders.content_fingerprint(source, weights)}
+
+    return fingerprint("base", True) | fingerprint("tokenizer", False) | fingerprint("vae", True)
 
 
 def load_base(config, dtype: str = "") -> StableDiffusion:
@@ -65,8 +71,17 @@ def check(config) -> None:
             raise UserError(f"pool.{name} is {config.pool[name]}, expected at least 1")
 
 
-def plan(config) -> str:
-    return f"{len(_prompts(config)):,} prompts x {config.pool.size} images of {config.pool.steps} steps"
+def plan(config, run: StageRun) -> str:
+    pool, blocks = _pool(config, run)
+    total = sum(len(block.prompts) for block in blocks) * config.pool.size
+    words = f"{total // config.pool.size:,} prompts x {config.pool.size} images of {config.pool.steps} steps"
+    missing = pool.latents.missing(blocks, config.pool.size)
+    done = total - sum(len(block.prompts) for block, _ in missing)
+    if not missing or not done:
+        return words
+    # So many prompts another experiment can take for its own pool, and need not wait.
+    finished = sum(len(block.prompts) for block in blocks[: blocks.index(missing[0][0])])
+    return f"{words}; drawn are {done:,} of {total:,} images, all of the first {finished:,} prompts"
 
 
 def run(config, run: StageRun) -> None:
@@ -83,11 +98,16 @@ def run(config, run: StageRun) -> None:
 
 def complete_pool(config, run: StageRun) -> tuple[Pool, list[Block]]:
     """The pool and its blocks, with all images that were missing drawn."""
-    pool = Pool(run.pools / fingerprint_of(drawing_settings(config)))
-    blocks = blocks_of(_prompts(config), config.pool.block)
+    pool, blocks = _pool(config, run)
     if missing := pool.latents.missing(blocks, config.pool.size):
         _draw(config, pool, missing, sum(len(block.prompts) for block in blocks) * config.pool.size)
     return pool, blocks
+
+
+def _pool(config, run: StageRun) -> tuple[Pool, list[Block]]:
+    """The pool, drawn or not, and its blocks."""
+    pool = Pool(run.pools / fingerprint_of(drawing_settings(config)))
+    return pool, blocks_of(_prompts(config), config.pool.block)
 
 
 def batch_of_block(device_batch: int, block: int) -> int:

@@ -45,7 +45,7 @@ def drawing_settings(config) -> dict:
     }
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return f"{len(_prompts(config))} prompts x {config.sample.seeds} images, base and tuned"
 
 

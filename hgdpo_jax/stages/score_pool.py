@@ -18,10 +18,25 @@ INPUTS = ("generate_pool",)
 
 def settings(config) -> dict:
     return {
-        "weights.scorer": folders.content_fingerprint(resolve_source(config.weights.scorer)),
+        **scorer_fingerprints(config),
         "dtype": config.dtype,
         "scoring.framing": config.scoring.framing,
     }
+
+
+def scorer_fingerprints(config) -> dict[str, str]:
+    """What decides the scorer, by the names of its settings: one left empty decides nothing."""
+    weights = config.weights
+    prints = {"weights.scorer": folders.content_fingerprint(resolve_source(weights.scorer))}
+    if weights.scorer_processor:
+        processor = resolve_source(weights.scorer_processor, weights=False)
+        prints["weights.scorer_processor"] = folders.content_fingerprint(processor, weights=False)
+    return prints
+
+
+def load_scorer(config) -> PickScore:
+    """The scorer of a config, in the config's type."""
+    return PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing, config.weights.scorer_processor)
 
 
 def check(config) -> None:
@@ -31,10 +46,10 @@ def check(config) -> None:
     if config.scoring.device_batch < 1:
         raise UserError(f"scoring.device_batch is {config.scoring.device_batch}, expected at least 1")
     # Before the hours of drawing, not after them.
-    PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing)
+    load_scorer(config)
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     prompts = load_prompts(config.prompts.train, config.prompts.train_count)
     return f"{len(prompts) * config.pool.size:,} images decoded and scored"
 
@@ -68,7 +83,7 @@ def complete_scores(config, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
 
 def _score(config, pool: Pool, scores: Parts, missing: list[tuple[Block, int]], images: int) -> None:
     model = load_base(config)
-    scorer = PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing)
+    scorer = load_scorer(config)
     autoencoder = {"vae": model.parameters["vae"]}
     device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
 

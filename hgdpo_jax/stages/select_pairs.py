@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from hgdpo_jax.artifacts import StageRun, write_json
+from hgdpo_jax.data.image_filter import apply_filter, filter_pool, load_filter
 from hgdpo_jax.data.pairs import write_pairs
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool
 from hgdpo_jax.data.prompts import load_prompts
@@ -26,19 +27,30 @@ def settings(config) -> dict:
         "pool.size": config.pool.size,
         "pairs.loser_rank": config.pairs.loser_rank,
         "pairs.latents": config.pairs.latents,
-    }
+        # A filter counts by its file, not by its name alone.
+    } | _filter_settings(config)
+
+
+def _filter_settings(config) -> dict:
+    # A filter counts by its file, not by its name alone.
+    if not config.pairs.filter:
+        return {}
+    return {"pairs.filter": f"{config.pairs.filter} {load_filter(config.pairs.filter)[1]}"}
 
 
 def check(config) -> None:
-    """Raises UserError where a loser of that rank does not exist, or the kind of latents is unknown."""
+    """Raises UserError where a loser of that rank does not exist, the kind of latents is unknown, or a filter fails."""
     rank, size = config.pairs.loser_rank, config.pool.size
     if rank and not 2 <= rank <= size:
         raise UserError(f"pairs.loser_rank is {rank}, expected 2 to {size} (pool.size), or 0 for the lowest score")
     if config.pairs.latents not in ("encoded", "sampled"):
         raise UserError(f"pairs.latents is {config.pairs.latents!r}, expected 'encoded' or 'sampled'")
+    if config.pairs.filter:
+        black = np.zeros((2, config.pool.height, config.pool.width, 3), np.uint8)
+        apply_filter(load_filter(config.pairs.filter)[0], black, ["a black picture"] * 2)
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     prompts = load_prompts(config.prompts.train, config.prompts.train_count)
     return f"at most {len(prompts):,} pairs"
 
@@ -49,40 +61,58 @@ def run(config, run: StageRun) -> None:
     shape = model.latent_shape(config.pool.width, config.pool.height)
     while True:
         pool, scores, blocks = complete_scores(config, run)
-        selection = _Selection(config, model, pool, scores)
         try:
+            selection = _Selection(config, model, pool, scores, _complete_filter(config, model, pool, blocks))
             count = write_pairs(run.folder, selection.pairs(blocks), shape)
             break
         except DamagedPartError:
             continue
     write_json(run.folder / "statistics.json", selection.statistics())
+    prompts = sum(len(block.prompts) for block in blocks)
+    if filtered := prompts - len(selection.spreads):
+        print(f"{filtered:,} of {prompts:,} prompts left out: the filter keeps too few of their images")
     if equal := len(selection.spreads) - count:
-        print(f"{equal:,} of {len(selection.spreads):,} prompts left out: winner and loser have the same score")
+        print(f"{equal:,} of {prompts:,} prompts left out: winner and loser have the same score")
 
 
 def winners_and_losers(
-    scores: Float[np.ndarray, "n size"], loser_rank: int
+    scores: Float[np.ndarray, "n size"], loser_rank: int, kept: Bool[np.ndarray, "n size"] | None = None
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """For each row the place of the highest score and of the `loser_rank`-th highest; 0 stands for the lowest.
 
-    Of equal scores the earlier image ranks higher.
+    Only images that are `kept` have a rank; of equal scores the earlier image ranks higher. Both places are -1 where no
+    image has the loser's rank, or only one is left.
     """
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return order[:, 0], order[:, loser_rank - 1]
+    kept = np.ones(scores.shape, bool) if kept is None else kept
+    order = np.argsort(np.where(kept, -scores, np.inf), axis=1, kind="stable")
+    left = kept.sum(axis=1)
+    losers = order[np.arange(len(order)), (loser_rank or left) - 1]
+    complete = left >= max(loser_rank, 2)
+    return np.where(complete, order[:, 0], -1), np.where(complete, losers, -1)
+
+
+def _complete_filter(config, model: StableDiffusion, pool: Pool, blocks: Sequence[Block]) -> Parts | None:
+    """What the filter keeps, with all that was missing made; None without a filter."""
+    if not config.pairs.filter:
+        return None
+    image_filter, fingerprint = load_filter(config.pairs.filter)
+    kept = pool.kept(fingerprint)
+    device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
+    filter_pool(image_filter, lambda x: model.decode_latents(x, device_batch), pool, kept, blocks, config.pool.size)
+    return kept
 
 
 class _Selection:
     """Goes through the pool once, block by block, and remembers what it saw of the scores."""
 
-    def __init__(self, config, model: StableDiffusion, pool: Pool, scores: Parts):
-        self.config, self.model, self.pool, self.scores = config, model, pool, scores
+    def __init__(self, config, model: StableDiffusion, pool: Pool, scores: Parts, kept: Parts | None):
+        self.config, self.model, self.pool, self.scores, self.kept = config, model, pool, scores, kept
         self.device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
         self.autoencoder = {"vae": model.parameters["vae"]}
         # As training, and so the pictures that were scored, sees them: through pixels of whole numbers.
         self.reencode = jax.jit(lambda parameters, x: model.encode(parameters, model.decode(parameters, x)))
         self.spreads: list[float] = []
         self.scores_seen: list[np.ndarray] = []
-        self.chosen: list[tuple[int, int, float, float]] = []
         self.channel_means: list[np.ndarray] = []
 
     def pairs(self, blocks: Sequence[Block]) -> Iterator[dict[str, Any]]:
@@ -94,11 +124,13 @@ class _Selection:
 
     def _pairs_of(self, block: Block) -> Iterator[dict[str, Any]]:
         scores = self.scores.read_block(block, self.config.pool.size)
-        winners, losers = winners_and_losers(scores, self.config.pairs.loser_rank)
-        rows = np.arange(len(scores))
+        kept = self.kept.read_block(block, self.config.pool.size) if self.kept else None
+        winners, losers = winners_and_losers(scores, self.config.pairs.loser_rank, kept)
+        rows = np.flatnonzero(winners >= 0)
         self.scores_seen.append(scores)
-        self.spreads += (scores[rows, winners] - scores[rows, losers]).tolist()
-        rows = rows[scores[rows, winners] != scores[rows, losers]]
+        spreads = scores[rows, winners[rows]] - scores[rows, losers[rows]]
+        self.spreads += spreads.tolist()
+        rows = rows[spreads > 0]
         if not len(rows):
             return
         pool = self.pool.latents.read_block(block, self.config.pool.size)
@@ -126,7 +158,7 @@ class _Selection:
         scores, spreads = np.concatenate(self.scores_seen).astype(np.float64), np.asarray(self.spreads)
         winner_mean, loser_mean = np.concatenate(self.channel_means, axis=1).mean(axis=1)
         return {
-            "prompts": len(spreads),
+            "prompts": len(scores),
             "pairs": int((spreads > 0).sum()),
             "score_mean": scores.mean(),
             # Of the images of one prompt: scores compare only within it.

@@ -19,7 +19,7 @@ def settings(config) -> dict:
     return {"seed": config.seed, **config.autoencoder.to_dict()}
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return f"{config.autoencoder.steps} steps of {config.autoencoder.batch_size} portraits"
 
 

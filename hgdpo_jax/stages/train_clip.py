@@ -34,7 +34,7 @@ def settings(config) -> dict:
     return {"seed": config.seed, **config.clip.to_dict()}
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return f"{config.clip.steps} steps of {config.clip.batch_size} portraits"
 
 

@@ -22,7 +22,7 @@ def settings(config) -> dict:
     return {"seed": config.seed, **base_fingerprints(config), **config.oracle.to_dict()}
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return f"{config.oracle.steps} steps of {config.oracle.batch_size} portraits"
 
 

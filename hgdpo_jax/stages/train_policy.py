@@ -1,5 +1,8 @@
 """Trains the LoRA on the preference pairs with Diffusion-DPO and statistic matching (HG-DPO, Sec. 3.2)."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,30 +16,30 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.color_shift import hsv_means, shift_between
 from hgdpo_jax.evaluation.figures import ImagePair, pair_grid
 from hgdpo_jax.evaluation.win_rate import win_rate
-from hgdpo_jax.pipelines.pick_score import PickScore
 from hgdpo_jax.pipelines.preference_step import pair_losses
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.pipelines.winner_step import winner_losses
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.sharding import data_mesh
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, sampling_settings
+from hgdpo_jax.stages.score_pool import load_scorer, scorer_fingerprints
 from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulating_step
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
 from hgdpo_jax.weights import folders, lora_files
-from hgdpo_jax.weights.sources import resolve_source
 
 INPUTS = ("select_pairs",)
+LOSSES = ("dpo", "sft")
 _GRID_IMAGES = 12
 
 
 def settings(config) -> dict:
-    weights = {name.removeprefix("weights."): value for name, value in base_fingerprints(config).items()}
-    weights["scorer"] = folders.content_fingerprint(resolve_source(config.weights.scorer))
+    weights = base_fingerprints(config) | scorer_fingerprints(config)
     return {
         "seed": config.seed,
         "dtype": config.dtype,
-        "weights": weights,
+        "weights": {name.removeprefix("weights."): value for name, value in weights.items()},
         "adapter.rank": config.adapter.rank,
         "adapter.scale": config.adapter.scale,
         "loss": config.loss.to_dict(),
@@ -51,12 +54,14 @@ def _validation_prompts(config) -> list[str]:
     return load_prompts(config.prompts.validation, config.prompts.validation_count)
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return f"{config.train.steps} steps of {config.train.batch_size} pairs"
 
 
 def check(config) -> None:
-    """Raises UserError where the global batch does not divide over the devices, or Adam cannot have so many bits."""
+    """Raises UserError where the loss is unknown, the batch does not divide, or Adam cannot have so many bits."""
+    if config.loss.kind not in LOSSES:
+        raise UserError(f"loss.kind is {config.loss.kind!r}, expected {' or '.join(map(repr, LOSSES))}")
     if config.train.adam_bits not in (8, 32):
         raise UserError(f"train.adam_bits is {config.train.adam_bits}, expected 32 or 8")
     devices = jax.local_device_count()
@@ -66,11 +71,27 @@ def check(config) -> None:
         )
 
 
-def make_policy_step(model: StableDiffusion, optimizer, loss_options: dict, parts: int):
+def make_losses(config, model: StableDiffusion) -> Callable[..., dict[str, jax.Array]]:
+    """The function `(lora, base, batch)` that `loss.kind` names; its values, one a pair, have "loss" among them."""
+    # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
+    clip_skip = config.pool.clip_skip
+    if config.loss.kind == "sft":
+        return functools.partial(winner_losses, model, clip_skip=clip_skip)
+    return functools.partial(
+        pair_losses,
+        model,
+        beta=config.loss.beta,
+        statistic_weight=config.loss.statistic_weight,
+        statistic_stride=config.loss.statistic_stride,
+        clip_skip=clip_skip,
+    )
+
+
+def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, timesteps: int, parts: int):
     """One compiled step `(state, base, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged."""
 
     def loss_function(parameters, base, batch):
-        values = pair_losses(model, parameters, base, batch, **loss_options)
+        values = losses(parameters, base, batch)
         means = {name: value.mean() for name, value in values.items()}
         return means["loss"], means
 
@@ -79,7 +100,7 @@ def make_policy_step(model: StableDiffusion, optimizer, loss_options: dict, part
         shape = batch["winner_latents"].shape
         return batch | {
             "noise": jax.random.normal(noise_key, shape),
-            "timesteps": jax.random.randint(time_key, shape[:1], 0, len(model.schedule.betas)),
+            "timesteps": jax.random.randint(time_key, shape[:1], 0, timesteps),
         }
 
     return make_accumulating_step(loss_function, optimizer, draw, parts)
@@ -99,14 +120,7 @@ def run(config, run: StageRun) -> None:
     parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
     state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
     parts = accumulation_steps(config.train.batch_size, config.train.device_batch, data_mesh().size)
-    loss_options = {
-        "beta": config.loss.beta,
-        "statistic_weight": config.loss.statistic_weight,
-        "statistic_stride": config.loss.statistic_stride,
-        # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
-        "clip_skip": config.pool.clip_skip,
-    }
-    step_function = make_policy_step(model, optimizer, loss_options, parts)
+    step_function = make_policy_step(make_losses(config, model), optimizer, len(model.schedule.betas), parts)
     base = {name: model.parameters[name] for name in ("unet", "text_encoder")}
 
     def batch_at(step):
@@ -146,7 +160,7 @@ class Validation:
 
     def __init__(self, config, model: StableDiffusion, log: RunLog):
         self.model, self.log, self.scale = model, log, config.adapter.scale
-        self.scorer = PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing)
+        self.scorer = load_scorer(config)
         self.device_batch = config.pool.device_batch
         self.prompts = _validation_prompts(config)
         self.sampling = {

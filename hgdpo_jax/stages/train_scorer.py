@@ -33,7 +33,7 @@ def check(config) -> None:
             raise UserError(f"{path} does not exist: run configs/toon_base.py first, or set config.weights.base")
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return f"{config.scorer_training.steps} steps of {config.scorer_training.batch_size} pairs"
 
 

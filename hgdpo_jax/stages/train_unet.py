@@ -37,7 +37,7 @@ def settings(config) -> dict:
     return {"seed": config.seed, **config.base_training.to_dict()}
 
 
-def plan(config) -> str:
+def plan(config, run: StageRun) -> str:
     return f"{config.base_training.steps} steps of {config.base_training.batch_size} portraits"
 
 

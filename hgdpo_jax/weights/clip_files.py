@@ -31,13 +31,17 @@ class CLIPFiles:
     tokenizer: epath.Path
 
 
-def read_folder(folder: epath.PathLike) -> CLIPFiles:
-    """Reads a transformers CLIPModel folder; raises UserError, naming what was expected, where a file is missing."""
+def read_folder(folder: epath.PathLike, processor: epath.PathLike = "") -> CLIPFiles:
+    """Reads a transformers CLIPModel folder; raises UserError, naming what was expected, where a file is missing.
+
+    The preprocessor's config and the tokenizer are those of the folder `processor`, where given.
+    """
     folder = epath.Path(folder)
+    processor = epath.Path(processor or folder)
     return CLIPFiles(
         config=read_json(folder / "config.json"),
-        preprocessor=read_json(folder / "preprocessor_config.json"),
-        tokenizer=require_tokenizer(folder),
+        preprocessor=read_json(processor / "preprocessor_config.json"),
+        tokenizer=require_tokenizer(processor),
         tensors=read_weights(folder, "model"),
     )
 

@@ -15,19 +15,32 @@ from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 
-# What changes results: weights, configs, vocabularies; not model cards and sample sheets.
-_CONTENT = (".safetensors", ".bin", ".json", ".txt")
+# Where weights lie: a scorer's and a VAE's at the top of their folders, a checkpoint's in folders of their own.
+WEIGHT_PLACES = (
+    ("", "model"),
+    ("", "diffusion_pytorch_model"),
+    ("unet/", "diffusion_pytorch_model"),
+    ("vae/", "diffusion_pytorch_model"),
+    ("text_encoder/", "model"),
+)
 
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
-def content_fingerprint(source: epath.PathLike) -> str:
-    """SHA-256, in hexadecimal, of a file, or of a folder's weight, config and vocabulary files and relative names."""
+def content_fingerprint(source: epath.PathLike, weights: bool = True) -> str:
+    """SHA-256, in hexadecimal, of a file, or of what is read of a folder: configs, vocabularies and, if so, `weights`.
+
+    Not model cards and pictures, nor weights in further formats, which other programs may fetch into the hub's cache.
+    """
     source = epath.Path(source)
     if not source.is_dir():
         return _checksum(source)
     # Both layouts are at most one folder deep, and epath has no recursive search.
-    paths = [path for pattern in ("*", "*/*") for path in source.glob(pattern) if path.suffix in _CONTENT]
+    paths = {path for pattern in ("*", "*/*") for path in source.glob(pattern) if path.suffix in (".json", ".txt")}
+    for place, stem in WEIGHT_PLACES if weights else ():
+        if file := find_weights(source / place, stem):
+            # Those that lack are told when the weights are read.
+            paths |= {file, *(path for name in _shards(file) if (path := file.parent / name).is_file())}
     digest = hashlib.sha256()
     for name, path in sorted((str(path.relative_to(source)), path) for path in paths):
         digest.update(f"{name}\0{_checksum(path)}\n".encode())
@@ -74,16 +87,20 @@ def weight_file_names(stem: str) -> list[str]:
     ]
 
 
+def find_weights(folder: epath.Path, stem: str) -> epath.Path | None:
+    """The file that `stem` is read from, which may be the index of several; None where there is none."""
+    return next((path for name in weight_file_names(stem) if (path := folder / name).is_file()), None)
+
+
 def read_weights(folder: epath.Path, stem: str) -> dict[str, np.ndarray]:
     """Tensors of `stem` in a folder, whole or in shards, in full or half precision; safetensors before pickled files.
 
     Raises UserError where there are none.
     """
-    names = weight_file_names(stem)
-    for path in (folder / name for name in names):
-        if path.is_file():
-            return _read_shards(path) if path.suffix == ".json" else read_tensor_file(path)
-    raise UserError(f"{folder} holds no weights, expected one of {', '.join(names)}")
+    path = find_weights(folder, stem)
+    if path is None:
+        raise UserError(f"{folder} holds no weights, expected one of {', '.join(weight_file_names(stem))}")
+    return _read_shards(path) if path.suffix == ".json" else read_tensor_file(path)
 
 
 def read_tensor_file(path: epath.Path) -> dict[str, np.ndarray]:
@@ -95,10 +112,15 @@ def read_tensor_file(path: epath.Path) -> dict[str, np.ndarray]:
     return load_tensors(path)[0]
 
 
+def _shards(index: epath.Path) -> list[str]:
+    """Names of the files that an index names; none where the file is no index."""
+    return sorted(set(read_json(index).get("weight_map", {}).values())) if index.suffix == ".json" else []
+
+
 def _read_shards(index: epath.Path) -> dict[str, np.ndarray]:
     """Tensors of all files that an index names; raises UserError where they are not those that it lists."""
     places = read_json(index).get("weight_map", {})
-    shards = {name: read_tensor_file(index.parent / name) for name in sorted(set(places.values()))}
+    shards = {name: read_tensor_file(index.parent / name) for name in _shards(index)}
     found = {key: name for name, tensors in shards.items() for key in tensors}
     if wrong := sorted(key for key in found.keys() | places.keys() if found.get(key) != places.get(key)):
         raise UserError(f"{index} and its files differ in where {some(wrong)} lies: fetch them again")

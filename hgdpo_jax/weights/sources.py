@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.weights.folders import weight_file_names
+from hgdpo_jax.weights.folders import WEIGHT_PLACES, weight_file_names
+from hgdpo_jax.weights.hub import fetch
 
 _PACKAGED = epath.Path(__file__).parent.parent / "toon" / "weights"
 _PACKAGED_NAMES = {"toon": "base", "toon-scorer": "scorer", "toon-judge": "judge", "toon-oracle": "oracle"}
@@ -14,21 +15,14 @@ _PACKAGED_NAMES = {"toon": "base", "toon-scorer": "scorer", "toon-judge": "judge
 _REPOSITORY = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
 
 _SHARD = re.compile(r"(?P<stem>.+?)(?:\.fp16)?-\d+-of-\d+(?:\.fp16)?\.safetensors")
-# Where weights lie: a scorer's and a VAE's at the top of their repositories, a checkpoint's in its folders.
-_PARTS = (
-    ("", "model"),
-    ("", "diffusion_pytorch_model"),
-    ("unet/", "diffusion_pytorch_model"),
-    ("vae/", "diffusion_pytorch_model"),
-    ("text_encoder/", "model"),
-)
 
 
-def resolve_source(source: epath.PathLike) -> epath.Path:
+def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
     """The folder or file that a source names.
 
     "toon", "toon-scorer", "toon-judge" and "toon-oracle" lie in the package. `owner/name` or `owner/name@revision`,
-    where no such folder exists, is fetched from the hub into its cache; without a network the cached one is used.
+    where no such folder exists, is fetched from the hub into its cache, without `weights` only its configs and
+    vocabularies; without a network the cached one is used.
     Raises UserError, with what was looked for, where there is none.
     """
     if not str(source):
@@ -42,44 +36,19 @@ def resolve_source(source: epath.PathLike) -> epath.Path:
     if path.exists():
         return path
     if match := _REPOSITORY.fullmatch(str(source)):
-        return _from_hub(match["name"], match["revision"])
+        return fetch(
+            match["name"],
+            match["revision"],
+            lambda files: _wanted(files, weights),
+            cached=["config.json", "model_index.json"],
+        )
     raise UserError(
         f"{source} is not an existing folder or file, expected a folder in the diffusers or transformers layout, "
         f"a base or VAE in one file, a repository of the hub (owner/name), or one of {', '.join(_PACKAGED_NAMES)}"
     )
 
 
-def _from_hub(name: str, revision: str | None) -> epath.Path:
-    """The folder of a repository in the hub's cache, with what a checkpoint or scorer is read from and no more."""
-    # Imported here: whoever loads a folder need not wait for it.
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        files = [file.rfilename for file in HfApi().model_info(name, revision=revision).siblings or ()]
-        return epath.Path(snapshot_download(name, revision=revision, allow_patterns=list(_wanted(files))))
-    except GatedRepoError as error:
-        raise UserError(f"{name} is given only to those who accepted its terms: do so, then `hf auth login`") from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{name} has no revision {revision}: give a branch, tag or commit of it") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{name} is neither an existing folder or file nor a repository of the hub that you may read"
-        ) from error
-    except (HTTPError, OSError) as error:
-        try:
-            # Not all its files were fetched, and the library refuses a folder that lacks any of those asked for.
-            top = ["config.json", "model_index.json"]
-            return epath.Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=top))
-        except OSError:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{name} is neither an existing folder or file nor in the hub's cache, and the hub does not answer "
-                f"({reason})"
-            ) from error
-
-
-def _wanted(files: Sequence[str]) -> Iterator[str]:
+def _wanted(files: Sequence[str], weights: bool) -> Iterator[str]:
     """Of a repository's files, those that are read: configs, tokenizers, the card, and each part's weights once."""
     present = set(files)
     yield "README.md"
@@ -87,7 +56,7 @@ def _wanted(files: Sequence[str]) -> Iterator[str]:
         folder, _, name = file.rpartition("/")
         if name.endswith((".json", ".txt")) and "/" not in folder:
             yield file
-    for folder, stem in _PARTS:
+    for folder, stem in WEIGHT_PLACES if weights else ():
         chosen = next((name for name in weight_file_names(stem) if folder + name in present), None)
         if chosen is None:
             continue

@@ -65,8 +65,8 @@ class StableDiffusionFiles:
 def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") -> StableDiffusionFiles:
     """Reads a diffusers folder, packaged or not, or a single file; `tokenizer` and `vae`, where given, replace its own.
 
-    `tokenizer` is a folder, which a single file needs; `vae` is a diffusers folder or a file. Raises UserError, naming
-    what was expected, where something is missing, broken, or of another architecture.
+    `tokenizer` is a folder or repository, which a single file needs; `vae` is a diffusers folder or a file. Raises
+    UserError, naming what was expected, where something is missing, broken, or of another architecture.
     """
     path = resolve_source(source)
     configs: dict[str, Any]
@@ -82,7 +82,7 @@ def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") 
     elif "vae" not in tensors:
         raise UserError(f"{path} holds no VAE: set weights.vae to a VAE of the Stable Diffusion 1.x family")
     if tokenizer:
-        folder = require_tokenizer(epath.Path(tokenizer))
+        folder = require_tokenizer(resolve_source(tokenizer, weights=False))
     elif path.is_dir():
         folder = files.tokenizer
     else:

@@ -1,6 +1,7 @@
 """The stages from prompts to pairs, on a checkpoint and a scorer with random weights."""
 
 import importlib
+import shutil
 
 import jax
 import numpy as np
@@ -92,6 +93,73 @@ def test_winner_has_the_highest_score_and_loser_the_one_of_its_rank():
     assert [place.tolist() for place in winners_and_losers(scores, 0)] == [[1, 0], [3, 3]]
     assert [place.tolist() for place in winners_and_losers(scores, 4)] == [[1, 0], [3, 3]]
     assert [place.tolist() for place in winners_and_losers(scores, 2)] == [[1, 0], [2, 1]]
+
+
+def test_only_images_that_a_filter_keeps_have_a_rank():
+    scores = np.array([[1.0, 3.0, 2.0, 0.0]] * 3)
+    kept = np.array([[True, False, True, True], [False, True, False, False], [True, True, False, False]])
+    assert [place.tolist() for place in winners_and_losers(scores, 0, kept)] == [[2, -1, 1], [3, -1, 0]]
+    assert [place.tolist() for place in winners_and_losers(scores, 3, kept)] == [[2, -1, -1], [3, -1, -1]]
+
+
+FILTER = """
+import numpy as np
+
+def {name}(images, prompts):
+    assert images.dtype == np.uint8 and len(images) == len(prompts)
+    return {expression}
+"""
+
+
+@pytest.fixture
+def write_filter(tmp_path, monkeypatch):
+    """Writes a module with a filter into a folder that Python looks into; returns the filter's name for configs."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name, expression):
+        (tmp_path / f"{name}.py").write_text(FILTER.format(name=name, expression=expression))
+        importlib.invalidate_caches()
+        return f"{name}:{name}"
+
+    return write
+
+
+def test_pairs_are_chosen_among_the_images_that_the_filter_keeps(first, config, tiny_base, write_filter, capsys):
+    workdir, model = first["score_pool"].workdir, StableDiffusion.load(tiny_base)
+    block = blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)[0]
+    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(config)))
+    means = model.decode_latents(pool.latents.read_block(block, 3).reshape(-1, 6, 4, 4)).mean(axis=(1, 2, 3))
+    limit = float(np.median(means))
+    config.name = "filtered"
+    config.pairs.filter = write_filter("bright", f"images.mean(axis=(1, 2, 3)) > {limit}")
+    runs = run_stages(config, workdir)
+    expected = {}
+    for block in blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block):
+        latents = pool.latents.read_block(block, 3)
+        images = model.decode_latents(latents.reshape(-1, *latents.shape[2:]))
+        kept = (images.mean(axis=(1, 2, 3)) > limit).reshape(-1, 3)
+        scores = pool.scores(fingerprint_of(score_pool.settings(config))).read_block(block, 3)
+        for prompt, *places in zip(block.prompts, *winners_and_losers(scores, 0, kept), strict=True):
+            expected[prompt] = places
+    found = {pair["prompt"]: [pair["winner_index"], pair["loser_index"]] for pair in pairs_of(runs)}
+    assert found == {prompt: places for prompt, places in expected.items() if places != [-1, -1]}
+    assert 0 < len(found) < PROMPTS
+    assert f"{PROMPTS - len(found)} of 6 prompts left out: the filter keeps too few" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere:keep", "whose module cannot be imported"),
+        ("numpy:keep_them", "numpy has no function 'keep_them'"),
+        ("numbers_filter", "returned float64\\[2\\] for 2 images, expected bool\\[2\\]"),
+    ],
+)
+def test_a_filter_that_cannot_work_is_refused_before_anything_is_drawn(config, tmp_path, write_filter, source, message):
+    config.pairs.filter = write_filter(source, "np.ones(len(images))") if ":" not in source else source
+    with pytest.raises(UserError, match=message):
+        run_stages(config, tmp_path)
+    assert parts(tmp_path) == {}
 
 
 def test_scores_are_those_of_the_decoded_images(first, config, tiny_base, tiny_scorer):
@@ -228,8 +296,24 @@ def test_another_negative_prompt_or_clip_skip_is_another_pool(first, config, fie
     assert not set(added.values()) & {content for content, _ in before.values()}
 
 
-def test_plans_say_how_much_there_is_to_do(config):
-    plans = [importlib.import_module(f"hgdpo_jax.stages.{name}").plan(config) for name in STAGES]
+def test_finished_prompts_of_an_unfinished_pool_are_told_and_give_pairs_without_drawing(first, config, tmp_path):
+    shutil.copytree(first["score_pool"].workdir / "pools", tmp_path / "pools")
+    # The second block, of two prompts, lacks an image.
+    second = blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)[1]
+    pool = Pool(epath.Path(tmp_path) / "pools" / fingerprint_of(generate_pool.drawing_settings(config)))
+    pool.latents.path(second, 2).unlink()
+    run = StageRun("generate_pool", "whole", epath.Path(tmp_path), {})
+    told = "6 prompts x 3 images of 2 steps; drawn are 16 of 18 images, all of the first 4 prompts"
+    assert generate_pool.plan(config, run) == told
+    before = parts(tmp_path)
+    config.name, config.prompts.train_count = "early", 4
+    assert [pair["prompt"] for pair in pairs_of(run_stages(config, tmp_path))] == load_prompts("toon:train", 4)
+    assert parts(tmp_path) == before
+
+
+def test_plans_say_how_much_there_is_to_do(config, tmp_path):
+    run = StageRun("any", "first", epath.Path(tmp_path), {})
+    plans = [importlib.import_module(f"hgdpo_jax.stages.{name}").plan(config, run) for name in STAGES]
     assert plans == ["6 prompts x 3 images of 2 steps", "18 images decoded and scored", "at most 6 pairs"]
 
 

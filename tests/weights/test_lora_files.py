@@ -9,7 +9,7 @@ import safetensors.numpy
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.unet import UNet, UNetConfig
-from hgdpo_jax.weights.conversion import to_tree
+from hgdpo_jax.weights.conversion import from_tree, to_tree
 from hgdpo_jax.weights.lora_files import load_adapter, save_adapter
 from hgdpo_jax.weights.tensor_files import load_tensors
 
@@ -164,7 +164,7 @@ def test_an_unknown_format_is_refused(adapter, tmp_path):
 
 @pytest.fixture(scope="module")
 def model(pipeline):
-    """The pipeline's U-Net in JAX: a function of an adapter and its scale, and its LoRA targets."""
+    """The pipeline's U-Net in JAX: a function of an adapter and its scale, its LoRA targets, its parameters."""
     unet = UNet(UNetConfig.from_dict(dict(pipeline.unet.config)))
     generator = np.random.default_rng(3)
     latents = generator.normal(size=(2, 8, 8, 4)).astype(np.float32)
@@ -186,7 +186,7 @@ def model(pipeline):
             output = pipeline.unet(sample, torch.tensor(timesteps), torch.tensor(states)).sample
         return output.permute(0, 2, 3, 1).numpy()
 
-    return ours, theirs, lora.find_targets(params)
+    return ours, theirs, lora.find_targets(params), params
 
 
 def relative(found, expected):
@@ -195,7 +195,7 @@ def relative(found, expected):
 
 def compare(pipeline, model, adapter, folder, name):
     """Both readers of one file, at three scales."""
-    ours, theirs, targets = model
+    ours, theirs, targets, _ = model
     loaded = jax.tree.map(jnp.asarray, load_adapter(folder / name, targets))
     pipeline.load_lora_weights(folder, weight_name=name, adapter_name="tested")
     try:
@@ -220,6 +220,36 @@ def test_diffusers_computes_with_our_files_what_we_do(pipeline, model, tmp_path,
     compare(pipeline, model, adapter, tmp_path, "a.safetensors")
 
 
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+def test_weights_that_diffusers_fuses_from_our_file_equal_our_merged_ones(pipeline, model, tmp_path, format):
+    pytest.importorskip("peft")
+    params = model[3]
+    adapter = random_adapter(model[2], rank=4)
+    save_adapter(adapter, tmp_path / "a.safetensors", format)
+    merged = from_tree(lora.merge(params, adapter, 0.5))
+    pipeline.load_lora_weights(tmp_path, weight_name="a.safetensors", adapter_name="tested")
+    pipeline.fuse_lora(lora_scale=0.5)
+    try:
+        # Beside a module's own weights lie the factors, and its name tells that there are some.
+        fused = {
+            name.replace(".base_layer.", "."): tensor.numpy().copy()
+            for name, tensor in pipeline.unet.state_dict().items()
+            if "lora_" not in name
+        }
+    finally:
+        pipeline.unfuse_lora()
+        pipeline.delete_adapters("tested")
+    assert fused.keys() == merged.keys()
+    plain = from_tree(params)
+    for name, array in merged.items():
+        if name.removesuffix(".weight") in model[2]:
+            assert relative(plain[name], array) > 1e-2
+            # float32 products in another order.
+            assert relative(fused[name], array) < 1e-6
+        else:
+            np.testing.assert_array_equal(fused[name], array)
+
+
 def test_a_kohya_file_with_another_alpha_means_the_same_to_both(pipeline, model, tmp_path):
     pytest.importorskip("peft")
     adapter = random_adapter(model[2], rank=4)
@@ -230,7 +260,7 @@ def test_a_kohya_file_with_another_alpha_means_the_same_to_both(pipeline, model,
 def test_a_file_that_diffusers_wrote_means_the_same_to_both(pipeline, model, tmp_path):
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
-    ours, theirs, targets = model
+    ours, theirs, targets, _ = model
     config = peft.LoraConfig(
         r=4, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False
     )

@@ -1,74 +1,11 @@
-import hashlib
-import http.server
-import json
-import threading
-
+import numpy as np
 import pytest
-from huggingface_hub import constants
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.pipelines.pick_score import PickScore
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.weights.folders import content_fingerprint
 from hgdpo_jax.weights.sources import resolve_source
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def answer_at(monkeypatch, port: int) -> None:
-    """Lets the hub's library look for the hub at a local port."""
-    endpoint = f"http://127.0.0.1:{port}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A server of the hub's protocol for the repositories in its `files`, {owner/name: {path: content}}."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-        def answer(self, status, content=b"", **headers):
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def do_GET(self):
-            server.requests.append(self.path)
-            parts = self.path.partition("?")[0].strip("/").split("/")
-            if parts[:2] == ["api", "models"]:
-                name, revision = "/".join(parts[2:4]), (parts[5:] or ["main"])[0]
-                if name not in server.files:
-                    return self.answer(401, X_Error_Code="RepoNotFound")
-                if revision not in ("main", "v2", COMMIT):
-                    return self.answer(404, X_Error_Code="RevisionNotFound")
-                siblings = [{"rfilename": path} for path in server.files[name]]
-                if "tree" in parts:
-                    siblings = [
-                        {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                        for path, content in server.files[name].items()
-                    ]
-                    return self.answer(200, json.dumps(siblings).encode(), Content_Type="application/json")
-                info = {"id": name, "sha": COMMIT, "siblings": siblings}
-                return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
-            content = server.files["/".join(parts[:2])]["/".join(parts[4:])]
-            return self.answer(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=COMMIT)
-
-        do_HEAD = do_GET
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.requests = {}, []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    answer_at(monkeypatch, server.server_port)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture
@@ -93,19 +30,44 @@ def test_an_unknown_source_is_told_what_was_expected(tmp_path):
 def test_a_repository_of_the_hub_loads_with_nothing_fetched_that_is_not_read(repository, hub):
     StableDiffusion.load(repository)
     fetched = {path.partition("/main/")[2] for path in hub.requests if "/resolve/" in path}
-    fetched |= {path.partition(f"/{COMMIT}/")[2] for path in hub.requests if "/resolve/" in path}
+    fetched |= {path.partition(f"/{hub.commit}/")[2] for path in hub.requests if "/resolve/" in path}
     assert "unet/diffusion_pytorch_model.safetensors" in fetched
     assert not {name for name in fetched if name.endswith((".ckpt", ".bin")) or "fp16" in name or "safety" in name}
 
 
-def test_without_a_network_the_cached_copy_is_used(repository, hub, monkeypatch):
+def test_without_a_network_the_cached_copy_is_used(repository, hub):
     first = resolve_source(repository)
-    answer_at(monkeypatch, port=9)
+    hub.disconnect()
     assert resolve_source(repository) == first
     with pytest.raises(
         UserError, match="studio/other is neither .* nor in the hub's cache, and the hub does not answer"
     ):
         resolve_source("studio/other")
+
+
+def test_a_scorers_processor_comes_from_another_repository_without_its_weights(hub, tiny_scorer):
+    files = {path.name: path.read_bytes() for path in tiny_scorer.iterdir()}
+    processor = {name: files.pop(name) for name in list(files) if name not in ("config.json", "model.safetensors")}
+    hub.files["studio/scorer"] = files
+    hub.files["studio/clip"] = processor | {"config.json": b"{}", "model.safetensors": b"four gigabytes"}
+    with pytest.raises(UserError, match="preprocessor_config.json does not exist"):
+        PickScore.load("studio/scorer")
+    images, prompts = np.full((1, 48, 32, 3), 200, np.uint8), ["a man"]
+    scores = PickScore.load("studio/scorer", processor="studio/clip").score(images, prompts)
+    np.testing.assert_array_equal(scores, PickScore.load(tiny_scorer).score(images, prompts))
+    assert not any("studio/clip" in path and "safetensors" in path for path in hub.requests if "/resolve/" in path)
+
+
+def test_what_other_programs_fetch_into_the_cache_does_not_count(repository):
+    folder = resolve_source(repository)
+    before = content_fingerprint(folder)
+    (folder / "safety_checker").mkdir()
+    for name in ("safety_checker/model.safetensors", "v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.bin"):
+        (folder / name).write_bytes(b"not read")
+    assert content_fingerprint(folder) == before
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"read")
+    assert content_fingerprint(folder) != before
 
 
 def test_shards_in_half_precision_come_with_their_index(hub):

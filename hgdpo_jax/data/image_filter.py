@@ -1,0 +1,73 @@
+"""A filter of the user's own, which says what images of a pool may become winner or loser."""
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from hgdpo_jax.data.pool import Block, Parts, Pool, write_behind
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.run_log import progress
+
+ImageFilter = Callable[[UInt8[np.ndarray, "n height width 3"], Sequence[str]], Bool[np.ndarray, " n"]]
+
+
+def load_filter(source: str) -> tuple[ImageFilter, str]:
+    """The callable that "module:function" names, and a fingerprint that changes with its file.
+
+    It is called with images and their prompts and returns for each whether it is kept. Raises UserError where there is
+    no such callable.
+    """
+    module_name, _, name = source.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"pairs.filter is {source!r}, whose module cannot be imported ({error}): expected module:function, with "
+            "module.py in the folder where you start the program or installed"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"pairs.filter is {source!r}, but {module_name} has no function {name!r}")
+    digest = hashlib.sha256(f"{source}\0{inspect.getsource(module)}".encode())
+    return function, digest.hexdigest()[:16]
+
+
+def apply_filter(
+    image_filter: ImageFilter, images: UInt8[np.ndarray, "n height width 3"], prompts: Sequence[str]
+) -> Bool[np.ndarray, " n"]:
+    """What the filter says of images; raises UserError where that is not one bool for each."""
+    kept = np.asarray(image_filter(images, prompts))
+    if kept.shape != (len(images),) or kept.dtype != bool:
+        raise UserError(
+            f"pairs.filter returned {kept.dtype}{list(kept.shape)} for {len(images)} images, "
+            f"expected bool[{len(images)}]"
+        )
+    return kept
+
+
+def filter_pool(
+    image_filter: ImageFilter,
+    decode: Callable[[Float[np.ndarray, "n h w c"]], UInt8[np.ndarray, "n height width 3"]],
+    pool: Pool,
+    kept: Parts,
+    blocks: Sequence[Block],
+    size: int,
+) -> None:
+    """Asks the filter about those of the first `size` images a prompt of which `kept` does not know yet."""
+    missing = kept.missing(blocks, size)
+    if not missing:
+        return
+    total = sum(len(block.prompts) for block in blocks) * size
+    done = total - sum(len(block.prompts) for block, _ in missing)
+    with (
+        progress(total=total, initial=done, description="filter images", unit="image") as bar,
+        write_behind() as write,
+    ):
+        for block, index in missing:
+            images = decode(pool.latents.read(block, index))
+            write(kept.write, block, index, apply_filter(image_filter, images, block.prompts))
+            bar.update(len(images))

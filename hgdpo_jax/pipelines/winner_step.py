@@ -1,0 +1,24 @@
+"""Supervised fine-tuning on the winners of the pairs, which HG-DPO is compared with."""
+
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from hgdpo_jax import losses
+from hgdpo_jax.diffusion.schedule import add_noise
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+
+
+def winner_losses(
+    model: StableDiffusion, lora: dict, base: dict, batch: dict[str, Any], *, clip_skip: int = 0
+) -> dict[str, Float[Array, "n"]]:
+    """Noise prediction on each pair's winner, one float32 value a pair (HG-DPO, Table 1: SFT on the winners).
+
+    `batch` is that of `pair_losses`; its losers are not looked at.
+    """
+    winners = batch["winner_latents"].astype("float32")
+    noisy = add_noise(model.schedule, winners, batch["noise"], batch["timesteps"])
+    states = model.text_states(base, batch["token_ids"], clip_skip)
+    predicted = model.noise(base, noisy, batch["timesteps"], states, adapters=[(lora, 1.0)])
+    error = losses.noise_prediction(predicted, batch["noise"])
+    return {"loss": error, "policy_winner_error": error}
