@@ -1,7 +1,9 @@
 """A folder of captioned images, in the "imagefolder" convention of Hugging Face datasets.
 
-FOLDER/metadata.jsonl    {"file_name": "people/0001.jpg", "text": "a woman in the rain"}, one line an image
-FOLDER/metadata.csv      or a table with these columns
+    FOLDER/metadata.jsonl    {"file_name": "people/0001.jpg", "text": "a woman in the rain"}, one line an image
+    FOLDER/metadata.csv      or a table with these columns, or metadata.parquet
+
+The first of these tables that is there counts.
 """
 
 import dataclasses
@@ -15,11 +17,12 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from hgdpo_jax.artifacts import fingerprint_of
-from hgdpo_jax.data.prompt_tables import read_text, table_rows, text_of
+from hgdpo_jax.data.prompt_tables import table_rows, text_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.weights.conversion import some
 
-_TABLES = ("metadata.jsonl", "metadata.csv")
+_TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_TABLE_NAMES = f"{', '.join(_TABLES[:-1])} or {_TABLES[-1]}"
 _NAME_COLUMN = "file_name"
 # Opening a file waits for the disk, or for an object store, and hardly ever computes.
 _THREADS = 32
@@ -40,16 +43,14 @@ class ImageFolder:
         """Reads the table of a folder; raises UserError where it, a column of it, or an image's name is missing."""
         folder = epath.Path(folder)
         if not folder.is_dir():
-            raise UserError(
-                f"image folder {str(folder)!r} does not exist, expected a folder with {' or '.join(_TABLES)}"
-            )
+            raise UserError(f"image folder {str(folder)!r} does not exist, expected a folder with {_TABLE_NAMES}")
         table = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
         if table is None:
             raise UserError(
-                f"image folder {folder} has no {' or '.join(_TABLES)}, expected one with the columns "
+                f"image folder {folder} has no {_TABLE_NAMES}, expected one with the columns "
                 f"{_NAME_COLUMN} and {caption_column}"
             )
-        rows = table_rows(table, read_text(table))
+        rows = table_rows(table, {_NAME_COLUMN, caption_column})
         columns = list(dict.fromkeys(name for _, row in rows for name in row))
         if not rows:
             raise UserError(

@@ -34,8 +34,11 @@ def settings(config) -> dict:
     }
 
 
-def plan(config) -> str:
-    return f"{len(_images(config)):,} images encoded at {config.pool.width}x{config.pool.height}"
+def plan(config, run: StageRun) -> str:
+    images = len(_images(config))
+    done = images - sum(map(len, _encoded(run, images).missing()))
+    words = f"{images:,} images encoded at {config.pool.width}x{config.pool.height}"
+    return f"{words}; done are {done:,}" if 0 < done < images else words
 
 
 def check(config) -> None:
@@ -51,7 +54,7 @@ def run(config, run: StageRun) -> None:
     images, model = _images(config), load_base(config)
     model.latent_shape(config.pool.width, config.pool.height)
     warn_long_prompts(images.captions, model.tokenizer)
-    encoded = EncodedImages(run.folder / "rows", len(images))
+    encoded = _encoded(run, len(images))
     missing = encoded.missing()
     device_batch = batch_of_block(config.scoring.device_batch, min(ROWS_PER_FILE, len(images)))
     autoencoder = {"vae": model.parameters["vae"]}
@@ -83,6 +86,10 @@ def read_encoded(folder) -> tuple[EncodedImages, list[str]]:
     return EncodedImages(folder / "rows", values["images"]), values["captions"]
 
 
+def _encoded(run: StageRun, images: int) -> EncodedImages:
+    return EncodedImages(run.folder / "rows", images)
+
+
 def _pixels(images: ImageFolder, missing: list[range], width: int, height: int) -> Iterator[np.ndarray]:
     """Pixels `[n, height, width, 3]` of the rows of each missing file, decoded ahead on threads."""
     options = grain.ReadOptions(num_threads=len(os.sched_getaffinity(0)), prefetch_buffer_size=ROWS_PER_FILE)
@@ -98,6 +105,6 @@ def _pixels(images: ImageFolder, missing: list[range], width: int, height: int) 
 def _images(config) -> ImageFolder:
     if not config.finetune.images:
         raise UserError(
-            "no images are given: set config.finetune.images to a folder with metadata.jsonl or metadata.csv"
+            "no images are given: set config.finetune.images to a folder of images with metadata.jsonl in it"
         )
     return ImageFolder.open(config.finetune.images, config.finetune.caption_column)

@@ -2,8 +2,10 @@ import csv
 import json
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import ExifTags, Image
+from pyarrow import parquet
 
 from hgdpo_jax.data.image_folder import ImageFolder
 from hgdpo_jax.errors import UserError
@@ -34,10 +36,13 @@ def gradient(width, height):
     return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
 
 
-@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
-def test_both_tables_of_the_convention_are_read_in_their_order(tmp_path, name):
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "metadata.parquet"])
+def test_every_table_of_the_convention_is_read_in_its_order(tmp_path, name):
     rows = [("people/b.png", " a woman, smiling "), ("a.png", "a man")]
-    if name == "metadata.csv":
+    if name == "metadata.parquet":
+        columns = {"file_name": [file for file, _ in rows], "caption": [text for _, text in rows], "faces": [1, 1]}
+        parquet.write_table(pyarrow.table(columns), tmp_path / name)
+    elif name == "metadata.csv":
         write_table(tmp_path, [(1, file, text) for file, text in rows], ("faces", "file_name", "caption"))
     else:
         lines = (json.dumps({"file_name": file, "caption": text, "faces": 1}) for file, text in rows)
@@ -137,7 +142,11 @@ def test_fingerprint_is_that_of_names_and_captions(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (None, "", "has no metadata.jsonl or metadata.csv, expected one with the columns file_name and text"),
+        (
+            None,
+            "",
+            "has no metadata.jsonl, metadata.csv or metadata.parquet, expected one with the columns file_name and text",
+        ),
         ("metadata.csv", "", "is empty, expected the columns file_name and text"),
         ("metadata.csv", "image,text\na.png,a man\n", "has no column 'file_name', expected it beside image, text"),
         (

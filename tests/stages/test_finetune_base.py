@@ -202,6 +202,8 @@ def test_image_that_breaks_off_is_named_and_what_was_encoded_before_it_is_kept(
     assert start(tmp_path, "--stage=encode_images", **changes) == 2
     assert "white.png cannot be decoded" in capsys.readouterr().err.splitlines()[-1]
     first = tmp_path / "runs/finetune_base/encode_images/rows/000000.safetensors"
+    assert start(tmp_path, "--plan", **changes) == 0
+    assert "5 images encoded at 16x24; done are 2" in capsys.readouterr().out
     written = first.stat().st_mtime_ns
     (folder / "white.png").write_bytes(whole)
     assert start(tmp_path, "--stage=encode_images", **changes) == 0
