@@ -7,7 +7,7 @@ from hgdpo_jax.base_config import base_config
 
 def get_config() -> ConfigDict:
     config = base_config()
-    config.stages = ("train_autoencoder", "train_clip", "finetune_base")
+    config.stages = ("train_autoencoder", "train_clip", "train_unet")
     with config.unlocked():
         config.autoencoder = ConfigDict(
             {

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from configs.toon_base import clip_settings
 from hgdpo_jax.base_config import base_config
 
-TOON_BASE = "workdir/runs/toon_base/finetune_base/base"
+TOON_BASE = "workdir/runs/toon_base/train_unet/base"
 
 
 def get_config() -> ConfigDict:

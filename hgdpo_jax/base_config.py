@@ -152,6 +152,36 @@ def base_config() -> ConfigDict:
     # Steps between checkpoints: what is lost at most when the run is killed.
     train.checkpoint_every = 50
 
+    # Fine-tuning the whole U-Net of the base on captioned images (Sec. 2), which configs/finetune_base.py does. Images
+    # become pool.width x pool.height pixels, as large as those that are drawn later.
+    config.finetune = finetune = ConfigDict()
+    # Folder of images with metadata.jsonl, .csv or .parquet; its column file_name says where each lies in the folder.
+    finetune.images = ""
+    # The column with the captions; the paper's are LLaVA's.
+    finetune.caption_column = "text"
+    # Optimiser steps (not stated; here the paper's 322,461 images once).
+    finetune.steps = 10_000
+    # Images a step over all devices (not stated).
+    finetune.batch_size = 32
+    # Images at once on one device; the rest of a batch is accumulated. 4 of 704x1024 pixels take 26 GiB.
+    finetune.device_batch = 4
+    # Peak learning rate of AdamW (0.9, 0.999) (not stated; as usual for Stable Diffusion 1.5).
+    finetune.learning_rate = 1e-5
+    # Steps of linear warm-up (not stated).
+    finetune.warmup_steps = 500
+    # Decoupled weight decay (not stated; that of the usual AdamW).
+    finetune.weight_decay = 0.01
+    # Bits of each of Adam's two moments, 8 or 32 (the paper's LoRA has 8): 32 take 5.1 GB more.
+    finetune.adam_bits = 8
+    # Gradients are scaled down to this norm; 0: never (not stated).
+    finetune.max_gradient_norm = 1.0
+    # Share of captions replaced by the empty prompt, which guidance needs (not stated; that of Stable Diffusion 1.5).
+    finetune.empty_captions = 0.1
+    # Steps between samples of a few captions, for the eye.
+    finetune.evaluate_every = 1000
+    # Steps between checkpoints, of 5.2 GB each: what is lost at most when the run is killed.
+    finetune.checkpoint_every = 250
+
     # Drawing images of base and tuned model for the eye.
     config.sample = sample = ConfigDict()
     # Prompts; empty: the test prompts.

@@ -41,12 +41,14 @@ EXPERIMENTS = {
         "train.evaluate_every": 125,
     },
 }
+# The paper's own base, which its experiments start from.
+BASES = {"finetune_base": {"stages": ("encode_images", "finetune_base")}}
 # The toon experiments, whose names say what they make or how much of it.
 TOON_STAGES = {
     "toon": base_config().stages,
     "toon_full": base_config().stages,
     "toon_smoke": base_config().stages,
-    "toon_base": ("train_autoencoder", "train_clip", "finetune_base"),
+    "toon_base": ("train_autoencoder", "train_clip", "train_unet"),
     "toon_scorer": ("train_clip", "train_scorer"),
     "toon_judge": ("train_clip", "train_scorer"),
     "toon_oracle": ("train_oracle",),
@@ -65,14 +67,18 @@ def flat(config: ConfigDict, prefix: str = "") -> dict:
 
 
 def test_every_config_is_claimed_here():
-    assert {path.stem for path in (ROOT / "configs").glob("*.py")} == EXPERIMENTS.keys() | TOON_STAGES.keys()
+    assert {path.stem for path in (ROOT / "configs").glob("*.py")} == (
+        EXPERIMENTS.keys() | BASES.keys() | TOON_STAGES.keys()
+    )
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", EXPERIMENTS | BASES)
 def test_experiment_of_the_paper_differs_from_its_settings_as_its_name_says(name):
     config, base = load(name), flat(base_config())
     assert config.is_locked
-    assert {field: value for field, value in flat(config).items() if value != base[field]} == EXPERIMENTS[name]
+    assert {field: value for field, value in flat(config).items() if value != base[field]} == (EXPERIMENTS | BASES)[
+        name
+    ]
 
 
 @pytest.mark.parametrize("name", TOON_STAGES)

@@ -3,27 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
-import grain
 import numpy as np
 from etils import epath
 
+from hgdpo_jax.data.batches import shuffled_batches
 from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.errors import UserError
 
 
 class PairLoader:
-    """Shuffled batches of a folder's pairs, without end.
-
-    Every epoch holds each pair once, in an order of its own; a batch may reach into the next epoch. A batch is a pure
-    function of seed and step: there is no state to save.
-    """
+    """Batches of a folder's pairs, as `shuffled_batches` makes them."""
 
     def __init__(self, folder: epath.PathLike, batch_size: int, seed: int):
         if batch_size < 1:
             raise UserError(f"train.batch_size is {batch_size}, expected at least 1")
         pairs = open_pairs(folder)
         self._pairs = len(pairs)
-        self._batches = grain.MapDataset.source(pairs).seed(seed).shuffle().repeat().batch(batch_size, batch_fn=_stack)
+        self._batches = shuffled_batches(pairs, batch_size, seed, _stack)
 
     @property
     def pairs(self) -> int:

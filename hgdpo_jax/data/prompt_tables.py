@@ -1,4 +1,4 @@
-"""The texts in one column of a table: JSON lines, CSV, TSV or Parquet."""
+"""Tables of texts: JSON lines, CSV, TSV or Parquet."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ _SOURCE = re.compile(r"(.+?\.(?:jsonl|csv|tsv|parquet))(?::(.*))?", re.IGNORECAS
 _MOST_NAMES = 12
 
 # Number of the line and what its columns hold.
-_Row = tuple[int, dict[str, Any]]
+Row = tuple[int, dict[str, Any]]
 
 
 def split_source(source: str) -> tuple[str, str | None]:
@@ -33,35 +33,47 @@ def column_texts(path: epath.Path, selection: str) -> list[str]:
     What a row lacks is empty. Raises UserError where content or selection is not of that kind.
     """
     column, _, condition = selection.partition(":")
-    if path.suffix.lower() == ".parquet":
-        rows = list(_parquet_rows(path, {column, condition.partition("=")[0]} if condition else {column}))
-    else:
-        content = read_text(path)
-        rows = list(_json_rows(path, content) if path.suffix.lower() == ".jsonl" else _separated_rows(path, content))
+    rows = table_rows(path, {column, condition.partition("=")[0]} if condition else {column})
     if not rows:
         raise UserError(f"prompts file {path} is empty, expected columns with names and one prompt a row")
     columns = dict.fromkeys(name for _, row in rows for name in row)
     if column not in columns:
         problem = f"has no column {column!r}" if column else "is a table"
         raise UserError(f"prompts file {path} {problem}, expected {path}:COLUMN with one of {_listed(columns)}")
-    texts = []
-    for line, row in _matching(path, rows, columns, condition) if condition else rows:
-        text = row.get(column)
-        if not isinstance(text, str | None):
-            raise UserError(f"line {line} of prompts file {path} has {_shown(text)} as {column!r}, expected a text")
-        texts.append(text or "")
-    return texts
+    chosen = _matching(path, rows, columns, condition) if condition else rows
+    return [text_of(path, row, column) for row in chosen]
+
+
+def table_rows(path: epath.Path, names: set[str]) -> list[Row]:
+    """The rows of a table in the format of its ending, with the columns of these names and perhaps others.
+
+    Where one of them is not there, the first row names all that are. Raises UserError where the file is of another
+    format.
+    """
+    if path.suffix.lower() == ".parquet":
+        return list(_parquet_rows(path, names))
+    content = read_text(path)
+    return list(_json_rows(path, content) if path.suffix.lower() == ".jsonl" else _separated_rows(path, content))
+
+
+def text_of(path: epath.Path, row: Row, column: str) -> str:
+    """What a row holds in a column, empty where it lacks it; raises UserError where that is no text."""
+    line, values = row
+    text = values.get(column)
+    if not isinstance(text, str | None):
+        raise UserError(f"line {line} of {path} has {_shown(text)} as {column!r}, expected a text")
+    return text or ""
 
 
 def read_text(path: epath.Path) -> str:
-    """What a file of prompts holds; raises UserError where it is not UTF-8."""
+    """A UTF-8 file, with or without a byte order mark; raises UserError where it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"prompts file {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
 
 
-def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[_Row]:
+def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[Row]:
     """Rows with the columns of these names; with all of them, but empty, where a name is not there, to be told."""
     # Slow to import, and used for few prompts.
     import pyarrow
@@ -75,11 +87,11 @@ def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[_Row]:
             return
         table = file.read(columns=[name for name in present if name in names])
     except pyarrow.ArrowException as error:
-        raise UserError(f"prompts file {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     yield from enumerate(table.to_pylist(), start=1)
 
 
-def _json_rows(path: epath.Path, content: str) -> Iterator[_Row]:
+def _json_rows(path: epath.Path, content: str) -> Iterator[Row]:
     # Not splitlines: a text may hold other characters that it takes for line ends.
     for line, text in enumerate(content.split("\n"), start=1):
         if not text.strip():
@@ -87,13 +99,13 @@ def _json_rows(path: epath.Path, content: str) -> Iterator[_Row]:
         try:
             row = json.loads(text)
         except ValueError as error:
-            raise UserError(f"line {line} of prompts file {path} is not JSON: {error}") from error
+            raise UserError(f"line {line} of {path} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise UserError(f'line {line} of prompts file {path} is no JSON object, expected {{"COLUMN": "a prompt"}}')
+            raise UserError(f'line {line} of {path} is no JSON object, expected {{"COLUMN": "a text"}}')
         yield line, row
 
 
-def _separated_rows(path: epath.Path, content: str) -> Iterator[_Row]:
+def _separated_rows(path: epath.Path, content: str) -> Iterator[Row]:
     lines = io.StringIO(content, newline="")
     # In TSV a quotation mark is a character like others: PartiPrompts has prompts that begin with one.
     tabs = path.suffix.lower() == ".tsv"
@@ -104,15 +116,15 @@ def _separated_rows(path: epath.Path, content: str) -> Iterator[_Row]:
             if len(fields) > len(names):
                 advice = "take the tabs out of texts" if tabs else "put texts with commas into double quotes"
                 raise UserError(
-                    f"line {reader.line_num} of prompts file {path} has {len(fields)} fields, expected {len(names)} "
+                    f"line {reader.line_num} of {path} has {len(fields)} fields, expected {len(names)} "
                     f"as in the first line: {advice}"
                 )
             yield reader.line_num, dict(zip(names, fields, strict=False))
     except csv.Error as error:
-        raise UserError(f"line {reader.line_num} of prompts file {path} cannot be read: {error}") from error
+        raise UserError(f"line {reader.line_num} of {path} cannot be read: {error}") from error
 
 
-def _matching(path: epath.Path, rows: list[_Row], columns: Iterable[str], condition: str) -> list[_Row]:
+def _matching(path: epath.Path, rows: list[Row], columns: Iterable[str], condition: str) -> list[Row]:
     """Rows that meet a condition "COLUMN=VALUE"."""
     name, equals, value = condition.partition("=")
     if not equals or name not in columns:

@@ -86,6 +86,16 @@ class StableDiffusion:
             configs=files.configs,
         )
 
+    def computing_in(self, dtype: str) -> "StableDiffusion":
+        """The same weights, in the type they have, with computations in another one: "float32" or "bfloat16"."""
+        compute = jnp.dtype(dtype)
+        return dataclasses.replace(
+            self,
+            unet=self.unet.clone(dtype=compute),
+            autoencoder=self.autoencoder.clone(dtype=compute),
+            text_encoder=self.text_encoder.clone(dtype=compute),
+        )
+
     def with_unet(self, unet: dict) -> "StableDiffusion":
         """The same checkpoint with other weights in its U-Net."""
         return dataclasses.replace(self, parameters={**self.parameters, "unet": replicate(unet, data_mesh())})
@@ -175,9 +185,16 @@ class StableDiffusion:
 
     def encode(self, parameters, images: UInt8[Array, "n height width 3"]) -> Float[Array, "n h w c"]:
         """Pixels to the scaled mean of their latents' posterior."""
+        return self.posterior(parameters, images)[0]
+
+    def posterior(
+        self, parameters, images: UInt8[Array, "n height width 3"]
+    ) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w c"]]:
+        """Scaled mean and standard deviation of the images' latents, float32."""
         scaled = images.astype(jnp.float32) / 127.5 - 1.0
-        mean, _ = apply(self.autoencoder, parameters["vae"], scaled, method="encode")
-        return mean * self.autoencoder.config.scaling_factor
+        mean, log_variance = apply(self.autoencoder, parameters["vae"], scaled, method="encode")
+        factor = self.autoencoder.config.scaling_factor
+        return factor * mean, factor * jnp.exp(0.5 * log_variance)
 
     # Public interface
 

@@ -1,150 +1,154 @@
-"""Trains all weights of a U-Net by noise prediction on captioned portraits, and writes the whole checkpoint.
+"""Fine-tunes all weights of the base's U-Net on captioned images by noise prediction (HG-DPO, Sec. 2).
 
-The autoencoder and the text encoder come from their own stages and stay as they are.
+The result is a checkpoint of its own, whose VAE and text encoder are those of the base.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
-from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION, NoiseSchedule, add_noise
+from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.data.batches import shuffled_batches
+from hgdpo_jax.diffusion.schedule import add_noise
+from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.contact_sheet import contact_sheet
-from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
-from hgdpo_jax.models.unet import UNet, UNetConfig
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion, load_tokenizer, parameter_shapes
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
-from hgdpo_jax.toon.captions import caption, prompts
-from hgdpo_jax.toon.portraits import portrait, render_many
-from hgdpo_jax.training.fit import fit
-from hgdpo_jax.weights import clip_files, folders
-from hgdpo_jax.weights.conversion import from_tree, to_tree
+from hgdpo_jax.sharding import data_mesh
+from hgdpo_jax.stages.encode_images import read_encoded
+from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
+from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulating_step
+from hgdpo_jax.training.loop import train
+from hgdpo_jax.training.optimizer import make_optimizer
+from hgdpo_jax.weights.stable_diffusion_files import read_license, write_card
 
-INPUTS = ("train_autoencoder", "train_clip")
+INPUTS = ("encode_images",)
 
-SCHEDULER = STABLE_DIFFUSION | {
-    "algorithm_type": "dpmsolver++",
-    "solver_order": 2,
-    # diffusers warns about any other; linspace spacing does not read it.
-    "steps_offset": 1,
-}
+# How a batch is cut, and how often one looks at the model or saves it, may change while it runs.
+_NOT_SETTINGS = ("images", "caption_column", "device_batch", "evaluate_every", "checkpoint_every")
 
 
 def settings(config) -> dict:
-    return {"seed": config.seed, **config.base_training.to_dict()}
+    options = {name: value for name, value in config.finetune.to_dict().items() if name not in _NOT_SETTINGS}
+    return {"seed": config.seed, "dtype": config.dtype, **base_fingerprints(config), "finetune": options}
 
 
 def plan(config, run: StageRun) -> str:
-    return f"{config.base_training.steps} steps of {config.base_training.batch_size} portraits"
+    return f"{config.finetune.steps:,} steps of {config.finetune.batch_size} images"
+
+
+def check(config) -> None:
+    """Raises UserError where a setting of the training cannot be."""
+    options = config.finetune
+    if options.adam_bits not in (8, 32):
+        raise UserError(f"finetune.adam_bits is {options.adam_bits}, expected 8 or 32")
+    if not 0 <= options.empty_captions <= 1:
+        raise UserError(f"finetune.empty_captions is {options.empty_captions}, expected a share, 0 to 1")
+    for name in ("steps", "batch_size", "device_batch", "evaluate_every", "checkpoint_every"):
+        if options[name] < 1:
+            raise UserError(f"finetune.{name} is {options[name]}, expected at least 1")
+    devices = jax.local_device_count()
+    if options.batch_size % devices:
+        raise UserError(
+            f"finetune.batch_size is {options.batch_size}, expected a multiple of the {devices} local devices"
+        )
+
+
+def make_finetune_step(model: StableDiffusion, optimizer, parts: int):
+    """One compiled step `(state, None, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged.
+
+    A batch has `moments` and `text_states`, rows as in `EncodedImages`.
+    """
+
+    def loss_function(unet, _, batch):
+        noisy = add_noise(model.schedule, batch["latents"], batch["noise"], batch["timesteps"])
+        # The weights stay float32: each layer computes with a copy in the model's type.
+        predicted = model.noise({"unet": unet}, noisy, batch["timesteps"], batch["text_states"])
+        loss = losses.noise_prediction(predicted, batch["noise"]).mean()
+        return loss, {"loss": loss}
+
+    def draw(batch, key):
+        latent_key, noise_key, time_key = jax.random.split(key, 3)
+        mean, deviation = jnp.split(batch["moments"].astype(jnp.float32), 2, axis=-1)
+        return {
+            "latents": mean + deviation * jax.random.normal(latent_key, mean.shape),
+            "noise": jax.random.normal(noise_key, mean.shape),
+            "timesteps": jax.random.randint(time_key, mean.shape[:1], 0, len(model.schedule.betas)),
+            "text_states": batch["text_states"],
+        }
+
+    return make_accumulating_step(loss_function, optimizer, draw, parts)
+
+
+def drop_captions(
+    text_states: Float[np.ndarray, "n t d"],
+    empty_states: Float[np.ndarray, "t d"],
+    share: float,
+    random: np.random.Generator,
+) -> Float[np.ndarray, "n t d"]:
+    """The states, each caption's replaced by those of the empty prompt with a probability of `share`."""
+    dropped = random.random(len(text_states)) < share
+    return np.where(dropped[:, None, None], empty_states, text_states)
 
 
 def run(config, run: StageRun) -> None:
-    options = config.base_training
-    model = _untrained(run, options, config.seed)
-    tokens, latents = _cache(model, options)
-    empty = model.tokenize([""])[0]
-
-    def loss_function(unet, frozen, batch):
-        clean, token_ids, key = batch
-        noise_key, time_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, clean.shape)
-        timesteps = jax.random.randint(time_key, (len(clean),), 0, len(model.schedule.betas))
-        noisy = add_noise(model.schedule, clean, noise, timesteps)
-        states = model.text_states(frozen, token_ids)
-        predicted = model.noise({"unet": unet}, noisy, timesteps, states)
-        error = losses.noise_prediction(predicted, noise)
-        # Divided by it, an error of the noise is one of the velocity: it no longer counts little at high noise.
-        weight = jnp.minimum(1.0 / jnp.asarray(model.schedule.alphas_cumprod)[timesteps], options.noisy_weight_limit)
-        return (weight * error).mean(), {"noise_prediction": error.mean()}
+    options = config.finetune
+    images, captions = read_encoded(run.input("encode_images"))
+    # In bfloat16 a step of this learning rate would round to nothing.
+    model = load_base(config, "float32").computing_in(config.dtype)
+    optimizer = make_optimizer(
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        max_gradient_norm=options.max_gradient_norm,
+        adam_bits=options.adam_bits,
+    )
+    parts = accumulation_steps(options.batch_size, options.device_batch, data_mesh().size)
+    step_function = make_finetune_step(model, optimizer, parts)
+    batches = shuffled_batches(images, options.batch_size, config.seed)
+    # With all layers, as guidance leads away from it.
+    empty = model.encode_prompts([""])[0].astype(np.float16)
 
     def batch_at(step):
-        random = np.random.default_rng((config.seed, step))
-        rows = random.integers(len(latents), size=options.batch_size)
-        ids = tokens[random.integers(len(tokens), size=len(rows)), rows]
-        # Guidance needs a model that knows the empty prompt.
-        ids[random.random(len(rows)) < options.empty_captions] = empty
-        return latents[rows], ids, training_key(config.seed, step)
+        batch, random = batches[step], np.random.default_rng((config.seed, step))
+        states = drop_captions(batch["text_states"], empty, options.empty_captions, random)
+        return {"moments": batch["moments"], "text_states": states}, training_key(config.seed, step)
 
     log = RunLog(run.folder)
-    sample_prompts = prompts("validation", 24)
-    start = image_noise(config.seed, sample_prompts, np.zeros(24, np.int32), latents.shape[1:])
+    shape = model.latent_shape(config.pool.width, config.pool.height)
+    start = image_noise(config.seed, captions, np.zeros(len(captions), np.int32), shape)
 
-    def evaluate(state, step):
-        """Keeps the weights of this step: earlier ones teach the scorers what a weaker model draws."""
-        unet = jax.device_get(state["average"])
-        folders.write_weights(run.folder / f"unet-{step}.safetensors", from_tree(unet), "float16")
-        trained = model.with_unet(unet)
-        drawn = trained.generate_latents(sample_prompts, np.asarray(start), steps=12, guidance=3.0, device_batch=24)
-        log.image(step, "samples", contact_sheet(trained.decode_latents(drawn, 24), columns=8, enlarge=3))
+    def draw_samples(state, step):
+        latents = model.with_unet(state["parameters"]).generate_latents(
+            captions,
+            np.asarray(start),
+            negative_prompts=[config.pool.negative_prompt] * len(captions),
+            clip_skip=config.pool.clip_skip,
+            steps=config.pool.steps,
+            guidance=config.pool.guidance,
+            device_batch=config.pool.device_batch,
+        )
+        log.image(step, "samples", contact_sheet(model.decode_latents(latents, config.pool.device_batch), columns=4))
         return {}
 
-    unet = fit(
-        loss_function,
-        model.parameters["unet"],
+    parameters = model.parameters["unet"]
+    state = train(
+        {"parameters": parameters, "optimizer": optimizer.init(parameters)},
+        lambda state, batch: step_function(state, None, *batch),
         batch_at,
-        run.folder,
         steps=options.steps,
-        learning_rate=options.learning_rate,
-        warmup_steps=options.steps // 20,
-        average_decay=options.average_decay,
-        frozen={"text_encoder": model.parameters["text_encoder"]},
+        checkpoints=Checkpoints(run.folder / "checkpoints"),
         log=log,
-        save_every=options.save_every,
+        save_every=options.checkpoint_every,
         description="finetune_base",
-        evaluate=evaluate,
-        evaluate_every=options.keep_every,
+        evaluate=draw_samples,
+        evaluate_every=options.evaluate_every,
         samples_per_step=options.batch_size,
         unit="image",
     )
-    model.with_unet(unet).save(run.folder / "base")
-
-
-def _untrained(run: StageRun, options, seed: int) -> StableDiffusion:
-    """The checkpoint before its U-Net is trained."""
-    vae, clip = run.input("train_autoencoder") / "vae", clip_files.read_folder(run.input("train_clip") / "clip")
-    text_config = dict(clip.config["text_config"])
-    configs = {
-        "vae": folders.read_json(vae / "config.json"),
-        "text_encoder": text_config,
-        "unet": options.unet.to_dict() | {"cross_attention_dim": text_config["hidden_size"]},
-        "scheduler": SCHEDULER,
-    }
-    unet = UNet(UNetConfig.from_dict(configs["unet"]))
-    autoencoder = Autoencoder(AutoencoderConfig.from_dict(configs["vae"]))
-    text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(text_config))
-    shapes = parameter_shapes(unet, autoencoder, text_encoder)
-    tensors = folders.read_weights(vae, "diffusion_pytorch_model")
-    text_tensors = {
-        name.removeprefix("text_model."): array
-        for name, array in clip.tensors.items()
-        if name.startswith("text_model.")
-    }
-    latents = jnp.zeros((1, 8, 8, unet.config.in_channels))
-    states = jnp.zeros((1, 2, unet.config.cross_attention_dim))
-    initial = jax.jit(unet.init)(jax.random.key(seed), latents, jnp.zeros((1,), jnp.int32), states)
-    return StableDiffusion(
-        unet=unet,
-        autoencoder=autoencoder,
-        text_encoder=text_encoder,
-        schedule=NoiseSchedule.from_dict(SCHEDULER),
-        tokenizer=load_tokenizer(run.input("train_clip") / "clip"),
-        parameters={
-            "unet": initial["params"],
-            "vae": to_tree(tensors, shapes["vae"], where=str(vae)),
-            "text_encoder": to_tree(text_tensors, shapes["text_encoder"], where="train_clip"),
-        },
-        configs=configs,
-    )
-
-
-def _cache(model: StableDiffusion, options) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids `[captions, n, 77]` and latents `[n, h, w, 4]` of the training portraits."""
-    people = [portrait(index, "train") for index in range(options.portraits)]
-    texts = [
-        caption(person, person.caption_variant + k) for k in range(options.captions_per_portrait) for person in people
-    ]
-    tokens = model.tokenize(texts).reshape(options.captions_per_portrait, len(people), -1)
-    return tokens, model.encode_images(render_many(people), device_batch=64)
+    model.with_unet(state["parameters"]).save(run.folder / "base")
+    write_card(run.folder / "base", base=config.weights.base, license=read_license(config.weights.base))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
@@ -25,6 +24,7 @@ from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.sharding import data_mesh
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, sampling_settings
 from hgdpo_jax.stages.score_pool import load_scorer, scorer_fingerprints
+from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulating_step
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
 from hgdpo_jax.weights import folders, lora_files
@@ -71,12 +71,6 @@ def check(config) -> None:
         )
 
 
-def accumulation_steps(batch_size: int, device_batch: int, devices: int) -> int:
-    """Parts into which the global batch is cut: the fewest whose share of a device is at most `device_batch` pairs."""
-    share = batch_size // devices
-    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= device_batch)
-
-
 def make_losses(config, model: StableDiffusion) -> Callable[..., dict[str, jax.Array]]:
     """The function `(lora, base, batch)` that `loss.kind` names; its values, one a pair, have "loss" among them."""
     # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
@@ -101,35 +95,15 @@ def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, tim
         means = {name: value.mean() for name, value in values.items()}
         return means["loss"], means
 
-    def step(state, base, batch, key):
+    def draw(batch, key):
         noise_key, time_key = jax.random.split(key)
-        count, shape = batch["winner_latents"].shape[0], batch["winner_latents"].shape
-        # Drawn for the global batch, so that they do not depend on how it is divided.
-        batch = batch | {
+        shape = batch["winner_latents"].shape
+        return batch | {
             "noise": jax.random.normal(noise_key, shape),
-            "timesteps": jax.random.randint(time_key, (count,), 0, timesteps),
+            "timesteps": jax.random.randint(time_key, shape[:1], 0, timesteps),
         }
-        gradient = jax.value_and_grad(loss_function, has_aux=True)
-        if parts == 1:
-            (_, scalars), gradients = gradient(state["parameters"], base, batch)
-        else:
-            # Strided, so that each part is spread over all devices as the batch is.
-            slices = jax.tree.map(lambda x: x.reshape(count // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
-            def accumulate(sums, part):
-                (_, scalars), gradients = gradient(state["parameters"], base, part)
-                return jax.tree.map(jnp.add, sums, (scalars, gradients)), None
-
-            part_shape = jax.tree.map(lambda x: x[0], slices)
-            (_, scalars), gradients = jax.eval_shape(gradient, state["parameters"], base, part_shape)
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (scalars, gradients))
-            sums, _ = jax.lax.scan(accumulate, zeros, slices)
-            scalars, gradients = jax.tree.map(lambda x: x / parts, sums)
-        updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["parameters"])
-        state = {"parameters": optax.apply_updates(state["parameters"], updates), "optimizer": optimizer_state}
-        return state, scalars | {"gradient_norm": optax.tree.norm(gradients)}
-
-    return jax.jit(step, donate_argnums=0)
+    return make_accumulating_step(loss_function, optimizer, draw, parts)
 
 
 def run(config, run: StageRun) -> None:

@@ -20,7 +20,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 _STAGES = {
     "Autoencoder": "toon_base/train_autoencoder",
     "Text encoder": "toon_base/train_clip",
-    "U-Net": "toon_base/finetune_base",
+    "U-Net": "toon_base/train_unet",
     "Scorer, contrastive": "toon_scorer/train_clip",
     "Scorer, preferences": "toon_scorer/train_scorer",
     "Judge, contrastive": "toon_judge/train_clip",
@@ -33,7 +33,7 @@ _SAMPLES = 32
 def package(workdir: epath.PathLike) -> None:
     """Writes hgdpo_jax/toon/weights from the runs of configs/toon_base, toon_scorer, toon_judge and toon_oracle."""
     runs = epath.Path(workdir) / "runs"
-    base = runs / "toon_base/finetune_base/base"
+    base = runs / "toon_base/train_unet/base"
     stable_diffusion_files.write_folder(WEIGHTS / "base", stable_diffusion_files.read_folder(base))
     for name in ("scorer", "judge"):
         source = runs / f"toon_{name}/train_scorer/scorer"

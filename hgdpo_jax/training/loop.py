@@ -42,7 +42,9 @@ def train(
     state = replicate(state, mesh)
     start = checkpoints.latest_step() or 0
     if start:
-        state = checkpoints.restore(start, state)
+        given, state = state, checkpoints.restore(start, state)
+        # As the first step would have used it up: of a whole U-Net it is gigabytes.
+        jax.tree.map(lambda leaf: leaf.delete(), given)
     log.resume(start)
     pending: tuple[int, dict[str, jax.Array]] | None = None
 

@@ -1,6 +1,7 @@
 """A Stable Diffusion 1.x checkpoint: a diffusers folder, or one file."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -45,7 +46,7 @@ _FOREIGN = {"transformer": "an SD3 or Flux checkpoint", "text_encoder_2": "an SD
 
 
 # A model card as the hub has it: YAML between dashes.
-_CARD_HEAD = re.compile(r"---\n(?:(?!---).*\n)*?license: *[\"']?(?P<license>[^\s\"']+)")
+_CARD_HEAD = re.compile(r"---\n(?:(?!---).*\n)*?license: *([\"']?)(?P<license>[^\"'\n]+?)\1 *\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,15 @@ def read_license(source: epath.PathLike) -> str | None:
         return head["license"] if head else None
     # The name that the trainers of the web interfaces agreed on.
     return load_tensors(path)[1].get("modelspec.license") if path.suffix == ".safetensors" else None
+
+
+def write_card(folder: epath.PathLike, base: str, license: str | None) -> None:
+    """Writes a model card that names the base that a checkpoint was fine-tuned from, and the licence it states."""
+    # Its name alone: a published card should not tell where it was made.
+    head = [f"base_model: {json.dumps(epath.Path(base).name)}", "pipeline_tag: text-to-image"]
+    if license is not None:
+        head.insert(0, f"license: {json.dumps(license)}")
+    (epath.Path(folder) / "README.md").write_text("\n".join(["---", *head, "---", ""]))
 
 
 def _read_vae(source: str, replaced: AutoencoderConfig) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

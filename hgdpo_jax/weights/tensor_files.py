@@ -81,7 +81,7 @@ def load_tensors(path: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str,
         with local_copy(path) as local, safetensors.safe_open(local, framework="np") as file:
             metadata = dict(file.metadata() or {})
             # The library's own reader checks the header, but copies every tensor into memory.
-            tensors = _map_tensors(local)
+            tensors = _views(local)
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not a whole safetensors file ({reason}): fetch or make it again") from error
@@ -93,7 +93,16 @@ def load_tensors(path: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str,
     return tensors, metadata
 
 
-def _map_tensors(path: str) -> dict[str, np.ndarray]:
+def map_tensors(path: epath.PathLike) -> dict[str, np.ndarray]:
+    """Views of the tensors of a file that was written whole, for those who read few of its rows.
+
+    Unlike `load_tensors` it reads no more than is used, and so does not look at the checksum.
+    """
+    with local_copy(epath.Path(path)) as local:
+        return _views(local)
+
+
+def _views(path: str) -> dict[str, np.ndarray]:
     """Views of the tensors of a valid file."""
     content: np.ndarray = np.asarray(np.memmap(path, np.uint8, "r"))
     start = 8 + int(content[:8].view("<u8")[0])

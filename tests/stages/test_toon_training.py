@@ -52,7 +52,7 @@ def test_contrastive_batches_hold_training_portraits_that_colours_do_not_tell_ap
 
 @pytest.mark.slow
 def test_a_few_steps_of_every_stage_give_a_checkpoint_a_scorer_and_an_oracle_that_load(tmp_path):
-    base = tmp_path / "runs/toon_base/finetune_base/base"
+    base = tmp_path / "runs/toon_base/train_unet/base"
     run(tmp_path, "toon_base")
     run(tmp_path, "toon_scorer", **{"weights.base": base})
     run(tmp_path, "toon_oracle", **{"weights.base": base})

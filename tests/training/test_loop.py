@@ -43,6 +43,23 @@ def test_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
     assert [line["loss"] for line in parts_log] == [line["loss"] for line in whole_log]
 
 
+def test_resumed_run_gives_back_the_memory_of_what_it_was_started_with(tmp_path):
+    optimizer = make_optimizer(learning_rate=0.1)
+    for steps in (2, 4):
+        state = initial_state({"x": jnp.zeros(8)}, optimizer)
+        train(
+            state,
+            make_step(loss_function, optimizer, average_decay=0.9, frozen=TARGET),
+            lambda step: np.float32(step),
+            steps=steps,
+            checkpoints=Checkpoints(tmp_path / "checkpoints"),
+            log=RunLog(tmp_path),
+            save_every=2,
+            description="test",
+        )
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     def batch_at(step):
         return np.float32(np.nan if step == 7 else step)

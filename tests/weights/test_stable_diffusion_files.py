@@ -12,7 +12,13 @@ from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.unet import UNet, UNetConfig
 from hgdpo_jax.weights.conversion import from_tree, to_tree
-from hgdpo_jax.weights.stable_diffusion_files import read_checkpoint, read_folder, read_license, write_folder
+from hgdpo_jax.weights.stable_diffusion_files import (
+    read_checkpoint,
+    read_folder,
+    read_license,
+    write_card,
+    write_folder,
+)
 from hgdpo_jax.weights.tensor_files import save_tensors
 
 COMPONENTS = ("unet", "vae", "text_encoder")
@@ -78,6 +84,7 @@ def test_half_precision_files_are_found_under_their_own_names(diffusers_folder, 
     ("card", "license"),
     [
         ("---\ntags:\n- text-to-image\nlicense: creativeml-openrail-m\n---\nlicense: none\n", "creativeml-openrail-m"),
+        ('---\nlicense: "CreativeML Open RAIL-M"\n---\n', "CreativeML Open RAIL-M"),
         ("---\ntags: []\n---\nlicense: none\n", None),
         (None, None),
     ],
@@ -86,6 +93,13 @@ def test_the_licence_of_a_folder_is_that_of_its_card(tmp_path, card, license):
     if card is not None:
         (tmp_path / "README.md").write_text(card)
     assert read_license(tmp_path) == license
+
+
+@pytest.mark.parametrize("license", ["creativeml-openrail-m", "CreativeML Open RAIL-M", None])
+def test_a_written_card_names_the_base_alone_and_its_licence(tmp_path, license):
+    write_card(tmp_path, "checkpoints/portraits", license)
+    assert read_license(tmp_path) == license
+    assert 'base_model: "portraits"' in (tmp_path / "README.md").read_text()
 
 
 def test_the_licence_of_a_single_file_is_that_of_its_metadata(tmp_path):

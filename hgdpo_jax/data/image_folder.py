@@ -1,0 +1,155 @@
+"""A folder of captioned images, in the "imagefolder" convention of Hugging Face datasets.
+
+    FOLDER/metadata.jsonl    {"file_name": "people/0001.jpg", "text": "a woman in the rain"}, one line an image
+    FOLDER/metadata.csv      or a table with these columns, or metadata.parquet
+
+The first of these tables that is there counts.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps
+
+from hgdpo_jax.artifacts import fingerprint_of
+from hgdpo_jax.data.prompt_tables import table_rows, text_of
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.weights.conversion import some
+
+_TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_TABLE_NAMES = f"{', '.join(_TABLES[:-1])} or {_TABLES[-1]}"
+_NAME_COLUMN = "file_name"
+# Opening a file waits for the disk, or for an object store, and hardly ever computes.
+_THREADS = 32
+# Of EXIF's eight orientations, those that lie on their side.
+_TURNED = (5, 6, 7, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolder:
+    """Images by their number in the table, each with its caption; nothing of an image is kept in memory."""
+
+    folder: epath.Path
+    names: tuple[str, ...]
+    captions: tuple[str, ...]
+
+    @classmethod
+    def open(cls, folder: epath.PathLike, caption_column: str) -> "ImageFolder":
+        """Reads the table of a folder; raises UserError where it, a column of it, or an image's name is missing."""
+        folder = epath.Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"image folder {str(folder)!r} does not exist, expected a folder with {_TABLE_NAMES}")
+        table = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
+        if table is None:
+            raise UserError(
+                f"image folder {folder} has no {_TABLE_NAMES}, expected one with the columns "
+                f"{_NAME_COLUMN} and {caption_column}"
+            )
+        rows = table_rows(table, {_NAME_COLUMN, caption_column})
+        columns = list(dict.fromkeys(name for _, row in rows for name in row))
+        if not rows:
+            raise UserError(
+                f"{table} is empty, expected the columns {_NAME_COLUMN} and {caption_column}, a row an image"
+            )
+        if _NAME_COLUMN not in columns:
+            raise UserError(f"{table} has no column {_NAME_COLUMN!r}, expected it beside {some(columns)}")
+        if caption_column not in columns:
+            raise UserError(
+                f"{table} has no column {caption_column!r}, "
+                f"expected finetune.caption_column to be one of {some([c for c in columns if c != _NAME_COLUMN])}"
+            )
+        names = tuple(text_of(table, row, _NAME_COLUMN) for row in rows)
+        if "" in names:
+            raise UserError(
+                f"line {rows[names.index('')][0]} of {table} has no {_NAME_COLUMN}, expected an image's path"
+            )
+        captions = tuple(text_of(table, row, caption_column).strip() for row in rows)
+        if not any(captions):
+            raise UserError(f"{table} has no text in its column {caption_column!r}, expected captions")
+        return cls(folder, names, captions)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the images by their names and captions."""
+        # Not by their content: to read it, hundreds of gigabytes, would take longer than many a run.
+        return fingerprint_of({"names": self.names, "captions": self.captions})
+
+    def require_images(self, width: int, height: int, report: Callable[[], object] = lambda: None) -> None:
+        """Opens every file as far as its size; raises UserError where some are missing or are no images.
+
+        Images smaller than `width` x `height`, and those without a caption, are counted on the error stream. `report`
+        is called for every image.
+        """
+        absent, unreadable, small = [], [], []
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for name, found in zip(self.names, threads.map(self._size, self.names), strict=True):
+                if found is None:
+                    absent.append(name)
+                elif isinstance(found, Exception):
+                    unreadable.append(name)
+                elif found[0] < width or found[1] < height:
+                    small.append(f"{name} ({found[0]}x{found[1]})")
+                report()
+        if absent:
+            raise UserError(
+                f"{self.folder} lacks {some(absent)}, which its table names: add them, or remove their rows"
+            )
+        if unreadable:
+            raise UserError(
+                f"{self.folder} has {some(unreadable)}, which are no images: replace them, or remove their rows"
+            )
+        if small:
+            _warn(
+                f"{len(small):,} of {len(self):,} images are smaller than {width}x{height} and enlarged: {some(small)}"
+            )
+        if empty := self.captions.count(""):
+            _warn(f"{empty:,} of {len(self):,} images have no caption and train the empty prompt")
+
+    def image(self, row: int, width: int, height: int) -> UInt8[np.ndarray, "height width 3"]:
+        """An image upright, its transparent parts white, resized to cover `width` x `height` and cropped to its centre.
+
+        Raises UserError where it cannot be decoded.
+        """
+        path = self.folder / self.names[row]
+        try:
+            with path.open("rb") as file, Image.open(file) as opened:
+                upright = ImageOps.exif_transpose(opened)
+                return np.asarray(ImageOps.fit(_on_white(upright), (width, height), Image.Resampling.LANCZOS), np.uint8)
+        # Pillow's readers raise nearly anything on a broken file.
+        except Exception as error:
+            raise UserError(
+                f"{path} cannot be decoded ({error}): put a whole image in its place and run again; what is encoded is "
+                "kept"
+            ) from error
+
+    def _size(self, name: str) -> tuple[int, int] | Exception | None:
+        """Width and height of an upright image, None where there is no file, or what went wrong."""
+        try:
+            with (self.folder / name).open("rb") as file, Image.open(file) as opened:
+                width, height = opened.size
+                turned = opened.getexif().get(ExifTags.Base.Orientation) in _TURNED
+                return (height, width) if turned else (width, height)
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            return error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    behind = Image.new("RGBA", image.size, "white")
+    behind.alpha_composite(image.convert("RGBA"))
+    return behind.convert("RGB")
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,110 @@
+"""Encodes a folder of captioned images, once, for fine-tuning: latents by the VAE, text states by the text encoder."""
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgdpo_jax.artifacts import StageRun, write_json
+from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages
+from hgdpo_jax.data.image_folder import ImageFolder
+from hgdpo_jax.data.pool import write_behind
+from hgdpo_jax.data.prompts import warn_long_prompts
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.pipelines.batching import map_batches, on_devices
+from hgdpo_jax.run_log import progress
+from hgdpo_jax.stages.generate_pool import base_fingerprints, batch_of_block, load_base
+from hgdpo_jax.weights import folders
+
+INPUTS = ()
+_CAPTIONS_SHOWN = 8
+
+
+def settings(config) -> dict:
+    return {
+        **base_fingerprints(config),
+        "dtype": config.dtype,
+        "images": _images(config).fingerprint,
+        # Those of the images that are drawn later: the base should know their size, and their captions' states.
+        **{f"pool.{name}": config.pool[name] for name in ("width", "height", "clip_skip")},
+    }
+
+
+def plan(config, run: StageRun) -> str:
+    images = len(_images(config))
+    done = images - sum(map(len, _encoded(run, images).missing()))
+    words = f"{images:,} images encoded at {config.pool.width}x{config.pool.height}"
+    return f"{words}; done are {done:,}" if 0 < done < images else words
+
+
+def check(config) -> None:
+    """Raises UserError where the folder, its table or one of its images is not as expected."""
+    if config.scoring.device_batch < 1:
+        raise UserError(f"scoring.device_batch is {config.scoring.device_batch}, expected at least 1")
+    images = _images(config)
+    with progress(total=len(images), description="encode_images: sizes", unit="image") as bar:
+        images.require_images(config.pool.width, config.pool.height, bar.update)
+
+
+def run(config, run: StageRun) -> None:
+    images, model = _images(config), load_base(config)
+    model.latent_shape(config.pool.width, config.pool.height)
+    warn_long_prompts(images.captions, model.tokenizer)
+    encoded = _encoded(run, len(images))
+    missing = encoded.missing()
+    device_batch = batch_of_block(config.scoring.device_batch, min(ROWS_PER_FILE, len(images)))
+    autoencoder = {"vae": model.parameters["vae"]}
+    # The standard deviation too: training samples the posterior anew each time it sees an image, as is usual.
+    encode = jax.jit(lambda parameters, pixels: jnp.concatenate(model.posterior(parameters, pixels), axis=-1))
+    with (
+        progress(
+            total=len(images), initial=len(images) - sum(map(len, missing)), description="encode_images", unit="image"
+        ) as bar,
+        write_behind() as write,
+    ):
+        for rows, pixels in zip(missing, _pixels(images, missing, config.pool.width, config.pool.height), strict=True):
+
+            def encode_rows(chosen, pixels=pixels):
+                return encode(autoencoder, on_devices(pixels[chosen]))
+
+            moments = map_batches(encode_rows, len(rows), device_batch, bar.update)
+            captions = images.captions[rows.start : rows.stop]
+            states = model.encode_prompts(captions, config.pool.clip_skip, device_batch)
+            write(encoded.write, rows, moments, states)
+    # What fine-tuning draws while it goes on; it does not read the folder again.
+    shown = list(itertools.islice(dict.fromkeys(filter(None, images.captions)), _CAPTIONS_SHOWN))
+    write_json(run.folder / "images.json", {"images": len(images), "captions": shown})
+
+
+def read_encoded(folder) -> tuple[EncodedImages, list[str]]:
+    """What this stage wrote into its folder, and a few of the captions."""
+    values = folders.read_json(folder / "images.json")
+    return EncodedImages(folder / "rows", values["images"]), values["captions"]
+
+
+def _encoded(run: StageRun, images: int) -> EncodedImages:
+    return EncodedImages(run.folder / "rows", images)
+
+
+def _pixels(images: ImageFolder, missing: list[range], width: int, height: int) -> Iterator[np.ndarray]:
+    """Pixels `[n, height, width, 3]` of the rows of each missing file, decoded ahead on threads."""
+    options = grain.ReadOptions(num_threads=len(os.sched_getaffinity(0)), prefetch_buffer_size=ROWS_PER_FILE)
+    decoded = (
+        grain.MapDataset.source(list(itertools.chain(*missing)))
+        .map(lambda row: images.image(row, width, height))
+        .to_iter_dataset(options)
+    )
+    # Of all files but the last one the rows are as many.
+    return iter(decoded.batch(ROWS_PER_FILE, drop_remainder=False))
+
+
+def _images(config) -> ImageFolder:
+    if not config.finetune.images:
+        raise UserError(
+            "no images are given: set config.finetune.images to a folder of images with metadata.jsonl in it"
+        )
+    return ImageFolder.open(config.finetune.images, config.finetune.caption_column)

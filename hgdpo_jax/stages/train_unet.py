@@ -1,0 +1,150 @@
+"""Trains the U-Net of a toon checkpoint from nothing on captioned portraits, and writes the whole checkpoint.
+
+The autoencoder and the text encoder come from their own stages and stay as they are.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgdpo_jax import losses
+from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION, NoiseSchedule, add_noise
+from hgdpo_jax.evaluation.contact_sheet import contact_sheet
+from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
+from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion, load_tokenizer, parameter_shapes
+from hgdpo_jax.random_keys import image_noise, training_key
+from hgdpo_jax.run_log import RunLog
+from hgdpo_jax.toon.captions import caption, prompts
+from hgdpo_jax.toon.portraits import portrait, render_many
+from hgdpo_jax.training.fit import fit
+from hgdpo_jax.weights import clip_files, folders
+from hgdpo_jax.weights.conversion import from_tree, to_tree
+
+INPUTS = ("train_autoencoder", "train_clip")
+
+SCHEDULER = STABLE_DIFFUSION | {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    # diffusers warns about any other; linspace spacing does not read it.
+    "steps_offset": 1,
+}
+
+
+def settings(config) -> dict:
+    return {"seed": config.seed, **config.base_training.to_dict()}
+
+
+def plan(config, run: StageRun) -> str:
+    return f"{config.base_training.steps} steps of {config.base_training.batch_size} portraits"
+
+
+def run(config, run: StageRun) -> None:
+    options = config.base_training
+    model = _untrained(run, options, config.seed)
+    tokens, latents = _cache(model, options)
+    empty = model.tokenize([""])[0]
+
+    def loss_function(unet, frozen, batch):
+        clean, token_ids, key = batch
+        noise_key, time_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, clean.shape)
+        timesteps = jax.random.randint(time_key, (len(clean),), 0, len(model.schedule.betas))
+        noisy = add_noise(model.schedule, clean, noise, timesteps)
+        states = model.text_states(frozen, token_ids)
+        predicted = model.noise({"unet": unet}, noisy, timesteps, states)
+        error = losses.noise_prediction(predicted, noise)
+        # Divided by it, an error of the noise is one of the velocity: it no longer counts little at high noise.
+        weight = jnp.minimum(1.0 / jnp.asarray(model.schedule.alphas_cumprod)[timesteps], options.noisy_weight_limit)
+        return (weight * error).mean(), {"noise_prediction": error.mean()}
+
+    def batch_at(step):
+        random = np.random.default_rng((config.seed, step))
+        rows = random.integers(len(latents), size=options.batch_size)
+        ids = tokens[random.integers(len(tokens), size=len(rows)), rows]
+        # Guidance needs a model that knows the empty prompt.
+        ids[random.random(len(rows)) < options.empty_captions] = empty
+        return latents[rows], ids, training_key(config.seed, step)
+
+    log = RunLog(run.folder)
+    sample_prompts = prompts("validation", 24)
+    start = image_noise(config.seed, sample_prompts, np.zeros(24, np.int32), latents.shape[1:])
+
+    def evaluate(state, step):
+        """Keeps the weights of this step: earlier ones teach the scorers what a weaker model draws."""
+        unet = jax.device_get(state["average"])
+        folders.write_weights(run.folder / f"unet-{step}.safetensors", from_tree(unet), "float16")
+        trained = model.with_unet(unet)
+        drawn = trained.generate_latents(sample_prompts, np.asarray(start), steps=12, guidance=3.0, device_batch=24)
+        log.image(step, "samples", contact_sheet(trained.decode_latents(drawn, 24), columns=8, enlarge=3))
+        return {}
+
+    unet = fit(
+        loss_function,
+        model.parameters["unet"],
+        batch_at,
+        run.folder,
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        warmup_steps=options.steps // 20,
+        average_decay=options.average_decay,
+        frozen={"text_encoder": model.parameters["text_encoder"]},
+        log=log,
+        save_every=options.save_every,
+        description="train_unet",
+        evaluate=evaluate,
+        evaluate_every=options.keep_every,
+        samples_per_step=options.batch_size,
+        unit="image",
+    )
+    model.with_unet(unet).save(run.folder / "base")
+
+
+def _untrained(run: StageRun, options, seed: int) -> StableDiffusion:
+    """The checkpoint before its U-Net is trained."""
+    vae, clip = run.input("train_autoencoder") / "vae", clip_files.read_folder(run.input("train_clip") / "clip")
+    text_config = dict(clip.config["text_config"])
+    configs = {
+        "vae": folders.read_json(vae / "config.json"),
+        "text_encoder": text_config,
+        "unet": options.unet.to_dict() | {"cross_attention_dim": text_config["hidden_size"]},
+        "scheduler": SCHEDULER,
+    }
+    unet = UNet(UNetConfig.from_dict(configs["unet"]))
+    autoencoder = Autoencoder(AutoencoderConfig.from_dict(configs["vae"]))
+    text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(text_config))
+    shapes = parameter_shapes(unet, autoencoder, text_encoder)
+    tensors = folders.read_weights(vae, "diffusion_pytorch_model")
+    text_tensors = {
+        name.removeprefix("text_model."): array
+        for name, array in clip.tensors.items()
+        if name.startswith("text_model.")
+    }
+    latents = jnp.zeros((1, 8, 8, unet.config.in_channels))
+    states = jnp.zeros((1, 2, unet.config.cross_attention_dim))
+    initial = jax.jit(unet.init)(jax.random.key(seed), latents, jnp.zeros((1,), jnp.int32), states)
+    return StableDiffusion(
+        unet=unet,
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+        schedule=NoiseSchedule.from_dict(SCHEDULER),
+        tokenizer=load_tokenizer(run.input("train_clip") / "clip"),
+        parameters={
+            "unet": initial["params"],
+            "vae": to_tree(tensors, shapes["vae"], where=str(vae)),
+            "text_encoder": to_tree(text_tensors, shapes["text_encoder"], where="train_clip"),
+        },
+        configs=configs,
+    )
+
+
+def _cache(model: StableDiffusion, options) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids `[captions, n, 77]` and latents `[n, h, w, 4]` of the training portraits."""
+    people = [portrait(index, "train") for index in range(options.portraits)]
+    texts = [
+        caption(person, person.caption_variant + k) for k in range(options.captions_per_portrait) for person in people
+    ]
+    tokens = model.tokenize(texts).reshape(options.captions_per_portrait, len(people), -1)
+    return tokens, model.encode_images(render_many(people), device_batch=64)

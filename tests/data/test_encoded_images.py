@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from hgdpo_jax.data.batches import shuffled_batches
+from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages
+from hgdpo_jax.errors import UserError
+
+IMAGES = ROWS_PER_FILE + 3
+
+
+def arrays(rows):
+    """Moments and text states that say of which row they are."""
+    numbers = np.array(rows, np.float32)
+    return numbers[:, None, None, None] + np.zeros((1, 2, 3, 8)), -numbers[:, None, None] + np.zeros((1, 4, 5))
+
+
+@pytest.fixture
+def encoded(tmp_path):
+    images = EncodedImages(tmp_path, IMAGES)
+    for rows in images.missing():
+        images.write(rows, *arrays(rows))
+    return images
+
+
+def test_rows_come_back_as_they_were_given(encoded):
+    assert len(encoded) == IMAGES
+    for row in (0, ROWS_PER_FILE - 1, ROWS_PER_FILE, IMAGES - 1):
+        moments, states = arrays([row])
+        assert encoded[row]["moments"].dtype == encoded[row]["text_states"].dtype == np.float16
+        np.testing.assert_array_equal(encoded[row]["moments"], moments[0])
+        np.testing.assert_array_equal(encoded[row]["text_states"], states[0])
+
+
+def test_missing_are_the_rows_of_files_that_are_not_there(encoded, tmp_path):
+    assert EncodedImages(tmp_path / "empty", IMAGES).missing() == [range(ROWS_PER_FILE), range(ROWS_PER_FILE, IMAGES)]
+    assert encoded.missing() == []
+    (tmp_path / "000000.safetensors").unlink()
+    assert encoded.missing() == [range(ROWS_PER_FILE)]
+
+
+def test_every_epoch_holds_each_row_once_and_a_batch_is_a_function_of_the_step(encoded):
+    batches, again = shuffled_batches(encoded, 10, seed=3), shuffled_batches(encoded, 10, seed=3)
+    rows = [batches[step]["moments"][:, 0, 0, 0].astype(int) for step in range(2 * IMAGES // 10)]
+    assert batches[0]["moments"].shape == (10, 2, 3, 8) and batches[0]["text_states"].shape == (10, 4, 5)
+    assert sorted(np.concatenate(rows)[:IMAGES]) == list(range(IMAGES))
+    np.testing.assert_array_equal(again[17]["text_states"], batches[17]["text_states"])
+
+
+def test_values_that_half_precision_does_not_hold_are_refused(tmp_path):
+    moments, states = arrays(range(2))
+    states[1, 2, 3] = 1e6
+    with pytest.raises(UserError, match="text_states of image 1 are not finite"):
+        EncodedImages(tmp_path, 2).write(range(2), moments, states)
+    assert EncodedImages(tmp_path, 2).missing() == [range(2)]
