@@ -315,6 +315,8 @@ class StableDiffusion:
         if initial_latents is None:
             shape = self.latent_shape(width, height)
             initial_latents = np.stack([np.asarray(jax.random.normal(jax.random.key(seed), shape)) for seed in seeds])
+        # Nobody waits for the rest of a batch that is not full; a pool's parts do, to share one program.
+        device_batch = min(device_batch, -(-len(prompts) // data_mesh().size))
         latents = self.generate_latents(
             prompts,
             initial_latents,
