@@ -27,8 +27,8 @@ def pair_losses(
 
     `batch` holds `winner_latents` and `loser_latents` `[n, h, w, c]`, `token_ids` `[n, t]`, and for each pair one
     `timesteps` `[n]` and one `noise` `[n, h, w, c]`, shared by its two images. The U-Net runs once with the LoRA and
-    once without on [winners; losers]; the statistic loss reuses both predictions. `clip_skip` layers of the text
-    encoder are skipped.
+    once without on winners and losers in turn; the statistic loss reuses both predictions. `clip_skip` layers of the
+    text encoder are skipped.
     """
     winners = batch["winner_latents"].astype(jnp.float32)
     losers = batch["loser_latents"].astype(jnp.float32)
@@ -36,15 +36,11 @@ def pair_losses(
     noisy_winners = add_noise(model.schedule, winners, noise, timesteps)
     noisy_losers = add_noise(model.schedule, losers, noise, timesteps)
     states = model.text_states(base, batch["token_ids"], clip_skip)
-    inputs = (
-        jnp.concatenate([noisy_winners, noisy_losers]),
-        jnp.concatenate([timesteps, timesteps]),
-        jnp.concatenate([states, states]),
-    )
+    inputs = _in_turn(noisy_winners, noisy_losers), _in_turn(timesteps, timesteps), _in_turn(states, states)
     policy = model.noise(base, *inputs, adapters=[(lora, 1.0)])
     reference = jax.lax.stop_gradient(model.noise(base, *inputs))
-    policy_winner, policy_loser = jnp.split(policy, 2)
-    reference_winner, reference_loser = jnp.split(reference, 2)
+    policy_winner, policy_loser = _sides(policy)
+    reference_winner, reference_loser = _sides(reference)
     errors = {
         "policy_winner_error": losses.noise_prediction(policy_winner, noise),
         "policy_loser_error": losses.noise_prediction(policy_loser, noise),
@@ -70,3 +66,14 @@ def pair_losses(
         "margin": margin,
         **errors,
     }
+
+
+def _in_turn(first: Float[Array, "n ..."], second: Float[Array, "n ..."]) -> Float[Array, "2n ..."]:
+    """Rows of both in turn: a pair stays on its device, where one half behind the other would move every row."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def _sides(rows: Float[Array, "2n ..."]) -> tuple[Float[Array, "n ..."], Float[Array, "n ..."]]:
+    """The two that `_in_turn` joined."""
+    pairs = rows.reshape(-1, 2, *rows.shape[1:])
+    return pairs[:, 0], pairs[:, 1]
