@@ -8,7 +8,7 @@
 Run the same command again after a stop of any kind: it goes on where it was. Files lie in WORKDIR/runs/NAME/STAGE.
 A config's fields, with their meaning, are in hgdpo_jax/base_config.py; --config.FIELD=VALUE changes one.
 HGDPO_DEBUG=1 shows the traceback of an error. Exit status: 0 done, 1 unexpected error, 2 something to mend in the
-command, its files or the disk, 130 interrupted.
+command, its files or the disk, 130 interrupted, 143 terminated.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ from ml_collections import ConfigDict, config_flags
 
 from hgdpo_jax.artifacts import TRACEBACK, StageRun, refuse_changes, write_text
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.termination import Terminated, raised_on_sigterm
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _REPORT = epath.Path("report/index.html")
@@ -49,10 +50,13 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command line `arguments` (without the program's name); returns the exit status."""
     debug = os.environ.get("HGDPO_DEBUG", "") not in ("", "0")
     try:
-        _run(arguments)
+        with raised_on_sigterm():
+            _run(arguments)
         return 0
     except KeyboardInterrupt:
         return _complain("interrupted; what is made is kept: run the same command to go on", 130)
+    except Terminated:
+        return _complain("terminated; what is made is kept: run the same command to go on", 143)
     except Exception as error:
         if debug:
             traceback.print_exc()

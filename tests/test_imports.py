@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "hgdpo_jax"
 ROWS = [
     {"main"},
     {"stages"},
-    {"training", "evaluation", "data", "preflight", "toon", "artifacts", "checkpoints", "run_log"},
+    {"training", "evaluation", "data", "preflight", "toon", "artifacts", "checkpoints", "run_log", "termination"},
     {"pipelines", "weights"},
     {"models", "adapters", "diffusion", "losses", "sharding", "random_keys"},
     {"errors"},

@@ -35,6 +35,7 @@ def run(config, run):
 JUDGE = """
 import errno
 import os
+import signal
 from hgdpo_jax.errors import UserError
 
 INPUTS = ("draw",)
@@ -54,6 +55,9 @@ def run(config, run):
     if trouble := os.environ.get("TROUBLE"):
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/file")
         hidden = RuntimeError("write failed: No space left on device; in some C++")
+        if trouble == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("SIGTERM came too late")
         errors = {"interrupt": KeyboardInterrupt(), "full": full, "hidden": hidden, "bug": ZeroDivisionError("oh\\nno")}
         raise errors[trouble]
     (run.folder / "report").mkdir()
@@ -203,6 +207,7 @@ def test_a_damaged_file_of_an_earlier_stage_is_named_and_made_again_after_deleti
     "trouble, status, words",
     [
         ("interrupt", 130, "run the same command to go on"),
+        ("terminate", 143, "terminated; what is made is kept: run the same command to go on"),
         ("full", 2, "no space left on the disk (a/file); what is made is kept"),
         ("hidden", 2, "no space left on the disk"),
         ("bug", 1, "ZeroDivisionError: oh (traceback in"),

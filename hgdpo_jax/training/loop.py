@@ -11,6 +11,7 @@ from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.run_log import RunLog, progress
 from hgdpo_jax.sharding import data_mesh, replicate, shard_batch
+from hgdpo_jax.termination import Terminated, kept_for_later
 
 State = Any
 Batch = Any
@@ -36,7 +37,8 @@ def train(
 
     The state lies whole on every local device, and a batch is divided over them. A batch is a function of the step
     alone, so a resumed run repeats the uninterrupted one. Scalars are fetched one step late, so that the host never
-    waits for the device. Raises UserError where the loss is not finite.
+    waits for the device. After SIGTERM the step that is being made is saved, and Terminated raised. Raises UserError
+    where the loss is not finite.
     """
     mesh = data_mesh()
     state = replicate(state, mesh)
@@ -64,6 +66,7 @@ def train(
     with (
         contextlib.closing(log),
         contextlib.closing(checkpoints),
+        kept_for_later() as sigterm_came,
         progress(total=steps, initial=start, description=description, unit="step") as bar,
     ):
         for step in range(start, steps):
@@ -72,6 +75,10 @@ def train(
                 write(pending)
             pending = (step + 1, scalars)
             done = step + 1
+            if sigterm_came() and done < steps:
+                write(pending)
+                checkpoints.save(done, state)
+                raise Terminated
             if evaluate and (done % evaluate_every == 0 or done == steps):
                 write(pending)
                 pending = None

@@ -1,3 +1,6 @@
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.run_log import RunLog, read_scalars
+from hgdpo_jax.termination import Terminated
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
 from hgdpo_jax.training.state import initial_state, make_step
@@ -41,6 +45,21 @@ def test_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
     whole_log, parts_log = read_scalars(tmp_path / "whole"), read_scalars(tmp_path / "parts")
     assert [line["step"] for line in parts_log] == list(range(1, 11))
     assert [line["loss"] for line in parts_log] == [line["loss"] for line in whole_log]
+
+
+def test_sigterm_saves_the_step_being_made_and_the_next_run_ends_as_if_nothing_had_been(tmp_path):
+    def batch_at(step):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return np.float32(step)
+
+    whole = run(tmp_path / "whole", 10)
+    with pytest.raises(Terminated):
+        run(tmp_path / "parts", 10, batch_at)
+    assert Checkpoints(tmp_path / "parts/checkpoints").latest_step() == 5
+    jax.tree.map(np.testing.assert_array_equal, whole, run(tmp_path / "parts", 10))
+    losses = [[line["loss"] for line in read_scalars(tmp_path / name)] for name in ("whole", "parts")]
+    assert losses[0] == losses[1]
 
 
 def test_resumed_run_gives_back_the_memory_of_what_it_was_started_with(tmp_path):

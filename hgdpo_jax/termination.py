@@ -1,0 +1,42 @@
+"""SIGTERM, by which schedulers and pre-emptible machines ask a program to end."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+
+class Terminated(BaseException):
+    """SIGTERM came. As KeyboardInterrupt, it is no error that anyone should handle but main."""
+
+
+@contextlib.contextmanager
+def raised_on_sigterm() -> Iterator[None]:
+    """Within it SIGTERM raises Terminated where the program is."""
+
+    def handle(*_):
+        raise Terminated
+
+    with _handler(handle):
+        yield
+
+
+@contextlib.contextmanager
+def kept_for_later() -> Iterator[Callable[[], bool]]:
+    """Within it SIGTERM does nothing; the function that it gives says whether it came."""
+    came = threading.Event()
+    with _handler(lambda *_: came.set()):
+        yield came.is_set
+
+
+@contextlib.contextmanager
+def _handler(handle: Callable[..., None]) -> Iterator[None]:
+    # Only there does Python let handlers be set; elsewhere the caller has its own ways to end a program.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
