@@ -96,7 +96,7 @@ def base_config() -> ConfigDict:
     # How an image becomes the scorer's square: "crop" its centre (PickScore's own way, which loses 31 % of a 704x1024
     # portrait), or "pad" it.
     scoring.framing = "crop"
-    # Images scored at once on one device.
+    # Images scored, and encoded by the VAE, at once on one device.
     scoring.device_batch = 16
 
     # Choosing winner and loser (Sec. 3.1, Eq. 6).
@@ -104,7 +104,8 @@ def base_config() -> ConfigDict:
     # The loser is the image with the l-th highest score, 2 to pool.size (ablation N-20-L-l); 0: the lowest.
     pairs.loser_rank = 0
     # A function of yours, "module:function", that gets images uint8 [n, height, width, 3] and their prompts and returns
-    # bool [n]: only images with True become winner or loser. Empty: all do (not stated).
+    # bool [n]: only images with True become winner or loser. At the start it is tried on black pictures. Empty: all do
+    # (not stated).
     pairs.filter = ""
     # What training sees: "encoded" decodes an image and encodes it with the VAE (the paper's way), "sampled" takes the
     # sampler's latents.

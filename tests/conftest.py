@@ -166,6 +166,13 @@ def hub(monkeypatch, tmp_path):
     The names of data sets begin with "datasets/". `requests` are the paths asked for; `disconnect()` takes it off.
     """
 
+    from hgdpo_jax.data.hub_files import fetch_files
+    from hgdpo_jax.weights.sources import resolve_source
+
+    def forget():
+        for asked_once in (resolve_source, fetch_files):
+            asked_once.cache_clear()
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def log_message(self, *arguments):
             pass
@@ -207,11 +214,18 @@ def hub(monkeypatch, tmp_path):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.requests, server.commit = {}, [], COMMIT
-    server.disconnect = lambda: answer_at(monkeypatch, port=9)
+
+    def disconnect():
+        answer_at(monkeypatch, port=9)
+        # As a program that is started later.
+        forget()
+
+    server.disconnect = disconnect
     threading.Thread(target=server.serve_forever, daemon=True).start()
     answer_at(monkeypatch, server.server_port)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+    forget()
     yield server
     server.shutdown()
     server.server_close()

@@ -5,6 +5,7 @@
 A file is whole or not there. A row is read without the rest of its file, so memory does not grow with the data set.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hgdpo_jax.weights.tensor_files import map_tensors, save_tensors
 
 # A file of 39 MB at 704x1024.
 ROWS_PER_FILE = 128
+_MAPPED_FILES = 64
 
 
 class EncodedImages:
@@ -26,16 +28,15 @@ class EncodedImages:
 
     def __init__(self, folder: epath.PathLike, images: int):
         self._folder, self._images = epath.Path(folder), images
-        self._open: dict[int, dict[str, np.ndarray]] = {}
+        # Rows come in any order, a file has many, and each that is mapped holds one of the process's descriptors.
+        self._file = functools.lru_cache(_MAPPED_FILES)(lambda start: map_tensors(self._path(start)))
 
     def __len__(self) -> int:
         return self._images
 
     def __getitem__(self, row: int) -> dict[str, Float16[np.ndarray, "..."]]:
         start = row - row % ROWS_PER_FILE
-        if start not in self._open:
-            self._open[start] = map_tensors(self._path(start))
-        return {name: np.array(rows[row - start]) for name, rows in self._open[start].items()}
+        return {name: np.array(rows[row - start]) for name, rows in self._file(start).items()}
 
     def missing(self) -> list[range]:
         """Rows of the files that are not there."""

@@ -24,7 +24,9 @@ def load_filter(source: str) -> tuple[ImageFilter, str]:
     module_name, _, name = source.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+        code = inspect.getsource(module)
+    # The user's own code may raise anything.
+    except Exception as error:
         raise UserError(
             f"pairs.filter is {source!r}, whose module cannot be imported ({error}): expected module:function, with "
             "module.py in the folder where you start the program or installed"
@@ -32,7 +34,7 @@ def load_filter(source: str) -> tuple[ImageFilter, str]:
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"pairs.filter is {source!r}, but {module_name} has no function {name!r}")
-    digest = hashlib.sha256(f"{source}\0{inspect.getsource(module)}".encode())
+    digest = hashlib.sha256(f"{source}\0{code}".encode())
     return function, digest.hexdigest()[:16]
 
 
@@ -40,7 +42,10 @@ def apply_filter(
     image_filter: ImageFilter, images: UInt8[np.ndarray, "n height width 3"], prompts: Sequence[str]
 ) -> Bool[np.ndarray, " n"]:
     """What the filter says of images; raises UserError where that is not one bool for each."""
-    kept = np.asarray(image_filter(images, prompts))
+    try:
+        kept = np.asarray(image_filter(images, prompts))
+    except Exception as error:
+        raise UserError(f"pairs.filter failed with {type(error).__name__}: {error}") from error
     if kept.shape != (len(images),) or kept.dtype != bool:
         raise UserError(
             f"pairs.filter returned {kept.dtype}{list(kept.shape)} for {len(images)} images, "

@@ -119,7 +119,10 @@ def _write(folder: epath.Path, pairs: Iterable[dict[str, Any]], features: tfds.f
         lengths[-1] += 1
         size += len(record)
     if not writer:
-        raise UserError("no prompt has a winner and a loser: all scores are equal; check weights.scorer")
+        raise UserError(
+            "no prompt has a winner and a loser: all scores are equal, or the filter keeps too few images; "
+            "check weights.scorer and pairs.filter"
+        )
     writer.close()
     identity = DatasetIdentity(
         name=_NAME, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="hgdpo_jax"

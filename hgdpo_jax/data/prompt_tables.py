@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.weights.tensor_files import local_copy
 
 _SOURCE = re.compile(r"(.+?\.(?:jsonl|csv|tsv|parquet))(?::(.*))?", re.IGNORECASE)
 _MOST_NAMES = 12
@@ -75,17 +76,17 @@ def read_text(path: epath.Path) -> str:
 
 def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[Row]:
     """Rows with the columns of these names; with all of them, but empty, where a name is not there, to be told."""
-    # Slow to import, and used for few prompts.
+    # Slow to import, and few need it.
     import pyarrow
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(io.BytesIO(path.read_bytes()))
-        present = file.schema_arrow.names
-        if not names <= set(present):
-            yield 1, dict.fromkeys(present)
-            return
-        table = file.read(columns=[name for name in present if name in names])
+        with local_copy(path) as local, parquet.ParquetFile(local) as file:
+            present = file.schema_arrow.names
+            if not names <= set(present):
+                yield 1, dict.fromkeys(present)
+                return
+            table = file.read(columns=[name for name in present if name in names])
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     yield from enumerate(table.to_pylist(), start=1)
@@ -141,7 +142,7 @@ def _matching(path: epath.Path, rows: list[Row], columns: Iterable[str], conditi
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -56,7 +56,6 @@ class PickScore:
     mean: tuple[float, ...]
     spread: tuple[float, ...]
     framing: str
-    fingerprint: str
 
     @classmethod
     def load(cls, source: str, dtype: str = "float32", framing: str = "crop", processor: str = "") -> "PickScore":
@@ -81,7 +80,6 @@ class PickScore:
             mean=tuple(files.preprocessor["image_mean"]),
             spread=tuple(files.preprocessor["image_std"]),
             framing=framing,
-            fingerprint=clip_files.content_fingerprint(folder),
         )
 
     # Pure functions

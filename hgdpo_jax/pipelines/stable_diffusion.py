@@ -34,8 +34,8 @@ ImageBatch = UInt8[np.ndarray, "n height width 3"]
 class StableDiffusion:
     """Modules, parameters, noise schedule and tokenizer of a checkpoint, and the configs of its files.
 
-    The pure functions (`text_states`, `noise`, `sample`, `decode`, `encode`) take the parameters and run inside jit;
-    the methods of the public interface take and return numpy arrays of any number of rows.
+    The pure functions (`text_states`, `noise`, `sample`, `decode`, `encode`, `posterior`) take the parameters and run
+    inside jit; the methods of the public interface take and return numpy arrays of any number of rows.
     """
 
     unet: UNet

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hgdpo_jax import losses
@@ -16,7 +17,7 @@ def winner_losses(
 
     `batch` is that of `pair_losses`; its losers are not looked at.
     """
-    winners = batch["winner_latents"].astype("float32")
+    winners = batch["winner_latents"].astype(jnp.float32)
     noisy = add_noise(model.schedule, winners, batch["noise"], batch["timesteps"])
     states = model.text_states(base, batch["token_ids"], clip_skip)
     predicted = model.noise(base, noisy, batch["timesteps"], states, adapters=[(lora, 1.0)])

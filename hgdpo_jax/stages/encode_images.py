@@ -56,6 +56,7 @@ def run(config, run: StageRun) -> None:
     warn_long_prompts(images.captions, model.tokenizer)
     encoded = _encoded(run, len(images))
     missing = encoded.missing()
+    empty = model.encode_prompts([""])[0]
     device_batch = batch_of_block(config.scoring.device_batch, min(ROWS_PER_FILE, len(images)))
     autoencoder = {"vae": model.parameters["vae"]}
     # The standard deviation too: training samples the posterior anew each time it sees an image, as is usual.
@@ -74,6 +75,8 @@ def run(config, run: StageRun) -> None:
             moments = map_batches(encode_rows, len(rows), device_batch, bar.update)
             captions = images.captions[rows.start : rows.stop]
             states = model.encode_prompts(captions, config.pool.clip_skip, device_batch)
+            # Guidance leads away from the empty prompt as all layers see it.
+            states[[not caption for caption in captions]] = empty
             write(encoded.write, rows, moments, states)
     # What fine-tuning draws while it goes on; it does not read the folder again.
     shown = list(itertools.islice(dict.fromkeys(filter(None, images.captions)), _CAPTIONS_SHOWN))

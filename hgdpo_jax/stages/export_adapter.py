@@ -1,11 +1,10 @@
 """Writes the trained LoRA as files that diffusers and the kohya tools (A1111, ComfyUI) read."""
 
-from etils import epath
-
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.stages.generate_pool import base_fingerprints
 from hgdpo_jax.stages.train_policy import best_adapter
 from hgdpo_jax.weights import lora_files
+from hgdpo_jax.weights.sources import public_name
 from hgdpo_jax.weights.stable_diffusion_files import read_license
 
 INPUTS = ("train_policy",)
@@ -23,8 +22,7 @@ def plan(config, run: StageRun) -> str:
 def run(config, run: StageRun) -> None:
     adapter, step = best_adapter(run.input("train_policy"))
     metadata = {
-        # Its name alone: a published file should not tell where it was made.
-        "base_model": epath.Path(config.weights.base).name,
+        "base_model": public_name(config.weights.base),
         **{f"{name.removeprefix('weights.')}_fingerprint": value for name, value in base_fingerprints(config).items()},
         "config_fingerprint": run.fingerprint,
         "step": str(step),

@@ -1,6 +1,6 @@
 """Fine-tunes all weights of the base's U-Net on captioned images by noise prediction (HG-DPO, Sec. 2).
 
-The result is a checkpoint of its own, whose VAE and text encoder are those of the base.
+The result is a checkpoint of its own, in float16, whose VAE and text encoder are those of the base.
 """
 
 import jax
@@ -21,6 +21,7 @@ from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.sharding import data_mesh
 from hgdpo_jax.stages.encode_images import read_encoded
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
+from hgdpo_jax.stages.train_policy import check_training
 from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulating_step
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
@@ -28,7 +29,8 @@ from hgdpo_jax.weights.stable_diffusion_files import read_license, write_card
 
 INPUTS = ("encode_images",)
 
-# How a batch is cut, and how often one looks at the model or saves it, may change while it runs.
+# The images count as they were encoded. How a batch is cut, and how often one looks at the model or saves it, may
+# change while it runs.
 _NOT_SETTINGS = ("images", "caption_column", "device_batch", "evaluate_every", "checkpoint_every")
 
 
@@ -44,18 +46,9 @@ def plan(config, run: StageRun) -> str:
 def check(config) -> None:
     """Raises UserError where a setting of the training cannot be."""
     options = config.finetune
-    if options.adam_bits not in (8, 32):
-        raise UserError(f"finetune.adam_bits is {options.adam_bits}, expected 8 or 32")
     if not 0 <= options.empty_captions <= 1:
         raise UserError(f"finetune.empty_captions is {options.empty_captions}, expected a share, 0 to 1")
-    for name in ("steps", "batch_size", "device_batch", "evaluate_every", "checkpoint_every"):
-        if options[name] < 1:
-            raise UserError(f"finetune.{name} is {options[name]}, expected at least 1")
-    devices = jax.local_device_count()
-    if options.batch_size % devices:
-        raise UserError(
-            f"finetune.batch_size is {options.batch_size}, expected a multiple of the {devices} local devices"
-        )
+    check_training(options, "finetune")
 
 
 def make_finetune_step(model: StableDiffusion, optimizer, parts: int):

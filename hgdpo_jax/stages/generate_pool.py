@@ -19,10 +19,9 @@ INPUTS = ()
 def settings(config) -> dict:
     return {
         **drawing_settings(config),
-        "prompts.train": config.prompts.train,
+        # By their texts: a file may be edited, or lie elsewhere.
+        "prompts.train": fingerprint_of({"texts": _prompts(config)}),
         "prompts.train_count": config.prompts.train_count,
-        # A file of prompts may be edited.
-        "texts": fingerprint_of({"texts": _prompts(config)}),
         "pool.size": config.pool.size,
         "pool.block": config.pool.block,
     }

@@ -27,7 +27,6 @@ def settings(config) -> dict:
         "pool.size": config.pool.size,
         "pairs.loser_rank": config.pairs.loser_rank,
         "pairs.latents": config.pairs.latents,
-        # A filter counts by its file, not by its name alone.
     } | _filter_settings(config)
 
 

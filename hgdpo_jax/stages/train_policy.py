@@ -1,4 +1,4 @@
-"""Trains the LoRA on the preference pairs with Diffusion-DPO and statistic matching (HG-DPO, Sec. 3.2)."""
+"""Trains the LoRA on the pairs: Diffusion-DPO with statistic matching (HG-DPO, Sec. 3.2), or SFT on the winners."""
 
 import functools
 from collections.abc import Callable
@@ -59,15 +59,25 @@ def plan(config, run: StageRun) -> str:
 
 
 def check(config) -> None:
-    """Raises UserError where the loss is unknown, the batch does not divide, or Adam cannot have so many bits."""
+    """Raises UserError where the loss is unknown, or a number of the training cannot be."""
     if config.loss.kind not in LOSSES:
         raise UserError(f"loss.kind is {config.loss.kind!r}, expected {' or '.join(map(repr, LOSSES))}")
-    if config.train.adam_bits not in (8, 32):
-        raise UserError(f"train.adam_bits is {config.train.adam_bits}, expected 32 or 8")
+    if config.adapter.rank < 1:
+        raise UserError(f"adapter.rank is {config.adapter.rank}, expected at least 1")
+    check_training(config.train, "train")
+
+
+def check_training(options, name: str) -> None:
+    """Raises UserError where a number of the training settings called `name` cannot be."""
+    if options.adam_bits not in (8, 32):
+        raise UserError(f"{name}.adam_bits is {options.adam_bits}, expected 8 or 32")
+    for field in ("steps", "batch_size", "device_batch", "evaluate_every", "checkpoint_every"):
+        if options[field] < 1:
+            raise UserError(f"{name}.{field} is {options[field]}, expected at least 1")
     devices = jax.local_device_count()
-    if config.train.batch_size % devices:
+    if options.batch_size % devices:
         raise UserError(
-            f"train.batch_size is {config.train.batch_size}, expected a multiple of the {devices} local devices"
+            f"{name}.batch_size is {options.batch_size}, expected a multiple of the {devices} local devices"
         )
 
 

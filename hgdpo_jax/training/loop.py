@@ -11,7 +11,7 @@ from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.run_log import RunLog, progress
 from hgdpo_jax.sharding import data_mesh, replicate, shard_batch
-from hgdpo_jax.termination import Terminated, kept_for_later
+from hgdpo_jax.termination import Terminated, kept_for_later, raised_on_sigterm
 
 State = Any
 Batch = Any
@@ -37,8 +37,8 @@ def train(
 
     The state lies whole on every local device, and a batch is divided over them. A batch is a function of the step
     alone, so a resumed run repeats the uninterrupted one. Scalars are fetched one step late, so that the host never
-    waits for the device. After SIGTERM the step that is being made is saved, and Terminated raised. Raises UserError
-    where the loss is not finite.
+    waits for the device. After SIGTERM the step that is being made is saved, and Terminated raised; an evaluation is
+    cut short and made again by the next run. Raises UserError where the loss is not finite.
     """
     mesh = data_mesh()
     state = replicate(state, mesh)
@@ -64,9 +64,9 @@ def train(
         bar.note(loss=scalars["loss"])
 
     with (
+        kept_for_later() as sigterm_came,
         contextlib.closing(log),
         contextlib.closing(checkpoints),
-        kept_for_later() as sigterm_came,
         progress(total=steps, initial=start, description=description, unit="step") as bar,
     ):
         for step in range(start, steps):
@@ -75,19 +75,21 @@ def train(
                 write(pending)
             pending = (step + 1, scalars)
             done = step + 1
-            if sigterm_came() and done < steps:
-                write(pending)
-                checkpoints.save(done, state)
-                raise Terminated
             if evaluate and (done % evaluate_every == 0 or done == steps):
                 write(pending)
                 pending = None
-                measured = evaluate(state, done)
+                # Saved without its evaluation a step would never be the best.
+                if sigterm_came():
+                    raise Terminated
+                with raised_on_sigterm():
+                    measured = evaluate(state, done)
                 log.scalars(done, measured)
                 checkpoints.save(done, state, measured)
-            elif done % save_every == 0 or done == steps:
+            elif done % save_every == 0 or done == steps or sigterm_came():
                 write(pending)
                 pending = None
                 checkpoints.save(done, state)
             bar.update(1)
+            if sigterm_came():
+                raise Terminated
     return state

@@ -9,7 +9,6 @@ from etils import epath
 
 from hgdpo_jax.weights.folders import (
     TOKENIZER_FILES,
-    content_fingerprint,
     copy_files,
     read_json,
     read_weights,
@@ -17,8 +16,6 @@ from hgdpo_jax.weights.folders import (
     write_json,
     write_weights,
 )
-
-__all__ = ["CLIPFiles", "content_fingerprint", "read_folder", "write_folder"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What the folders of diffusers and transformers have in common: JSON files, weight files, tokenizer files."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -48,6 +49,13 @@ def content_fingerprint(source: epath.PathLike, weights: bool = True) -> str:
 
 
 def _checksum(path: epath.Path) -> str:
+    stat = path.stat()
+    return _checksum_of(path, stat.mtime, stat.length)
+
+
+# Every stage asks for those of gigabytes of weights.
+@functools.cache
+def _checksum_of(path: epath.Path, _mtime: float, _length: int) -> str:
     content = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 24):

@@ -30,7 +30,7 @@ _PEFT_METADATA = "lora_adapter_metadata"
 _FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
 _DIFFUSERS_KEY = re.compile(
-    r"(?:(?:unet\.|base_model\.model\.)?(?P<unet>(?:down_blocks|mid_block|up_blocks)\..+?)"
+    r"(?:(?:unet\.|base_model\.model\.)?(?P<unet>(?:down_blocks|mid_block|up_blocks|time_embedding)\..+?)"
     r"|text_encoder\.(?:text_model\.)?(?P<text>encoder\.layers\..+?))\."
     r"(?P<part>lora_A\.weight|lora_B\.weight|lora(?:_linear_layer)?\.(?:down|up)\.weight|alpha)"
 )
@@ -50,7 +50,7 @@ _PARTS = {
 _XL_KEY = re.compile(r"text_encoder_2\.|lora_te[12]_")
 
 # Convolutions of one pixel, whose factors other readers expect to be convolutions too.
-_POINTWISE = re.compile(r"\.proj_(in|out)$")
+_POINTWISE = re.compile(r"\.(proj_in|proj_out|conv_shortcut)$")
 
 
 def save_adapter(
@@ -182,6 +182,9 @@ def _kohya_paths() -> dict[str, str]:
             *(f"transformer_blocks.0.{name}" for name in (*projections, "ff.net.0.proj", "ff.net.2")),
         )
     ]
+    resnet = ("time_emb_proj", "conv_shortcut")
+    unet += [f"{block}.resnets.{i}.{layer}" for block in blocks for i in range(4) for layer in resnet]
+    unet += ["time_embedding.linear_1", "time_embedding.linear_2"]
     layers = [*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2"]
     text = [f"{lora.TEXT_ENCODER}encoder.layers.{i}.{layer}" for i in range(32) for layer in layers]
     return {_kohya_name(path): path for path in unet + text}

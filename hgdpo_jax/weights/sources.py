@@ -1,5 +1,6 @@
 """What a source of weights names: a part of the package, a folder or file, or a repository of the Hugging Face hub."""
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -17,12 +18,14 @@ _REPOSITORY = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+?)(?:@(?P<revision>[\w./
 _SHARD = re.compile(r"(?P<stem>.+?)(?:\.fp16)?-\d+-of-\d+(?:\.fp16)?\.safetensors")
 
 
+@functools.cache
 def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
     """The folder or file that a source names.
 
     "toon", "toon-scorer", "toon-judge" and "toon-oracle" lie in the package. `owner/name` or `owner/name@revision`,
     where no such folder exists, is fetched from the hub into its cache, without `weights` only its configs and
-    vocabularies; without a network the cached one is used.
+    vocabularies; without a network the cached one is used. A program asks the hub
+    once, so that what it reads stays the same.
     Raises UserError, with what was looked for, where there is none.
     """
     if not str(source):
@@ -46,6 +49,12 @@ def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
         f"{source} is not an existing folder or file, expected a folder in the diffusers or transformers layout, "
         f"a base or VAE in one file, a repository of the hub (owner/name), or one of {', '.join(_PACKAGED_NAMES)}"
     )
+
+
+def public_name(source: epath.PathLike) -> str:
+    """How a source may be called in public: a repository by its name, a file or folder without where it lies."""
+    match = None if epath.Path(source).exists() else _REPOSITORY.fullmatch(str(source))
+    return match["name"] if match else epath.Path(source).name
 
 
 def _wanted(files: Sequence[str], weights: bool) -> Iterator[str]:

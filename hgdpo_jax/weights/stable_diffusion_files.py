@@ -22,7 +22,7 @@ from hgdpo_jax.weights.folders import (
     write_weights,
 )
 from hgdpo_jax.weights.ldm_file import convert_checkpoint, convert_vae
-from hgdpo_jax.weights.sources import resolve_source
+from hgdpo_jax.weights.sources import public_name, resolve_source
 from hgdpo_jax.weights.tensor_files import load_tensors
 
 _WEIGHT_FILES = {
@@ -120,8 +120,7 @@ def read_license(source: epath.PathLike) -> str | None:
 
 def write_card(folder: epath.PathLike, base: str, license: str | None) -> None:
     """Writes a model card that names the base that a checkpoint was fine-tuned from, and the licence it states."""
-    # Its name alone: a published card should not tell where it was made.
-    head = [f"base_model: {json.dumps(epath.Path(base).name)}", "pipeline_tag: text-to-image"]
+    head = [f"base_model: {json.dumps(public_name(base))}", "pipeline_tag: text-to-image"]
     if license is not None:
         head.insert(0, f"license: {json.dumps(license)}")
     (epath.Path(folder) / "README.md").write_text("\n".join(["---", *head, "---", ""]))

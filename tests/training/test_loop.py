@@ -62,6 +62,29 @@ def test_sigterm_saves_the_step_being_made_and_the_next_run_ends_as_if_nothing_h
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("where", ["step", "evaluation"])
+@pytest.mark.parametrize(("signalled", "saved"), [(4, 3), (8, 6), (10, 9)])
+def test_sigterm_at_a_step_that_is_evaluated_leaves_the_evaluation_to_the_next_run(tmp_path, where, signalled, saved):
+    def terminate(step, *, at):
+        if (where, step) == (at, signalled):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def batch_at(step):
+        terminate(step + 1, at="step")
+        return np.float32(step)
+
+    def evaluate(state, step):
+        terminate(step, at="evaluation")
+        return {"score": -abs(step - 4.0)}
+
+    with pytest.raises(Terminated):
+        run(tmp_path, 10, batch_at, evaluate)
+    # Steps 4, 8 and 10 are evaluated, 3, 6 and 9 are saved beside them.
+    assert Checkpoints(tmp_path / "checkpoints", best="score").latest_step() == saved
+    run(tmp_path, 10, evaluate=lambda state, step: {"score": -abs(step - 4.0)})
+    assert Checkpoints(tmp_path / "checkpoints", best="score").best_step() == 4
+
+
 def test_resumed_run_gives_back_the_memory_of_what_it_was_started_with(tmp_path):
     optimizer = make_optimizer(learning_rate=0.1)
     for steps in (2, 4):
