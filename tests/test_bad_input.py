@@ -85,7 +85,7 @@ def test_loser_rank_beyond_the_pool_is_refused(start):
 
 def test_adam_of_other_than_8_or_32_bits_is_refused(start, tmp_path):
     stages = "--stage=generate_pool,score_pool,select_pairs,train_policy"
-    assert_refused(start(stages, "--config.train.adam_bits=16"), "train.adam_bits is 16", "32 or 8")
+    assert_refused(start(stages, "--config.train.adam_bits=16"), "train.adam_bits is 16", "8 or 32")
     assert not (tmp_path / "workdir" / "pools").exists()
 
 
