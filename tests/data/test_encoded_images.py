@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -52,3 +54,15 @@ def test_values_that_half_precision_does_not_hold_are_refused(tmp_path):
     with pytest.raises(UserError, match="text_states of image 1 are not finite"):
         EncodedImages(tmp_path, 2).write(range(2), moments, states)
     assert EncodedImages(tmp_path, 2).missing() == [range(2)]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files as Linux lists them")
+def test_the_files_held_open_do_not_grow_with_the_data_set(tmp_path):
+    files = 100
+    images = EncodedImages(tmp_path, files * ROWS_PER_FILE)
+    for rows in images.missing():
+        images.write(rows, np.zeros((len(rows), 1, 1, 2)), np.zeros((len(rows), 1, 1)))
+    before = len(os.listdir("/proc/self/fd"))
+    for start in range(0, len(images), ROWS_PER_FILE):
+        images[start]
+    assert len(os.listdir("/proc/self/fd")) - before < files - 20

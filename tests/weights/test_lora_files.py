@@ -194,6 +194,20 @@ def relative(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+def test_every_layer_that_an_adapter_may_change_finds_its_name_again(model, tmp_path, format):
+    layers = lora.find_layers(model[3])
+    assert {"time_embedding.linear_1", "down_blocks.0.resnets.0.time_emb_proj"} < layers.keys()
+    assert any(path.endswith("conv_shortcut") for path in layers)
+    layers |= {
+        "text_encoder.encoder.layers.11.self_attn.out_proj": (8, 8),
+        "text_encoder.encoder.layers.0.mlp.fc1": (8, 9),
+    }
+    adapter = random_adapter(layers, rank=2)
+    save_adapter(adapter, tmp_path / "a.safetensors", format)
+    assert same(load_adapter(tmp_path / "a.safetensors", layers), adapter)
+
+
 def compare(pipeline, model, adapter, folder, name):
     """Both readers of one file, at three scales."""
     ours, theirs, targets, _ = model
