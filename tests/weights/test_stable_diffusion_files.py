@@ -96,10 +96,14 @@ def test_the_licence_of_a_folder_is_that_of_its_card(tmp_path, card, license):
 
 
 @pytest.mark.parametrize("license", ["creativeml-openrail-m", "CreativeML Open RAIL-M", None])
-def test_a_written_card_names_the_base_alone_and_its_licence(tmp_path, license):
+def test_a_written_card_names_the_base_alone_and_its_licence(tmp_path, license, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints/portraits").mkdir(parents=True)
     write_card(tmp_path, "checkpoints/portraits", license)
     assert read_license(tmp_path) == license
     assert 'base_model: "portraits"' in (tmp_path / "README.md").read_text()
+    write_card(tmp_path, "studio/portraits@v2", license)
+    assert 'base_model: "studio/portraits"' in (tmp_path / "README.md").read_text()
 
 
 def test_the_licence_of_a_single_file_is_that_of_its_metadata(tmp_path):
