@@ -25,7 +25,9 @@ def fetch(
     from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        files = list(wanted(HfApi().list_repo_files(name, revision=revision, repo_type=kind)))
+        # Not list_repo_files: without a network that tries again for half a minute.
+        describe = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
+        files = list(wanted([file.rfilename for file in describe(name, revision=revision).siblings or ()]))
         return epath.Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=files))
     except GatedRepoError as error:
         raise UserError(f"{name} is given only to those who accepted its terms: do so, then `hf auth login`") from error
