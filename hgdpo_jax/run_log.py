@@ -125,7 +125,8 @@ class Progress:
     def update(self, count: int = 1) -> None:
         """Says that `count` more are done."""
         self._bar.update(count)
-        self._times.append((time.monotonic(), self._bar.n))
+        # A bar that is not shown does not count.
+        self._times.append((time.monotonic(), self._times[-1][1] + count))
 
     def note(self, **values: float) -> None:
         """Shows numbers behind the bar."""
