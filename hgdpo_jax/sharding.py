@@ -54,32 +54,26 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The arrays of `tree`, the same on all processes, a whole copy of each on every device of the mesh."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    if not mesh.is_multi_process:
-        return jax.device_put(tree, whole)
-
-    def place(leaf):
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
-        # Copies that lie on this process's devices already are taken as they are.
-        copies = jax.device_put(leaf, NamedSharding(data_mesh(), PartitionSpec()))
-        return _from_shards(copies, whole)
-
-    return jax.tree.map(place, tree)
+    return jax.tree.map(lambda leaf: _place(leaf, NamedSharding(mesh, PartitionSpec())), tree)
 
 
 def shard_parameters(tree: Any, mesh: Mesh) -> Any:
     """The arrays of `tree`, the same on all processes, each divided over "fsdp" as `parameter_sharding` says."""
+    return jax.tree.map(lambda leaf: _place(leaf, parameter_sharding(np.shape(leaf), mesh)), tree)
 
-    def place(leaf):
-        sharding = parameter_sharding(leaf.shape, mesh)
-        if sharding.is_fully_replicated:
-            return replicate(leaf, mesh)
-        if mesh.is_multi_process:
-            return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if not sharding.mesh.is_multi_process:
         return jax.device_put(leaf, sharding)
-
-    return jax.tree.map(place, tree)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return leaf if leaf.sharding == sharding else jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf)
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_place(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    if not sharding.is_fully_replicated:
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+    # Copies that lie on this process's devices already are taken as they are.
+    copies = jax.device_put(leaf, NamedSharding(data_mesh(), PartitionSpec()))
+    return _from_shards(copies, sharding)
 
 
 def parameter_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:

@@ -61,7 +61,8 @@ def make_accumulating_step(
             scalars, gradients = jax.tree.map(lambda x: x / parts, sums)
         updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["parameters"])
         state = {"parameters": optax.apply_updates(state["parameters"], updates), "optimizer": optimizer_state}
-        return state, scalars | {"gradient_norm": optax.tree.norm(gradients)}
+        # Else the compiler may leave whole what comes divided, and nothing would be reused.
+        return _divided(state, mesh), scalars | {"gradient_norm": optax.tree.norm(gradients)}
 
     return jax.jit(step, donate_argnums=0)
 
