@@ -13,7 +13,7 @@ ROWS = [
     {"training", "evaluation", "data", "preflight", "toon", "artifacts", "checkpoints", "run_log", "termination"},
     {"pipelines", "weights"},
     {"models", "adapters", "diffusion", "losses", "sharding", "random_keys"},
-    {"errors"},
+    {"errors", "files"},
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 # In these rows a room imports nothing of its own row.
