@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -40,8 +41,8 @@ class RunLog:
         # Where files grow line by line: object stores cannot append, so `flush` uploads them as a whole.
         self._growing = self._folder
         if is_remote(self._folder):
-            self._temporary = tempfile.TemporaryDirectory()
-            self._growing = epath.Path(self._temporary.name)
+            self._growing = epath.Path(tempfile.mkdtemp())
+            weakref.finalize(self, self._growing.rmtree, missing_ok=True)
 
     def resume(self, step: int) -> None:
         """Forgets what was logged after `step`, so that a run that was killed and goes on there has each step once."""
