@@ -35,6 +35,14 @@ def require_store(path: epath.PathLike) -> None:
         raise UserError(f"{path} cannot be opened ({error}); for gs:// paths: pip install -e '.[gcs]'") from error
 
 
+def names_in(folder: epath.Path) -> set[str]:
+    """Names of what lies in a folder; none where it does not exist."""
+    try:
+        return {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return set()
+
+
 @contextlib.contextmanager
 def written_whole(path: epath.PathLike) -> Iterator[IO[bytes]]:
     """A file to write into: `path` has its content after the block, and nothing of it where the block is left early.

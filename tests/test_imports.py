@@ -76,5 +76,13 @@ def test_pytorch_is_imported_only_inside_functions():
         assert not {name.split(".")[0] for name in imports(top)} & {"torch", "diffusers"}, place
 
 
+def test_files_are_opened_through_epath():
+    # Packaged weights lie on the disk.
+    assert importers("pathlib") <= {"toon"}
+    for place, _, tree in rooms():
+        calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "open"], place
+
+
 def test_only_main_and_the_stages_see_a_config():
     assert importers("ml_collections") <= {"main", "stages", "base_config"}

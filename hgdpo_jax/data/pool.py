@@ -22,7 +22,10 @@ from etils import epath
 from jaxtyping import Shaped
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import names_in
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
+
+_LISTERS = 16
 
 
 class DamagedPartError(Exception):
@@ -60,12 +63,15 @@ class Parts:
 
     def missing(self, blocks: Sequence[Block], size: int) -> list[tuple[Block, int]]:
         """Blocks and image indices below `size` that are not there."""
-        absent = []
-        for block in blocks:
-            folder = self.folder / block.name
-            there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-            absent += [(block, index) for index in range(size) if self.path(block, index).name not in there]
-        return absent
+        # An object store takes its time for each of hundreds of folders.
+        with concurrent.futures.ThreadPoolExecutor(_LISTERS) as executor:
+            listed = list(executor.map(lambda block: names_in(self.folder / block.name), blocks))
+        return [
+            (block, index)
+            for block, there in zip(blocks, listed, strict=True)
+            for index in range(size)
+            if self.path(block, index).name not in there
+        ]
 
     def write(self, block: Block, index: int, rows: Shaped[np.ndarray, "prompts ..."]) -> None:
         """Writes a part in the stored type; raises UserError where a value is not finite in it."""
