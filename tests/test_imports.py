@@ -24,7 +24,7 @@ ROWS = [
     },
     {"pipelines", "weights"},
     {"models", "adapters", "diffusion", "losses", "sharding", "random_keys"},
-    {"errors"},
+    {"errors", "files"},
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 # In these rows a room imports nothing of its own row.
@@ -85,6 +85,14 @@ def test_pytorch_is_imported_only_inside_functions():
     for place, _, tree in rooms():
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         assert not {name.split(".")[0] for name in imports(top)} & {"torch", "diffusers"}, place
+
+
+def test_files_are_opened_through_epath():
+    # Packaged weights lie on the disk.
+    assert importers("pathlib") <= {"toon"}
+    for place, _, tree in rooms():
+        calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "open"], place
 
 
 def test_only_main_and_the_stages_see_a_config():

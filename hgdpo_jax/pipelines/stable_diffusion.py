@@ -17,6 +17,7 @@ from hgdpo_jax.diffusion.guidance import guided
 from hgdpo_jax.diffusion.latent_normalization import normalize
 from hgdpo_jax.diffusion.schedule import NoiseSchedule
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import cached_folder
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.unet import UNet, UNetConfig
@@ -24,7 +25,7 @@ from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights import stable_diffusion_files
 from hgdpo_jax.weights.conversion import from_tree, to_tree
-from hgdpo_jax.weights.folders import require_tokenizer
+from hgdpo_jax.weights.folders import TOKENIZER_FILES, require_tokenizer
 
 Adapters = Sequence[tuple[dict, Any]]
 ImageBatch = UInt8[np.ndarray, "n height width 3"]
@@ -419,4 +420,4 @@ def load_tokenizer(folder):
     # Slow to import, and of no use to whoever only wants the functions above.
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(str(require_tokenizer(epath.Path(folder))))
+    return CLIPTokenizer.from_pretrained(str(cached_folder(require_tokenizer(epath.Path(folder)), TOKENIZER_FILES)))
