@@ -41,10 +41,9 @@ def train(
     cut short and made again by the next run. Raises UserError where the loss is not finite.
     """
     mesh = data_mesh()
-    state = replicate(state, mesh)
-    start = checkpoints.latest_step() or 0
+    given = replicate(state, mesh)
+    start, state = checkpoints.restore(given)
     if start:
-        given, state = state, checkpoints.restore(start, state)
         # As the first step would have used it up: of a whole U-Net it is gigabytes.
         jax.tree.map(lambda leaf: leaf.delete(), given)
     log.resume(start)
@@ -56,7 +55,7 @@ def train(
         if not np.isfinite(scalars["loss"]):
             raise UserError(
                 f"{description}: the loss is {scalars['loss']} at step {step}; lower the learning rate "
-                f"(the last good checkpoint, step {checkpoints.latest_step() or 0}, is kept)"
+                f"(the last good checkpoint, step {max(checkpoints.steps(), default=0)}, is kept)"
             )
         if samples_per_step:
             scalars[f"{unit}s_per_second"] = bar.rate() * samples_per_step
@@ -78,13 +77,13 @@ def train(
             if evaluate and (done % evaluate_every == 0 or done == steps):
                 write(pending)
                 pending = None
-                # Saved without its evaluation a step would never be the best.
+                # Saved without its evaluation the step would never have one.
                 if sigterm_came():
                     raise Terminated
                 with raised_on_sigterm():
                     measured = evaluate(state, done)
                 log.scalars(done, measured)
-                checkpoints.save(done, state, measured)
+                checkpoints.save(done, state)
             elif done % save_every == 0 or done == steps or sigterm_came():
                 write(pending)
                 pending = None
