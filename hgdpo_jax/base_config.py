@@ -137,6 +137,8 @@ def base_config() -> ConfigDict:
     train.batch_size = 16
     # Pairs at once on one device; the rest of a batch is accumulated.
     train.device_batch = 4
+    # Neighbouring devices that share one copy of the frozen base. 1: each has its own; 0: all of a host share one.
+    train.fsdp = 1
     # Peak learning rate of AdamW (0.9, 0.999).
     train.learning_rate = 1e-5
     # Steps of linear warm-up (not stated).
@@ -166,6 +168,9 @@ def base_config() -> ConfigDict:
     finetune.batch_size = 32
     # Images at once on one device; the rest of a batch is accumulated. 4 of 704x1024 pixels take 26 GiB.
     finetune.device_batch = 4
+    # Neighbouring devices that share one copy of weights and optimiser state. 1: each has its own; 0: all of a host
+    # share one.
+    finetune.fsdp = 0
     # Peak learning rate of AdamW (0.9, 0.999) (not stated; as usual for Stable Diffusion 1.5).
     finetune.learning_rate = 1e-5
     # Steps of linear warm-up (not stated).

@@ -17,6 +17,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import LatestN
 
+from hgdpo_jax import hosts
+
 State = TypeVar("State")
 
 # The last one may be damaged when it is needed.
@@ -52,7 +54,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps saved, in their order."""
-        return sorted(self._manager().all_steps()) if self._folder.is_dir() else []
+        return hosts.from_first(sorted(self._manager().all_steps()) if self._folder.is_dir() else [])
 
     def restore(self, template: State) -> tuple[int, State]:
         """The last step whose checkpoint is whole, and the state after it, in types and shardings of `template`.
@@ -70,13 +72,13 @@ class Checkpoints:
                 if _is_passing(error):
                     raise
                 reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            # Nobody reads it any more.
+            hosts.wait()
             self._manager().delete(step)
-            print(
-                f"warning: checkpoint {self._folder / str(step)} is damaged and was removed ({reason}); "
-                + (f"training goes on from step {steps[-1]}" if steps else "training starts anew"),
-                file=sys.stderr,
-                flush=True,
-            )
+            if hosts.is_first():
+                instead = f"training goes on from step {steps[-1]}" if steps else "training starts anew"
+                path = self._folder / str(step)
+                print(f"warning: checkpoint {path} is damaged and was removed ({reason}); {instead}", file=sys.stderr)
         return 0, template
 
     def remove(self, first: int) -> None:

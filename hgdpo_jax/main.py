@@ -32,7 +32,7 @@ from ml_collections import ConfigDict, config_flags
 
 from hgdpo_jax.artifacts import TRACEBACK, StageRun, refuse_changes, write_text
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.termination import Terminated, raised_on_sigterm
+from hgdpo_jax.termination import Terminated, leave, raised_on_sigterm
 
 # What stops a run from outside, and may be mended while it waits.
 _DISK_TROUBLES = {
@@ -80,6 +80,10 @@ def _run(arguments: Sequence[str]) -> None:
     flags.DEFINE_bool(
         "plan", False, "Print the stages, which are done and what each costs; run nothing.", flag_values=values
     )
+    several = "Where several processes share the work; else from the environment, see the README."
+    flags.DEFINE_string("coordinator_address", "", f"HOST:PORT of the first process. {several}", flag_values=values)
+    flags.DEFINE_integer("num_processes", 0, "How many processes there are.", flag_values=values)
+    flags.DEFINE_integer("process_id", -1, "Which of them this is, counted from 0.", flag_values=values)
     flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
     # Declared for the help text; read by _read_config.
     overrides = [argument for argument in arguments if re.match(r"--?(no)?config\.", argument)]
@@ -101,7 +105,8 @@ def _run(arguments: Sequence[str]) -> None:
     if values.plan:
         _print_plan(stages, config)
     else:
-        _run_stages(stages, config)
+        names = ("coordinator_address", "num_processes", "process_id")
+        _run_stages(stages, config, {name: values[name].value for name in names})
 
 
 def _read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
@@ -185,11 +190,17 @@ def _print_plan(stages: Sequence[Stage], config: ConfigDict) -> None:
         print(f"{stage.run.name:{width}}  {state:14}  {stage.module.plan(config, stage.run)}")
 
 
-def _run_stages(stages: Sequence[Stage], config: ConfigDict) -> None:
+def _run_stages(stages: Sequence[Stage], config: ConfigDict, processes: dict) -> None:
     """Runs what is not done, after everything that can be wrong beforehand has been looked at."""
+    # Not at the top: --help and --plan do without JAX.
+    from hgdpo_jax import hosts
+
     refuse_changes([stage.run for stage in stages])
     _divide_cpu(config.cpu_devices)
-    ahead = [stage for stage in stages if not stage.run.is_done()]
+    hosts.start(**processes)
+    # Whoever comes later would see what the first one has finished meanwhile.
+    names = hosts.from_first([stage.run.name for stage in stages if not stage.run.is_done()])
+    ahead = [stage for stage in stages if stage.run.name in names]
     coming: set[str] = set()
     for stage in ahead:
         earlier = [run for name, run in stage.run.inputs.items() if name not in coming]
@@ -207,16 +218,21 @@ def _run_stages(stages: Sequence[Stage], config: ConfigDict) -> None:
         _prepare(stages[0].run.workdir)
 
     width = max(len(stage.run.name) for stage in stages)
+
+    def say(stage: Stage, words: str) -> None:
+        if hosts.is_first():
+            print(f"{stage.run.name:{width}}  {words}", flush=True)
+
     for stage in stages:
         if stage not in ahead:
-            print(f"{stage.run.name:{width}}  done before, skipped", flush=True)
+            say(stage, "done before, skipped")
             continue
-        print(f"{stage.run.name:{width}}  running: {stage.module.plan(config, stage.run)}", flush=True)
+        say(stage, f"running: {stage.module.plan(config, stage.run)}")
         begin = time.monotonic()
         _run_stage(stage, config)
-        print(f"{stage.run.name:{width}}  done in {time.monotonic() - begin:.1f} s", flush=True)
+        say(stage, f"done in {time.monotonic() - begin:.1f} s")
     for stage in stages:
-        if (stage.run.folder / _REPORT).is_file():
+        if hosts.is_first() and (stage.run.folder / _REPORT).is_file():
             print(f"report: {stage.run.folder / _REPORT}")
 
 
@@ -234,9 +250,14 @@ def _divide_cpu(devices: int) -> None:
 
 
 def _run_stage(stage: Stage, config: ConfigDict) -> None:
-    stage.run.start()
+    from hgdpo_jax import hosts
+
+    if hosts.is_first():
+        stage.run.start()
+    hosts.wait()
     try:
-        stage.module.run(config, stage.run)
+        if hosts.is_first() or getattr(stage.module, "EVERY_HOST", False):
+            stage.module.run(config, stage.run)
     except UserError:
         raise
     except Exception as error:
@@ -247,7 +268,11 @@ def _run_stage(stage: Stage, config: ConfigDict) -> None:
         raise RuntimeError(
             f"{stage.run.name}: {type(error).__name__}: {_first_line(error)} (traceback in {place})"
         ) from error
-    stage.run.finish()
+    hosts.wait()
+    if hosts.is_first():
+        stage.run.finish()
+    # Who comes later reads what the stage has finished.
+    hosts.wait()
 
 
 def _prepare(workdir: epath.Path) -> None:
@@ -299,10 +324,10 @@ def _first_line(error: BaseException) -> str:
 
 def _flag_lines(values: flags.FlagValues) -> str:
     lines = []
-    for name in ("config", "workdir", "stage", "plan", "help"):
+    for name in ("config", "workdir", "stage", "plan", "coordinator_address", "num_processes", "process_id", "help"):
         default = values[name].default
         shown = f" (default: {default})" if default else ""
-        lines.append(f"  --{name:8}  {values[name].help}{shown}")
+        lines.append(f"  --{name:19}  {values[name].help}{shown}")
     return "\n".join(lines)
 
 
@@ -315,4 +340,4 @@ if __name__ == "__main__":
     logging.set_verbosity(logging.FATAL)
     # A checkpoint's writers leave what failed to asyncio's log as well.
     getLogger("asyncio").setLevel(CRITICAL)
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

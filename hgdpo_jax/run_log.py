@@ -19,6 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import write_bytes, write_text
 
 _QUIET_SECONDS = 10.0
@@ -26,7 +27,10 @@ _RATE_WINDOW = 20
 
 
 class RunLog:
-    """Writes a stage's scalars to log.jsonl (one JSON object a line) and, with its images, to TensorBoard files."""
+    """Writes a stage's scalars to log.jsonl (one JSON object a line) and, with its images, to TensorBoard files.
+
+    Of several processes, which log the same, the first one writes.
+    """
 
     def __init__(self, folder: epath.PathLike):
         self._folder = epath.Path(folder)
@@ -36,6 +40,8 @@ class RunLog:
 
     def resume(self, step: int) -> None:
         """Forgets what was logged after `step`, so that a run that was killed and goes on there has each step once."""
+        if not hosts.is_first():
+            return
         self._resumed_at = step
         path = self._folder / "log.jsonl"
         if path.is_file():
@@ -44,7 +50,7 @@ class RunLog:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs numbers by name."""
-        if not values:
+        if not values or not hosts.is_first():
             return
         numbers = {name: float(value) for name, value in values.items()}
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +60,8 @@ class RunLog:
 
     def image(self, step: int, name: str, picture: UInt8[np.ndarray, "height width 3"] | bytes) -> None:
         """Logs a picture, given as pixels or as the content of a PNG file, also as images/NAME-STEP.png."""
+        if not hosts.is_first():
+            return
         encoded = picture if isinstance(picture, bytes) else _png(picture)
         write_bytes(self._folder / "images" / f"{name}-{step:06d}.png", encoded)
         with Image.open(io.BytesIO(encoded)) as opened:
@@ -95,8 +103,11 @@ class Progress:
 
     def __init__(self, items: Iterable[Any], total: int, initial: int, description: str, unit: str):
         live = sys.stderr.isatty()
+        # The others do their share at the same time.
+        quiet = not hosts.is_first()
         self._items = items
         self._bar = tqdm(
+            disable=quiet,
             total=total,
             initial=initial,
             desc=description,

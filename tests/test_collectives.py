@@ -52,7 +52,7 @@ batch = {name: np.zeros((rows, *shape), np.float32) for name in ("winner_latents
 batch, key = shard_batch((batch | {"token_ids": np.zeros((rows, 77), np.int32)}, training_key(0, 1)), data_mesh())
 losses = functools.partial(pair_losses, model, beta=2500.0, statistic_weight=1e4, statistic_stride=1)
 for parts in (1, 2):
-    step = make_policy_step(losses, optimizer, 1000, parts)
+    step = make_policy_step(losses, optimizer, 1000, parts, data_mesh())
     results[f"step in {parts}"] = collectives(step.lower(state, model.parameters, batch, key).compile())
 results["gradients"] = sum(leaf.size for leaf in jax.tree.leaves(adapter))
 print(json.dumps(results))

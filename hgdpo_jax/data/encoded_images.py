@@ -38,15 +38,15 @@ class EncodedImages:
         start = row - row % ROWS_PER_FILE
         return {name: np.array(rows[row - start]) for name, rows in self._file(start).items()}
 
+    def files(self) -> list[range]:
+        """Rows of each file."""
+        starts = range(0, self._images, ROWS_PER_FILE)
+        return [range(start, min(start + ROWS_PER_FILE, self._images)) for start in starts]
+
     def missing(self) -> list[range]:
         """Rows of the files that are not there."""
-        starts = range(0, self._images, ROWS_PER_FILE)
         there = {path.name for path in self._folder.iterdir()} if self._folder.is_dir() else set()
-        return [
-            range(start, min(start + ROWS_PER_FILE, self._images))
-            for start in starts
-            if self._path(start).name not in there
-        ]
+        return [rows for rows in self.files() if self._path(rows.start).name not in there]
 
     def write(
         self, rows: range, moments: Float[np.ndarray, "n h w c2"], text_states: Float[np.ndarray, "n t d"]

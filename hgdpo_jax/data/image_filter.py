@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from hgdpo_jax.data.pool import Block, Parts, Pool, write_behind
+from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behind
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.run_log import progress
 
@@ -59,20 +59,17 @@ def filter_pool(
     decode: Callable[[Float[np.ndarray, "n h w c"]], UInt8[np.ndarray, "n height width 3"]],
     pool: Pool,
     kept: Parts,
-    blocks: Sequence[Block],
-    size: int,
+    parts: Sequence[tuple[Block, int]],
 ) -> None:
-    """Asks the filter about those of the first `size` images a prompt of which `kept` does not know yet."""
-    missing = kept.missing(blocks, size)
-    if not missing:
-        return
-    total = sum(len(block.prompts) for block in blocks) * size
-    done = total - sum(len(block.prompts) for block, _ in missing)
+    """Asks the filter about the images of some parts, but for those whose latents are damaged."""
     with (
-        progress(total=total, initial=done, description="filter images", unit="image") as bar,
+        progress(total=sum(len(block.prompts) for block, _ in parts), description="filter images", unit="image") as bar,
         write_behind() as write,
     ):
-        for block, index in missing:
-            images = decode(pool.latents.read(block, index))
+        for block, index in parts:
+            try:
+                images = decode(pool.latents.read(block, index))
+            except DamagedPartError:
+                continue
             write(kept.write, block, index, apply_filter(image_filter, images, block.prompts))
             bar.update(len(images))

@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from hgdpo_jax.data.batches import shuffled_batches
+from hgdpo_jax.data.batches import ShuffledBatches
 from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.errors import UserError
 
 
 class PairLoader:
-    """Batches of a folder's pairs, as `shuffled_batches` makes them."""
+    """Batches of a folder's pairs, as `ShuffledBatches` makes them."""
 
     def __init__(self, folder: epath.PathLike, batch_size: int, seed: int):
         if batch_size < 1:
             raise UserError(f"train.batch_size is {batch_size}, expected at least 1")
         pairs = open_pairs(folder)
         self._pairs = len(pairs)
-        self._batches = shuffled_batches(pairs, batch_size, seed, _stack)
+        self._batches = ShuffledBatches(pairs, batch_size, seed, _stack)
 
     @property
     def pairs(self) -> int:
@@ -27,8 +27,9 @@ class PairLoader:
         return self._pairs
 
     def batch(self, step: int) -> dict[str, Any]:
-        """The batch of a step, counted from 0: lists of `prompts`, and one array `[batch_size, ...]` for all else.
+        """The batch of a step, counted from 0: lists of `prompts`, and one array `[rows, ...]` for all else.
 
+        Its rows are this process's: all of them where it is alone.
         The names are those of `write_pairs`; latents are float32.
         """
         return self._batches[step]

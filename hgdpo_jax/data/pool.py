@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Shaped
 
+from hgdpo_jax import hosts
+from hgdpo_jax.artifacts import write_json
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
@@ -67,6 +70,14 @@ class Parts:
             absent += [(block, index) for index in range(size) if self.path(block, index).name not in there]
         return absent
 
+    def missing_for_all(self, blocks: Sequence[Block], size: int) -> list[tuple[Block, int]]:
+        """What is missing when every process has come here, the same list on all of them."""
+        hosts.wait()
+        numbers = {block: number for number, block in enumerate(blocks)}
+        absent = self.missing(blocks, size) if hosts.is_first() else []
+        listed = hosts.from_first([(numbers[block], index) for block, index in absent])
+        return [(blocks[number], index) for number, index in listed]
+
     def write(self, block: Block, index: int, rows: Shaped[np.ndarray, "prompts ..."]) -> None:
         """Writes a part in the stored type; raises UserError where a value is not finite in it."""
         with np.errstate(over="ignore"):
@@ -107,6 +118,22 @@ class Pool:
     def latents(self) -> Parts:
         """Scaled latents float16 `[prompts, h, w, c]`."""
         return Parts(self.folder, "latents", np.float16)
+
+    def note_rate(self, images_per_second: float) -> None:
+        """Notes how fast this host draws, for those who ask from outside how long it will take."""
+        name = f"host-{hosts.index()}-of-{hosts.count()}.json"
+        write_json(self.folder / "rates" / name, {"images_per_second": images_per_second, "time": time.time()})
+
+    def rates(self) -> list[float]:
+        """Images a second of each of the hosts that drew last; [] where no rate is known."""
+        folder = self.folder / "rates"
+        files = list(folder.glob("host-*.json")) if folder.is_dir() else []
+        noted = {path.name: json.loads(path.read_text()) for path in files}
+        if not noted:
+            return []
+        last = max(noted, key=lambda name: noted[name]["time"])
+        count = last.rpartition("-of-")[2]
+        return [values["images_per_second"] for name, values in noted.items() if name.endswith(f"-of-{count}")]
 
     def scores(self, fingerprint: str) -> Parts:
         """Scores float32 `[prompts]` by the scorer with this fingerprint."""

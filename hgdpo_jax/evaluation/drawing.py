@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from hgdpo_jax import hosts
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.sharding import data_mesh
@@ -46,30 +47,34 @@ def draw_base_and_tuned(
     """Draws `seeds` images of every prompt with both models, all images of the first prompt first.
 
     The noise is a function of `seed`, the prompt's text and the number of the image. `latent_normalization` holds for
-    the tuned model; `report` receives the number of images drawn.
+    the tuned model; `report` receives the number of images drawn. Each host draws a share and gives all.
     """
     shape = model.latent_shape(width, height)
     batch = device_batch * data_mesh().size
-    # Whole batches, so that no row is drawn only to fill one up.
-    chunk = batch * max(1, _CHUNK_IMAGES // batch)
+    # Whole batches of every host, so that no row is drawn only to fill one up.
+    chunk = hosts.count() * batch * max(1, _CHUNK_IMAGES // batch)
     for start in range(0, len(prompts) * seeds, chunk):
         prompt_of, seed_of = np.divmod(np.arange(start, min(start + chunk, len(prompts) * seeds)), seeds)
-        texts = [prompts[i] for i in prompt_of]
-        noise = np.asarray(image_noise(seed, texts, seed_of, shape))
-        images = []
-        for tuned in (False, True):
-            latents = model.generate_latents(
-                texts,
-                noise,
-                # A scale of zero is the base, in the program that is compiled already.
-                [(adapter, jnp.float32(scale if tuned else 0.0))],
-                negative_prompts=[negative_prompt] * len(texts),
-                clip_skip=clip_skip,
-                steps=steps,
-                guidance=guidance,
-                latent_normalization=tuned and latent_normalization,
-                device_batch=device_batch,
-                report=report,
-            )
-            images.append(model.decode_latents(latents, device_batch))
-        yield Drawn(prompt_of, seed_of, *images)
+
+        def draw(rows, prompt_of=prompt_of, seed_of=seed_of):
+            texts = [prompts[i] for i in prompt_of[rows]]
+            noise = np.asarray(image_noise(seed, texts, seed_of[rows], shape))
+            images = {}
+            for name in ("base", "tuned"):
+                latents = model.generate_latents(
+                    texts,
+                    noise,
+                    # A scale of zero is the base, in the program that is compiled already.
+                    [(adapter, jnp.float32(scale if name == "tuned" else 0.0))],
+                    negative_prompts=[negative_prompt] * len(texts),
+                    clip_skip=clip_skip,
+                    steps=steps,
+                    guidance=guidance,
+                    latent_normalization=name == "tuned" and latent_normalization,
+                    device_batch=device_batch,
+                    report=lambda images: report and report(images * hosts.count()),
+                )
+                images[name] = model.decode_latents(latents, device_batch)
+            return images
+
+        yield Drawn(prompt_of, seed_of, **hosts.divide(draw, len(prompt_of)))

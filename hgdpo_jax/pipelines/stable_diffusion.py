@@ -45,6 +45,12 @@ class StableDiffusion:
     tokenizer: Any
     parameters: dict[str, dict]
     configs: Mapping[str, Mapping[str, Any]]
+    # What is compiled serves all weights of these networks.
+    programs: Any = None
+
+    def __post_init__(self) -> None:
+        if self.programs is None:
+            object.__setattr__(self, "programs", _Programs(self))
 
     @classmethod
     def load(cls, source: str, dtype: str = "float32", tokenizer: str = "", vae: str = "") -> "StableDiffusion":
@@ -94,11 +100,16 @@ class StableDiffusion:
             unet=self.unet.clone(dtype=compute),
             autoencoder=self.autoencoder.clone(dtype=compute),
             text_encoder=self.text_encoder.clone(dtype=compute),
+            programs=None,
         )
+
+    def with_parameters(self, **parameters: dict) -> "StableDiffusion":
+        """The same networks with other weights in some of them, which lie on the devices."""
+        return dataclasses.replace(self, parameters={**self.parameters, **parameters})
 
     def with_unet(self, unet: dict) -> "StableDiffusion":
         """The same checkpoint with other weights in its U-Net."""
-        return dataclasses.replace(self, parameters={**self.parameters, "unet": replicate(unet, data_mesh())})
+        return self.with_parameters(unet=replicate(unet, data_mesh()))
 
     def with_adapter(self, adapter: lora.Adapter, scale: float = 1.0) -> "StableDiffusion":
         """The same checkpoint with an adapter merged into its weights; raises UserError where it does not fit.
@@ -107,8 +118,9 @@ class StableDiffusion:
         """
         unet, text = lora.split(adapter)
         text_encoder = lora.merge(self.parameters["text_encoder"], text, scale)
-        merged = dataclasses.replace(self, parameters={**self.parameters, "text_encoder": text_encoder})
-        return merged.with_unet(lora.merge(self.parameters["unet"], unet, scale))
+        return self.with_parameters(text_encoder=text_encoder).with_unet(
+            lora.merge(self.parameters["unet"], unet, scale)
+        )
 
     def save(self, folder: epath.PathLike, storage: str = "float16") -> None:
         """Writes a folder that diffusers and `load` read; `storage` is "float16" or "float32"."""
@@ -224,7 +236,7 @@ class StableDiffusion:
         # Most adapters have nothing for the text encoder, and then share its program.
         applied = tuple((adapter, scale) for adapter, scale in adapters if lora.split(adapter)[1])
         return map_batches(
-            lambda rows: self._text_states(
+            lambda rows: self.programs.text_states(
                 self.parameters, on_devices(ids[rows]), clip_skip=clip_skip, adapters=applied
             ),
             len(ids),
@@ -234,18 +246,20 @@ class StableDiffusion:
     def predict_noise(self, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[np.ndarray, "n h w c"]:
         """One call of the U-Net; timesteps `[n]`."""
         self._check(adapters)
-        return np.asarray(self._noise(self.parameters, latents, jnp.asarray(timesteps), text_states, tuple(adapters)))
+        return np.asarray(
+            self.programs.noise(self.parameters, latents, jnp.asarray(timesteps), text_states, tuple(adapters))
+        )
 
     def encode_images(self, images: ImageBatch, device_batch: int = 16) -> Float[np.ndarray, "n h w c"]:
         """Scaled posterior means of the images' latents, float32."""
         return map_batches(
-            lambda rows: self._encode(self.parameters, on_devices(images[rows])), len(images), device_batch
+            lambda rows: self.programs.encode(self.parameters, on_devices(images[rows])), len(images), device_batch
         )
 
     def decode_latents(self, latents: Float[np.ndarray, "n h w c"], device_batch: int = 16) -> ImageBatch:
         """Pixels of scaled latents."""
         return map_batches(
-            lambda rows: self._decode(self.parameters, on_devices(latents[rows])), len(latents), device_batch
+            lambda rows: self.programs.decode(self.parameters, on_devices(latents[rows])), len(latents), device_batch
         )
 
     def generate_latents(
@@ -272,25 +286,51 @@ class StableDiffusion:
             distinct = list(dict.fromkeys(texts))
             states = self.encode_prompts(distinct, clip_skip, adapters=adapters)
             place = {text: i for i, text in enumerate(distinct)}
-            return lambda rows: states[[place[texts[row]] for row in rows]]
+            rows = [place[text] for text in texts]
+            # One text for all, as the empty prompt is, takes the memory of one.
+            return states[rows] if len(distinct) > 1 else np.broadcast_to(states, (len(rows), *states.shape[1:]))
 
-        positive = encoded(prompts, clip_skip)
-        # All layers, as diffusers has it: an adapter should draw there as it was trained here.
-        negative = encoded(negative_prompts or [""] * len(prompts), 0)
+        return self.draw_latents(
+            initial_latents,
+            encoded(prompts, clip_skip),
+            # All layers, as diffusers has it: an adapter should draw there as it was trained here.
+            encoded(negative_prompts or [""] * len(prompts), 0),
+            adapters,
+            steps=steps,
+            guidance=guidance,
+            latent_normalization=latent_normalization,
+            device_batch=device_batch,
+            report=report,
+        )
+
+    def draw_latents(
+        self,
+        initial_latents: Float[np.ndarray, "n h w c"],
+        text_states: Float[np.ndarray, "n t d"],
+        negative_states: Float[np.ndarray, "n t d"],
+        adapters: Adapters = (),
+        *,
+        steps: int = 50,
+        guidance: float = 5.0,
+        latent_normalization: bool = False,
+        device_batch: int = 8,
+        report=None,
+    ) -> Float[np.ndarray, "n h w c"]:
+        """`generate_latents` from the states of prompts and of negative prompts, for who has them already."""
 
         def run(rows):
-            return self._sample(
+            return self.programs.sample(
                 self.parameters,
                 on_devices(initial_latents[rows]),
-                on_devices(positive(rows)),
-                on_devices(negative(rows)),
+                on_devices(text_states[rows]),
+                on_devices(negative_states[rows]),
                 tuple(adapters),
                 steps=steps,
                 guidance=guidance,
                 latent_normalization=latent_normalization,
             )
 
-        return map_batches(run, len(prompts), device_batch, report)
+        return map_batches(run, len(initial_latents), device_batch, report)
 
     def generate(
         self,
@@ -342,25 +382,17 @@ class StableDiffusion:
         unet = lora.find_layers(self.parameters["unet"])
         return unet | {lora.TEXT_ENCODER + path: widths for path, widths in text.items()}
 
-    @functools.cached_property
-    def _text_states(self):
-        return jax.jit(self.text_states, static_argnames="clip_skip")
 
-    @functools.cached_property
-    def _noise(self):
-        return jax.jit(self.noise)
+class _Programs:
+    """The pure functions of a model, compiled; they hold its networks and none of its weights."""
 
-    @functools.cached_property
-    def _sample(self):
-        return jax.jit(self.sample, static_argnames=("steps", "guidance", "latent_normalization"))
-
-    @functools.cached_property
-    def _encode(self):
-        return jax.jit(self.encode)
-
-    @functools.cached_property
-    def _decode(self):
-        return jax.jit(self.decode)
+    def __init__(self, model: StableDiffusion):
+        pure = dataclasses.replace(model, parameters={}, programs=self)
+        self.text_states = jax.jit(pure.text_states, static_argnames="clip_skip")
+        self.noise = jax.jit(pure.noise)
+        self.sample = jax.jit(pure.sample, static_argnames=("steps", "guidance", "latent_normalization"))
+        self.encode = jax.jit(pure.encode)
+        self.decode = jax.jit(pure.decode)
 
 
 def apply(module: Any, parameters: dict, *arguments, **keywords) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, write_json
 from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages
 from hgdpo_jax.data.image_folder import ImageFolder
@@ -21,6 +22,7 @@ from hgdpo_jax.stages.generate_pool import base_fingerprints, batch_of_block, lo
 from hgdpo_jax.weights import folders
 
 INPUTS = ()
+EVERY_HOST = True
 _CAPTIONS_SHOWN = 8
 
 
@@ -55,15 +57,18 @@ def run(config, run: StageRun) -> None:
     model.latent_shape(config.pool.width, config.pool.height)
     warn_long_prompts(images.captions, model.tokenizer)
     encoded = _encoded(run, len(images))
-    missing = encoded.missing()
+    hosts.wait()
+    starts = hosts.from_first([rows.start for rows in encoded.missing()])
+    missing = [rows for rows in encoded.files() if rows.start in hosts.own(starts)]
     empty = model.encode_prompts([""])[0]
     device_batch = batch_of_block(config.scoring.device_batch, min(ROWS_PER_FILE, len(images)))
     autoencoder = {"vae": model.parameters["vae"]}
     # The standard deviation too: training samples the posterior anew each time it sees an image, as is usual.
     encode = jax.jit(lambda parameters, pixels: jnp.concatenate(model.posterior(parameters, pixels), axis=-1))
+    images_each = len(images) // hosts.count()
     with (
         progress(
-            total=len(images), initial=len(images) - sum(map(len, missing)), description="encode_images", unit="image"
+            total=images_each, initial=images_each - sum(map(len, missing)), description="encode_images", unit="image"
         ) as bar,
         write_behind() as write,
     ):
@@ -80,7 +85,9 @@ def run(config, run: StageRun) -> None:
             write(encoded.write, rows, moments, states)
     # What fine-tuning draws while it goes on; it does not read the folder again.
     shown = list(itertools.islice(dict.fromkeys(filter(None, images.captions)), _CAPTIONS_SHOWN))
-    write_json(run.folder / "images.json", {"images": len(images), "captions": shown})
+    hosts.wait()
+    if hosts.is_first():
+        write_json(run.folder / "images.json", {"images": len(images), "captions": shown})
 
 
 def read_encoded(folder) -> tuple[EncodedImages, list[str]]:

@@ -3,6 +3,7 @@
 import numpy as np
 from etils import epath
 
+from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
@@ -16,6 +17,7 @@ from hgdpo_jax.stages.generate_pool import base_fingerprints
 from hgdpo_jax.stages.sample_images import draw, drawing_settings
 
 INPUTS = ("check_pairs", "train_policy", "export_adapter")
+EVERY_HOST = True
 _EXAMPLES = 24
 _TOON_ATTRIBUTION = (
     "Toon portraits: remix of “ToonHead” (https://www.figma.com/community/file/1589627891082866389) by Johan Melin, "
@@ -51,6 +53,8 @@ def run(config, run: StageRun) -> None:
     colors = HSVSums(), HSVSums()
     examples = []
     for drawn in draw(config, run.input("export_adapter"), prompts, seeds, "evaluate_policy"):
+        if not hosts.is_first():
+            continue
         texts = [prompts[i] for i in drawn.prompts]
         for side, images in enumerate((drawn.base, drawn.tuned)):
             colors[side].add(images)
@@ -63,6 +67,8 @@ def run(config, run: StageRun) -> None:
             # A copy, so that the rest of the chunk can go.
             examples.append(ImagePair(texts[row], drawn.base[row].copy(), drawn.tuned[row].copy(), base, tuned))
 
+    if not hosts.is_first():
+        return
     pair_check, best_pairs, worst_pairs = read_check(run.input("check_pairs"))
     report = ReportData(
         title=f"{run.experiment}: base against tuned",

@@ -6,19 +6,20 @@ The result is a checkpoint of its own, in float16, whose VAE and text encoder ar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jax.sharding import Mesh
+from jaxtyping import Bool
 
-from hgdpo_jax import losses
+from hgdpo_jax import hosts, losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.checkpoints import Checkpoints
-from hgdpo_jax.data.batches import shuffled_batches
+from hgdpo_jax.data.batches import ShuffledBatches
 from hgdpo_jax.diffusion.schedule import add_noise
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.contact_sheet import contact_sheet
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
-from hgdpo_jax.sharding import data_mesh
+from hgdpo_jax.sharding import on_each_device, shard_parameters, training_mesh
 from hgdpo_jax.stages.encode_images import read_encoded
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.stages.train_policy import check_training
@@ -28,10 +29,11 @@ from hgdpo_jax.training.optimizer import make_optimizer
 from hgdpo_jax.weights.stable_diffusion_files import read_license, write_card
 
 INPUTS = ("encode_images",)
+EVERY_HOST = True
 
-# The images count as they were encoded. How a batch is cut, and how often one looks at the model or saves it, may
-# change while it runs.
-_NOT_SETTINGS = ("images", "caption_column", "device_batch", "evaluate_every", "checkpoint_every")
+# The images count as they were encoded. How devices share the work, and how often one looks at the model or saves it,
+# may change while it runs.
+_NOT_SETTINGS = ("images", "caption_column", "device_batch", "fsdp", "evaluate_every", "checkpoint_every")
 
 
 def settings(config) -> dict:
@@ -51,7 +53,7 @@ def check(config) -> None:
     check_training(options, "finetune")
 
 
-def make_finetune_step(model: StableDiffusion, optimizer, parts: int):
+def make_finetune_step(model: StableDiffusion, optimizer, parts: int, mesh: Mesh):
     """One compiled step `(state, None, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged.
 
     A batch has `moments` and `text_states`, rows as in `EncodedImages`.
@@ -74,18 +76,12 @@ def make_finetune_step(model: StableDiffusion, optimizer, parts: int):
             "text_states": batch["text_states"],
         }
 
-    return make_accumulating_step(loss_function, optimizer, draw, parts)
+    return make_accumulating_step(loss_function, optimizer, draw, parts, mesh)
 
 
-def drop_captions(
-    text_states: Float[np.ndarray, "n t d"],
-    empty_states: Float[np.ndarray, "t d"],
-    share: float,
-    random: np.random.Generator,
-) -> Float[np.ndarray, "n t d"]:
-    """The states, each caption's replaced by those of the empty prompt with a probability of `share`."""
-    dropped = random.random(len(text_states)) < share
-    return np.where(dropped[:, None, None], empty_states, text_states)
+def drop_captions(seed: int, step: int, batch_size: int, share: float) -> Bool[np.ndarray, " batch_size"]:
+    """For each row of a step's batch whether the empty prompt replaces its caption, with a probability of `share`."""
+    return np.random.default_rng((seed, step)).random(batch_size) < share
 
 
 def run(config, run: StageRun) -> None:
@@ -100,39 +96,50 @@ def run(config, run: StageRun) -> None:
         max_gradient_norm=options.max_gradient_norm,
         adam_bits=options.adam_bits,
     )
-    parts = accumulation_steps(options.batch_size, options.device_batch, data_mesh().size)
-    step_function = make_finetune_step(model, optimizer, parts)
-    batches = shuffled_batches(images, options.batch_size, config.seed)
+    mesh = training_mesh(options.fsdp)
+    parts = accumulation_steps(options.batch_size, options.device_batch, mesh.size)
+    step_function = make_finetune_step(model, optimizer, parts, mesh)
+    batches = ShuffledBatches(images, options.batch_size, config.seed)
     # With all layers, as guidance leads away from it.
     empty = model.encode_prompts([""])[0].astype(np.float16)
 
     def batch_at(step):
-        batch, random = batches[step], np.random.default_rng((config.seed, step))
-        states = drop_captions(batch["text_states"], empty, options.empty_captions, random)
+        batch = batches[step]
+        dropped = drop_captions(config.seed, step, options.batch_size, options.empty_captions)
+        own = dropped[np.asarray(hosts.own_rows(options.batch_size)), None, None]
+        states = np.where(own, empty, batch["text_states"])
         return {"moments": batch["moments"], "text_states": states}, training_key(config.seed, step)
 
     log = RunLog(run.folder)
     shape = model.latent_shape(config.pool.width, config.pool.height)
-    start = image_noise(config.seed, captions, np.zeros(len(captions), np.int32), shape)
+    start = np.asarray(image_noise(config.seed, captions, np.zeros(len(captions), np.int32), shape))
 
     def draw_samples(state, step):
-        latents = model.with_unet(state["parameters"]).generate_latents(
-            captions,
-            np.asarray(start),
-            negative_prompts=[config.pool.negative_prompt] * len(captions),
-            clip_skip=config.pool.clip_skip,
-            steps=config.pool.steps,
-            guidance=config.pool.guidance,
-            device_batch=config.pool.device_batch,
-        )
-        log.image(step, "samples", contact_sheet(model.decode_latents(latents, config.pool.device_batch), columns=4))
+        tuned = model.with_parameters(unet=on_each_device(state["parameters"], mesh))
+
+        def draw(rows):
+            latents = tuned.generate_latents(
+                [captions[row] for row in rows],
+                start[rows],
+                negative_prompts=[config.pool.negative_prompt] * len(rows),
+                clip_skip=config.pool.clip_skip,
+                steps=config.pool.steps,
+                guidance=config.pool.guidance,
+                device_batch=config.pool.device_batch,
+            )
+            return {"images": tuned.decode_latents(latents, config.pool.device_batch)}
+
+        log.image(step, "samples", contact_sheet(hosts.divide(draw, len(captions))["images"], columns=4))
         return {}
 
-    parameters = model.parameters["unet"]
+    parameters = shard_parameters(model.parameters["unet"], mesh)
+    # Where devices share the U-Net, none keeps a copy of its own but while it draws.
+    model = model.with_parameters(unet={})
     state = train(
-        {"parameters": parameters, "optimizer": optimizer.init(parameters)},
+        {"parameters": parameters, "optimizer": jax.jit(optimizer.init)(parameters)},
         lambda state, batch: step_function(state, None, *batch),
         batch_at,
+        mesh=mesh,
         steps=options.steps,
         checkpoints=Checkpoints(run.folder / "checkpoints"),
         log=log,
@@ -143,5 +150,7 @@ def run(config, run: StageRun) -> None:
         samples_per_step=options.batch_size,
         unit="image",
     )
-    model.with_unet(state["parameters"]).save(run.folder / "base")
-    write_card(run.folder / "base", base=config.weights.base, license=read_license(config.weights.base))
+    trained = model.with_parameters(unet=on_each_device(state["parameters"], mesh))
+    if hosts.is_first():
+        trained.save(run.folder / "base")
+        write_card(run.folder / "base", base=config.weights.base, license=read_license(config.weights.base))

@@ -1,8 +1,11 @@
 """Draws the pool: for every training prompt the same number of images, as latents (HG-DPO, Eq. 4)."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
+from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
 from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
 from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
@@ -14,6 +17,7 @@ from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.sources import resolve_source
 
 INPUTS = ()
+EVERY_HOST = True
 
 
 def settings(config) -> dict:
@@ -80,26 +84,32 @@ def plan(config, run: StageRun) -> str:
         return words
     # So many prompts another experiment can take for its own pool, and need not wait.
     finished = sum(len(block.prompts) for block in blocks[: blocks.index(missing[0][0])])
-    return f"{words}; drawn are {done:,} of {total:,} images, all of the first {finished:,} prompts"
+    words += f"; drawn are {done:,} of {total:,} images, all of the first {finished:,} prompts"
+    if rates := pool.rates():
+        hours = (total - done) / sum(rates) / 3600
+        words += f"; {sum(rates):.3g} images/s on {len(rates)} host{'s'[: len(rates) > 1]}, {hours:.1f} hours left"
+    return words
 
 
 def run(config, run: StageRun) -> None:
     pool, blocks = complete_pool(config, run)
-    write_json(
-        run.folder / "pool.json",
-        {
-            "pool": pool.folder.name,
-            "blocks": [block.name for block in blocks],
-            "images": config.pool.size * sum(len(block.prompts) for block in blocks),
-        },
-    )
+    if hosts.is_first():
+        write_json(
+            run.folder / "pool.json",
+            {
+                "pool": pool.folder.name,
+                "blocks": [block.name for block in blocks],
+                "images": config.pool.size * sum(len(block.prompts) for block in blocks),
+            },
+        )
 
 
 def complete_pool(config, run: StageRun) -> tuple[Pool, list[Block]]:
-    """The pool and its blocks, with all images that were missing drawn."""
+    """The pool and its blocks, with all images that were missing drawn, a share of them by each host."""
     pool, blocks = _pool(config, run)
-    if missing := pool.latents.missing(blocks, config.pool.size):
-        _draw(config, pool, missing, sum(len(block.prompts) for block in blocks) * config.pool.size)
+    images = sum(len(block.prompts) for block in blocks) * config.pool.size
+    while missing := pool.latents.missing_for_all(blocks, config.pool.size):
+        _draw(config, pool, hosts.own(missing), images // hosts.count())
     return pool, blocks
 
 
@@ -115,29 +125,38 @@ def batch_of_block(device_batch: int, block: int) -> int:
     return min(device_batch, -(-block // jax.local_device_count()))
 
 
-def _draw(config, pool: Pool, missing: list[tuple[Block, int]], images: int) -> None:
-    write_json(pool.folder / "settings.json", drawing_settings(config))
+def _draw(config, pool: Pool, missing: Sequence[tuple[Block, int]], images: int) -> None:
+    """Draws missing parts, this host's share; `images` is the share of the whole pool."""
+    if hosts.is_first():
+        write_json(pool.folder / "settings.json", drawing_settings(config))
     model = load_base(config)
     shape = model.latent_shape(config.pool.width, config.pool.height)
-    warn_long_prompts([*_prompts(config), config.pool.negative_prompt], model.tokenizer)
+    if hosts.is_first():
+        warn_long_prompts([*_prompts(config), config.pool.negative_prompt], model.tokenizer)
+    # As the text encoder's every layer sees it, for diffusers has it so.
+    negative_states = model.encode_prompts([config.pool.negative_prompt])
+    encoded: tuple[Block | None, np.ndarray] = (None, negative_states)
     done = images - sum(len(block.prompts) for block, _ in missing)
     with (
         progress(total=images, initial=done, description="generate_pool", unit="image") as bar,
         write_behind() as write,
     ):
         for block, index in missing:
+            if encoded[0] != block:
+                encoded = block, model.encode_prompts(block.prompts, config.pool.clip_skip)
             indices = np.full(len(block.prompts), index)
-            latents = model.generate_latents(
-                block.prompts,
+            latents = model.draw_latents(
                 np.asarray(image_noise(config.seed, block.prompts, indices, shape)),
-                negative_prompts=[config.pool.negative_prompt] * len(block.prompts),
-                clip_skip=config.pool.clip_skip,
+                encoded[1],
+                np.broadcast_to(negative_states, encoded[1].shape),
                 steps=config.pool.steps,
                 guidance=config.pool.guidance,
                 device_batch=batch_of_block(config.pool.device_batch, config.pool.block),
                 report=bar.update,
             )
             write(pool.latents.write, block, index, latents)
+            if rate := bar.rate():
+                write(pool.note_rate, rate)
 
 
 def _prompts(config) -> list[str]:

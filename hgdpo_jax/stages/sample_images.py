@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from hgdpo_jax import hosts
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.artifacts import StageRun, write_bytes, write_json
 from hgdpo_jax.data.prompts import load_prompts
@@ -20,6 +21,7 @@ from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, samplin
 from hgdpo_jax.weights import lora_files
 
 INPUTS = ("export_adapter",)
+EVERY_HOST = True
 _TEST_PROMPTS = 8
 _SHEET_COLUMNS = 8
 _SHEET_HEIGHT = 256
@@ -59,6 +61,8 @@ def run(config, run: StageRun) -> None:
     listed: list[dict] = [{"prompt": prompt, "images": []} for prompt in prompts]
     pairs = []
     for drawn in draw(config, run.input("export_adapter"), prompts, config.sample.seeds, "sample_images"):
+        if not hosts.is_first():
+            continue
         for i, seed, base, tuned in zip(drawn.prompts, drawn.seeds, drawn.base, drawn.tuned, strict=True):
             names = {model: f"images/{i:03d}-{_slug(prompts[i])}-{seed}-{model}.png" for model in ("base", "tuned")}
             write_bytes(run.folder / names["base"], png_bytes(base))
@@ -67,8 +71,9 @@ def run(config, run: StageRun) -> None:
             # All of them at full size would be a lot to keep for one sheet.
             base, tuned = (np.asarray(resize_for_display(image, _SHEET_HEIGHT)) for image in (base, tuned))
             pairs.append(ImagePair(prompts[i], base, tuned, {}, {}))
-    write_json(run.folder / "prompts.json", listed)
-    write_bytes(run.folder / "sheet.png", _sheet(pairs))
+    if hosts.is_first():
+        write_json(run.folder / "prompts.json", listed)
+        write_bytes(run.folder / "sheet.png", _sheet(pairs))
 
 
 def draw(config, export_folder: epath.Path, prompts: list[str], seeds: int, description: str) -> Iterator[Drawn]:

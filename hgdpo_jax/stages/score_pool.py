@@ -1,7 +1,10 @@
 """Scores the images of the pool with the preference model (HG-DPO, Eq. 5)."""
 
+from collections.abc import Sequence
+
 import jax
 
+from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behind
 from hgdpo_jax.data.prompts import load_prompts
@@ -14,6 +17,7 @@ from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.sources import resolve_source
 
 INPUTS = ("generate_pool",)
+EVERY_HOST = True
 
 
 def settings(config) -> dict:
@@ -57,13 +61,14 @@ def plan(config, run: StageRun) -> str:
 def run(config, run: StageRun) -> None:
     run.input("generate_pool")
     pool, scores, blocks = complete_scores(config, run)
-    write_json(
-        run.folder / "scores.json",
-        {
-            "scores": f"{pool.folder.name}/{scores.folder.name}",
-            "images": config.pool.size * sum(len(block.prompts) for block in blocks),
-        },
-    )
+    if hosts.is_first():
+        write_json(
+            run.folder / "scores.json",
+            {
+                "scores": f"{pool.folder.name}/{scores.folder.name}",
+                "images": config.pool.size * sum(len(block.prompts) for block in blocks),
+            },
+        )
 
 
 def complete_scores(config, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
@@ -71,17 +76,15 @@ def complete_scores(config, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
     while True:
         pool, blocks = complete_pool(config, run)
         scores = pool.scores(fingerprint_of(settings(config)))
-        missing = scores.missing(blocks, config.pool.size)
-        try:
-            if missing:
-                images = sum(len(block.prompts) for block in blocks) * config.pool.size
-                _score(config, pool, scores, missing, images)
+        missing = scores.missing_for_all(blocks, config.pool.size)
+        if not missing:
             return pool, scores, blocks
-        except DamagedPartError:
-            continue
+        images = sum(len(block.prompts) for block in blocks) * config.pool.size
+        _score(config, pool, scores, hosts.own(missing), images // hosts.count())
 
 
-def _score(config, pool: Pool, scores: Parts, missing: list[tuple[Block, int]], images: int) -> None:
+def _score(config, pool: Pool, scores: Parts, missing: Sequence[tuple[Block, int]], images: int) -> None:
+    """Scores parts, this host's share, but for those whose latents are damaged; `images` is the share of the pool."""
     model = load_base(config)
     scorer = load_scorer(config)
     autoencoder = {"vae": model.parameters["vae"]}
@@ -98,7 +101,10 @@ def _score(config, pool: Pool, scores: Parts, missing: list[tuple[Block, int]], 
         write_behind() as write,
     ):
         for block, index in missing:
-            latents = pool.latents.read(block, index)
+            try:
+                latents = pool.latents.read(block, index)
+            except DamagedPartError:
+                continue
             if embedded[0] != block:
                 embedded = block, scorer.encode_prompts(block.prompts, device_batch)
             embeddings = embedded[1]

@@ -1,5 +1,6 @@
 """Makes preference pairs of the best and the worst image of each prompt's pool (HG-DPO, Eq. 6)."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, write_json
 from hgdpo_jax.data.image_filter import apply_filter, filter_pool, load_filter
 from hgdpo_jax.data.pairs import write_pairs
@@ -20,6 +22,7 @@ from hgdpo_jax.stages.generate_pool import batch_of_block, load_base
 from hgdpo_jax.stages.score_pool import complete_scores
 
 INPUTS = ("score_pool",)
+EVERY_HOST = True
 
 
 def settings(config) -> dict:
@@ -57,15 +60,24 @@ def plan(config, run: StageRun) -> str:
 def run(config, run: StageRun) -> None:
     run.input("score_pool")
     model = load_base(config)
-    shape = model.latent_shape(config.pool.width, config.pool.height)
-    while True:
+    written = False
+    while not written:
         pool, scores, blocks = complete_scores(config, run)
-        try:
-            selection = _Selection(config, model, pool, scores, _complete_filter(config, model, pool, blocks))
-            count = write_pairs(run.folder, selection.pairs(blocks), shape)
-            break
-        except DamagedPartError:
+        kept = _kept(config, pool)
+        if kept and (missing := kept.missing_for_all(blocks, config.pool.size)):
+            _filter(config, model, pool, kept, hosts.own(missing))
             continue
+        # Encoding two images of each prompt, where all hosts have drawn twenty, is worth no sharing.
+        if hosts.is_first():
+            with contextlib.suppress(DamagedPartError):
+                _write(config, run, _Selection(config, model, pool, scores, kept), blocks)
+                written = True
+        written = hosts.from_first(written)
+
+
+def _write(config, run: StageRun, selection: "_Selection", blocks: Sequence[Block]) -> None:
+    shape = selection.model.latent_shape(config.pool.width, config.pool.height)
+    count = write_pairs(run.folder, selection.pairs(blocks), shape)
     write_json(run.folder / "statistics.json", selection.statistics())
     prompts = sum(len(block.prompts) for block in blocks)
     if filtered := prompts - len(selection.spreads):
@@ -90,15 +102,15 @@ def winners_and_losers(
     return np.where(complete, order[:, 0], -1), np.where(complete, losers, -1)
 
 
-def _complete_filter(config, model: StableDiffusion, pool: Pool, blocks: Sequence[Block]) -> Parts | None:
-    """What the filter keeps, with all that was missing made; None without a filter."""
-    if not config.pairs.filter:
-        return None
-    image_filter, fingerprint = load_filter(config.pairs.filter)
-    kept = pool.kept(fingerprint)
+def _kept(config, pool: Pool) -> Parts | None:
+    """What the filter says of the pool; None without a filter."""
+    return pool.kept(load_filter(config.pairs.filter)[1]) if config.pairs.filter else None
+
+
+def _filter(config, model: StableDiffusion, pool: Pool, kept: Parts, parts: Sequence[tuple[Block, int]]) -> None:
     device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
-    filter_pool(image_filter, lambda x: model.decode_latents(x, device_batch), pool, kept, blocks, config.pool.size)
-    return kept
+    image_filter = load_filter(config.pairs.filter)[0]
+    filter_pool(image_filter, lambda x: model.decode_latents(x, device_batch), pool, kept, parts)
 
 
 class _Selection:

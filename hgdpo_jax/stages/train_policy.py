@@ -4,12 +4,15 @@ import functools
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
+from hgdpo_jax import hosts
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.checkpoints import Checkpoints
@@ -24,7 +27,7 @@ from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.pipelines.winner_step import winner_losses
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
-from hgdpo_jax.sharding import data_mesh
+from hgdpo_jax.sharding import on_each_device, shard_parameters, training_mesh
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, sampling_settings
 from hgdpo_jax.stages.score_pool import load_scorer, scorer_fingerprints
 from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulating_step
@@ -34,9 +37,11 @@ from hgdpo_jax.weights import lora_files
 from hgdpo_jax.weights.tensor_files import load_tensors
 
 INPUTS = ("select_pairs",)
+EVERY_HOST = True
 LOSSES = ("dpo", "sft")
 _GRID_IMAGES = 12
 BEST_FILE = "best.safetensors"
+_NOT_SETTINGS = ("device_batch", "fsdp", "checkpoint_every")
 
 
 def settings(config) -> dict:
@@ -48,8 +53,8 @@ def settings(config) -> dict:
         "adapter.rank": config.adapter.rank,
         "adapter.scale": config.adapter.scale,
         "loss": config.loss.to_dict(),
-        # How a batch is cut and how often it is saved may change while it runs.
-        "train": {k: v for k, v in config.train.to_dict().items() if k not in ("device_batch", "checkpoint_every")},
+        # How devices share a batch and how often it is saved may change while it runs.
+        "train": {k: v for k, v in config.train.to_dict().items() if k not in _NOT_SETTINGS},
         "prompts.validation": fingerprint_of({"texts": _validation_prompts(config)}),
         **sampling_settings(config),
     }
@@ -79,10 +84,13 @@ def check_training(options, name: str) -> None:
     for field in ("steps", "batch_size", "device_batch", "evaluate_every", "checkpoint_every"):
         if options[field] < 1:
             raise UserError(f"{name}.{field} is {options[field]}, expected at least 1")
-    devices = jax.local_device_count()
-    if options.batch_size % devices:
+    if options.batch_size % jax.device_count():
         raise UserError(
-            f"{name}.batch_size is {options.batch_size}, expected a multiple of the {devices} local devices"
+            f"{name}.batch_size is {options.batch_size}, expected a multiple of the {jax.device_count()} devices"
+        )
+    if options.fsdp < 0 or (options.fsdp and jax.local_device_count() % options.fsdp):
+        raise UserError(
+            f"{name}.fsdp is {options.fsdp}, expected 0 or a divisor of the {jax.local_device_count()} local devices"
         )
 
 
@@ -102,7 +110,7 @@ def make_losses(config, model: StableDiffusion) -> Callable[..., dict[str, jax.A
     )
 
 
-def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, timesteps: int, parts: int):
+def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, timesteps: int, parts: int, mesh: Mesh):
     """One compiled step `(state, base, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged."""
 
     def loss_function(parameters, base, batch):
@@ -118,7 +126,7 @@ def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, tim
             "timesteps": jax.random.randint(time_key, shape[:1], 0, timesteps),
         }
 
-    return make_accumulating_step(loss_function, optimizer, draw, parts)
+    return make_accumulating_step(loss_function, optimizer, draw, parts, mesh)
 
 
 def run(config, run: StageRun) -> None:
@@ -134,9 +142,12 @@ def run(config, run: StageRun) -> None:
     targets = lora.find_targets(model.parameters["unet"])
     parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
     state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
-    parts = accumulation_steps(config.train.batch_size, config.train.device_batch, data_mesh().size)
-    step_function = make_policy_step(make_losses(config, model), optimizer, len(model.schedule.betas), parts)
-    base = {name: model.parameters[name] for name in ("unet", "text_encoder")}
+    mesh = training_mesh(config.train.fsdp)
+    parts = accumulation_steps(config.train.batch_size, config.train.device_batch, mesh.size)
+    step_function = make_policy_step(make_losses(config, model), optimizer, len(model.schedule.betas), parts, mesh)
+    base = shard_parameters({name: model.parameters[name] for name in ("unet", "text_encoder")}, mesh)
+    # Where devices share the base, none keeps a copy of its own but while it draws.
+    model = model.with_parameters(unet={}, text_encoder={})
 
     def batch_at(step):
         batch = pairs.batch(step)
@@ -152,19 +163,21 @@ def run(config, run: StageRun) -> None:
     best = Best(run.folder)
     first_evaluated = min(config.train.evaluate_every, config.train.steps)
     if not best.is_there() and any(step >= first_evaluated for step in checkpoints.steps()):
-        print(f"warning: {best.path} is missing or damaged; training starts anew", file=sys.stderr, flush=True)
+        if hosts.is_first():
+            print(f"warning: {best.path} is missing or damaged; training starts anew", file=sys.stderr, flush=True)
         checkpoints.remove(first_evaluated)
-    validation = Validation(config, model, log)
+    validation = Validation(config, model, base, mesh, log)
 
     def evaluate(state, step):
         measured = validation(state, step)
-        best.offer(state["parameters"], step, measured["validation_win_rate"])
+        best.offer(on_each_device(state["parameters"], mesh), step, measured["validation_win_rate"])
         return measured
 
     train(
         state,
         lambda state, batch: step_function(state, base, *batch),
         batch_at,
+        mesh=mesh,
         steps=config.train.steps,
         checkpoints=checkpoints,
         log=log,
@@ -194,58 +207,68 @@ class Best:
 
     def offer(self, parameters, step: int, win_rate: float) -> None:
         """Keeps the LoRA of a step if it is as good as the one kept."""
-        if win_rate >= self.win_rate:
+        if win_rate >= self.win_rate and hosts.is_first():
             self.win_rate = win_rate
             metadata = {"step": str(step), "validation_win_rate": repr(win_rate)}
             lora_files.save_adapter(jax.device_get(parameters), self.path, metadata=metadata)
 
 
 class Validation:
-    """Win rate by the training scorer, colour shift and a grid of pictures on the validation prompts."""
+    """Win rate by the training scorer, colour shift and a grid of pictures on the validation prompts.
 
-    def __init__(self, config, model: StableDiffusion, log: RunLog):
-        self.model, self.log, self.scale = model, log, config.adapter.scale
+    `base` has the U-Net and the text encoder as they lie on the mesh.
+    """
+
+    def __init__(self, config, model: StableDiffusion, base: dict, mesh: Mesh, log: RunLog):
+        self.config, self.model, self.base_parameters, self.mesh, self.log = config, model, base, mesh, log
         self.scorer = load_scorer(config)
-        self.device_batch = config.pool.device_batch
         self.prompts = _validation_prompts(config)
-        self.sampling = {
-            "negative_prompts": [config.pool.negative_prompt] * len(self.prompts),
-            "clip_skip": config.pool.clip_skip,
-            "steps": config.pool.steps,
-            "guidance": config.pool.guidance,
-        }
-        shape = model.latent_shape(config.pool.width, config.pool.height)
-        self.start = np.asarray(image_noise(config.seed, self.prompts, np.zeros(len(self.prompts), np.int32), shape))
-        self.base: tuple | None = None
+        self.shape = model.latent_shape(config.pool.width, config.pool.height)
+        self.base: tuple[dict[str, np.ndarray], Any] | None = None
 
-    def draw(self, adapter: dict, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, adapter: dict, scale: float) -> dict[str, np.ndarray]:
         """Images and their scores, with the adapter at a scale; scale 0 is the base, in the same compiled program."""
-        latents = self.model.generate_latents(
-            self.prompts,
-            self.start,
-            [(adapter, jnp.float32(scale))],
-            device_batch=self.device_batch,
-            **self.sampling,
-        )
-        images = self.model.decode_latents(latents, self.device_batch)
-        return images, self.scorer.score(images, self.prompts, self.device_batch)
+        pool, model = self.config.pool, self.model.with_parameters(**on_each_device(self.base_parameters, self.mesh))
+
+        def draw_own(rows):
+            prompts = [self.prompts[row] for row in rows]
+            noise = image_noise(self.config.seed, prompts, np.zeros(len(prompts), np.int32), self.shape)
+            latents = model.generate_latents(
+                prompts,
+                np.asarray(noise),
+                [(adapter, jnp.float32(scale))],
+                negative_prompts=[pool.negative_prompt] * len(prompts),
+                clip_skip=pool.clip_skip,
+                steps=pool.steps,
+                guidance=pool.guidance,
+                device_batch=pool.device_batch,
+            )
+            images = model.decode_latents(latents, pool.device_batch)
+            return {"images": images, "scores": self.scorer.score(images, prompts, pool.device_batch)}
+
+        return hosts.divide(draw_own, len(self.prompts))
 
     def __call__(self, state, step: int) -> dict[str, float]:
         """Measures the adapter after `step` steps."""
-        adapter = state["parameters"]
+        adapter = on_each_device(state["parameters"], self.mesh)
         if self.base is None:
-            images, scores = self.draw(adapter, 0.0)
-            self.base = images, scores, hsv_means(images)
-        base_images, base_scores, base_means = self.base
-        images, scores = self.draw(adapter, self.scale)
-        shift = shift_between(base_means, hsv_means(images))
+            drawn = self.draw(adapter, 0.0)
+            self.base = drawn, hsv_means(drawn["images"])
+        (base, base_means), tuned = self.base, self.draw(adapter, self.config.adapter.scale)
+        shift = shift_between(base_means, hsv_means(tuned["images"]))
         pairs = [
-            ImagePair(prompt, base_images[i], images[i], {"score": float(base_scores[i])}, {"score": float(scores[i])})
+            ImagePair(
+                prompt,
+                base["images"][i],
+                tuned["images"][i],
+                {"score": float(base["scores"][i])},
+                {"score": float(tuned["scores"][i])},
+            )
             for i, prompt in enumerate(self.prompts[:_GRID_IMAGES])
         ]
         self.log.image(step, "validation", pair_grid(pairs, "base", "tuned", "score"))
         return {
-            "validation_win_rate": win_rate(scores[:, None], base_scores[:, None]).rate,
+            "validation_win_rate": win_rate(tuned["scores"][:, None], base["scores"][:, None]).rate,
             "validation_hue_shift": shift.signed_hue,
             "validation_saturation_shift": shift.signed_saturation,
             "validation_value_shift": shift.signed_value,

@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hgdpo_jax.sharding import parameter_sharding
 
 Scalars = dict[str, jax.Array]
 
@@ -21,14 +24,22 @@ def make_accumulating_step(
     optimizer: optax.GradientTransformation,
     draw: Callable[[Any, jax.Array], Any],
     parts: int,
+    mesh: Mesh,
 ):
     """One compiled step `(state, frozen, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged.
 
     `loss_function(parameters, frozen, batch)` is a mean over the rows of a batch, with other means to log. `draw(batch,
     key)` adds to the whole batch what is random in it, one row a row, so that this does not depend on how the batch is
-    divided. The state has `parameters` and `optimizer`; its buffers are reused.
+    divided. The state has `parameters` and `optimizer`; its buffers are reused. Parameters that are divided over the
+    mesh's "fsdp" axis are put together for the loss only, and their gradients divided as they are.
     """
-    gradient = jax.value_and_grad(loss_function, has_aux=True)
+
+    def gradient(parameters, frozen, batch):
+        def loss(parameters):
+            return loss_function(_whole(parameters, mesh), _whole(frozen, mesh), batch)
+
+        values, gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        return values, _divided(gradients, mesh)
 
     def step(state, frozen, batch, key):
         batch = draw(batch, key)
@@ -50,6 +61,19 @@ def make_accumulating_step(
             scalars, gradients = jax.tree.map(lambda x: x / parts, sums)
         updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["parameters"])
         state = {"parameters": optax.apply_updates(state["parameters"], updates), "optimizer": optimizer_state}
-        return state, scalars | {"gradient_norm": optax.tree.norm(gradients)}
+        # Else the compiler may leave whole what comes divided, and nothing would be reused.
+        return _divided(state, mesh), scalars | {"gradient_norm": optax.tree.norm(gradients)}
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _whole(tree, mesh: Mesh):
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _divided(tree, mesh: Mesh):
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, parameter_sharding(x.shape, mesh)), tree)

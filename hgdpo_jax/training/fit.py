@@ -5,8 +5,11 @@ from typing import Any
 import jax
 from etils import epath
 
+from hgdpo_jax import hosts
 from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.errors import UserError
 from hgdpo_jax.run_log import RunLog
+from hgdpo_jax.sharding import data_mesh
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
 from hgdpo_jax.training.state import initial_state, make_step
@@ -30,8 +33,10 @@ def fit(
     """Moving average of the parameters after `steps` of AdamW on `loss_function(parameters, frozen, batch)`.
 
     The learning rate warms up, then falls to zero along a cosine; gradients are clipped to norm 1. Checkpoints and log
-    lie in `folder`. `loop` goes to `train`, which says what it raises.
+    lie in `folder`. `loop` goes to `train`, which says what it raises. Raises UserError where there are several hosts.
     """
+    if hosts.count() > 1:
+        raise UserError("this stage trains a small network on one host: start it as a single process")
     optimizer = make_optimizer(
         learning_rate=learning_rate,
         warmup_steps=warmup_steps,
@@ -43,6 +48,7 @@ def fit(
         initial_state(parameters, optimizer),
         make_step(loss_function, optimizer, average_decay=average_decay, frozen=frozen),
         batch_at,
+        mesh=data_mesh(),
         steps=steps,
         checkpoints=Checkpoints(folder / "checkpoints"),
         log=log or RunLog(folder),

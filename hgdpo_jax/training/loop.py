@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from hgdpo_jax import hosts
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.run_log import RunLog, progress
-from hgdpo_jax.sharding import data_mesh, replicate, shard_batch
+from hgdpo_jax.sharding import shard_batch, shard_parameters
 from hgdpo_jax.termination import Terminated, kept_for_later, raised_on_sigterm
 
 State = Any
@@ -23,6 +25,7 @@ def train(
     step_function: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]],
     batch_at: Callable[[int], Batch],
     *,
+    mesh: Mesh,
     steps: int,
     checkpoints: Checkpoints,
     log: RunLog,
@@ -35,18 +38,21 @@ def train(
 ) -> State:
     """Runs `step_function` from the last checkpoint (or `state`) to `steps`, and returns the state it ends with.
 
-    The state lies whole on every local device, and a batch is divided over them. A batch is a function of the step
-    alone, so a resumed run repeats the uninterrupted one. Scalars are fetched one step late, so that the host never
-    waits for the device. After SIGTERM the step that is being made is saved, and Terminated raised; an evaluation is
-    cut short and made again by the next run. Raises UserError where the loss is not finite.
+    The state lies on the mesh as `shard_parameters` places it, and a batch is divided over it. `batch_at` gives this
+    process's rows of a batch, a function of the step alone, so that a resumed run repeats the uninterrupted one.
+    Scalars are fetched one step late: the host never waits for the device. After SIGTERM the step that is being made,
+    or the one behind it where several processes have to agree, is saved, and Terminated raised; an evaluation is cut
+    short and made again by the next run. Raises UserError where the loss is not finite.
     """
-    mesh = data_mesh()
-    given = replicate(state, mesh)
+    given = shard_parameters(state, mesh)
     start, state = checkpoints.restore(given)
     if start:
         # As the first step would have used it up: of a whole U-Net it is gigabytes.
         jax.tree.map(lambda leaf: leaf.delete(), given)
     log.resume(start)
+    # Whoever is ahead saves, and who comes behind must not take that for the start.
+    hosts.wait()
+    agreed = hosts.Agreement()
     pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def write(pending) -> None:
@@ -70,6 +76,7 @@ def train(
     ):
         for step in range(start, steps):
             state, scalars = step_function(state, shard_batch(batch_at(step), mesh))
+            stop = agreed(sigterm_came())
             if pending:
                 write(pending)
             pending = (step + 1, scalars)
@@ -78,17 +85,19 @@ def train(
                 write(pending)
                 pending = None
                 # Saved without its evaluation the step would never have one.
-                if sigterm_came():
+                if stop:
                     raise Terminated
                 with raised_on_sigterm():
                     measured = evaluate(state, done)
                 log.scalars(done, measured)
                 checkpoints.save(done, state)
-            elif done % save_every == 0 or done == steps or sigterm_came():
+            elif done % save_every == 0 or done == steps or stop:
                 write(pending)
                 pending = None
                 checkpoints.save(done, state)
             bar.update(1)
-            if sigterm_came():
+            if stop:
                 raise Terminated
+        if sigterm_came():
+            raise Terminated
     return state

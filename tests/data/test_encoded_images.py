@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from hgdpo_jax.data.batches import shuffled_batches
+from hgdpo_jax.data.batches import ShuffledBatches
 from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages
 from hgdpo_jax.errors import UserError
 
@@ -41,7 +41,7 @@ def test_missing_are_the_rows_of_files_that_are_not_there(encoded, tmp_path):
 
 
 def test_every_epoch_holds_each_row_once_and_a_batch_is_a_function_of_the_step(encoded):
-    batches, again = shuffled_batches(encoded, 10, seed=3), shuffled_batches(encoded, 10, seed=3)
+    batches, again = ShuffledBatches(encoded, 10, seed=3), ShuffledBatches(encoded, 10, seed=3)
     rows = [batches[step]["moments"][:, 0, 0, 0].astype(int) for step in range(2 * IMAGES // 10)]
     assert batches[0]["moments"].shape == (10, 2, 3, 8) and batches[0]["text_states"].shape == (10, 4, 5)
     assert sorted(np.concatenate(rows)[:IMAGES]) == list(range(IMAGES))

@@ -25,7 +25,7 @@ def step_in(parts, batch):
     mesh, optimizer = data_mesh(), optax.sgd(1.0)
     parameters = {"matrix": jnp.linspace(-1, 1, 6).reshape(3, 2)}
     state = replicate({"parameters": parameters, "optimizer": optimizer.init(parameters)}, mesh)
-    step = make_accumulating_step(loss_function, optimizer, draw, parts)
+    step = make_accumulating_step(loss_function, optimizer, draw, parts, mesh)
     return jax.device_get(step(state, jnp.float32(0.1), shard_batch(batch, mesh), jax.random.key(3)))
 
 

@@ -9,6 +9,7 @@ import pytest
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.run_log import RunLog, read_scalars
+from hgdpo_jax.sharding import data_mesh
 from hgdpo_jax.termination import Terminated
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
@@ -27,6 +28,7 @@ def run(folder, steps, batch_at=lambda step: np.float32(step), evaluate=None):
         initial_state({"x": jnp.zeros(8)}, optimizer),
         make_step(loss_function, optimizer, average_decay=0.9, frozen=TARGET),
         batch_at,
+        mesh=data_mesh(),
         steps=steps,
         checkpoints=Checkpoints(folder / "checkpoints"),
         log=RunLog(folder),
@@ -93,6 +95,7 @@ def test_resumed_run_gives_back_the_memory_of_what_it_was_started_with(tmp_path)
             state,
             make_step(loss_function, optimizer, average_decay=0.9, frozen=TARGET),
             lambda step: np.float32(step),
+            mesh=data_mesh(),
             steps=steps,
             checkpoints=Checkpoints(tmp_path / "checkpoints"),
             log=RunLog(tmp_path),

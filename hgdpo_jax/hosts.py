@@ -1,0 +1,150 @@
+"""The processes of one program: one on each host of a pod or a cluster, or a single one.
+
+All run the same command on the same workdir. The first one writes what has no share for each of them.
+"""
+
+import glob
+import itertools
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Shaped
+
+from hgdpo_jax.errors import UserError
+
+Item = TypeVar("Item")
+
+# A stage of the first host alone may take hours; a host that dies is noticed by its heartbeat, not by this.
+_LONGEST_WAIT = 30 * 24 * 3600
+_waits = itertools.count()
+
+
+def start(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+    """Joins the other processes, where there are any; nothing of JAX may have run before.
+
+    What is not given is read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without these a SLURM
+    job of several tasks and a host with TPUs are joined as JAX finds them. Raises UserError where only a part is given.
+    """
+    given: dict[str, Any] = {
+        "coordinator_address": coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
+        "num_processes": num_processes or _environment_number("JAX_NUM_PROCESSES", 0),
+        "process_id": process_id if process_id >= 0 else _environment_number("JAX_PROCESS_ID", -1),
+    }
+    nothing = {"coordinator_address": "", "num_processes": 0, "process_id": -1}
+    missing = [name for name, value in given.items() if value == nothing[name]]
+    if not missing:
+        if not given["process_id"] < given["num_processes"]:
+            raise UserError(f"process_id is {given['process_id']}, expected 0 to {given['num_processes'] - 1}")
+        # In a SLURM job JAX would else hide all devices but one.
+        jax.distributed.initialize(**given, cluster_detection_method="deactivate")
+    elif len(missing) < len(given):
+        raise UserError(
+            f"several processes need all of --coordinator_address=HOST:PORT, --num_processes and --process_id; "
+            f"missing: {', '.join(missing)}"
+        )
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        jax.distributed.initialize()
+    elif glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"):
+        jax.distributed.initialize()
+
+
+def count() -> int:
+    """How many processes there are."""
+    return jax.process_count()
+
+
+def index() -> int:
+    """Which of them this is, counted from 0."""
+    return jax.process_index()
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes for all."""
+    return jax.process_index() == 0
+
+
+def own(items: Sequence[Item]) -> Sequence[Item]:
+    """This process's share of a list that is the same on all: every n-th item."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
+def own_rows(count: int) -> range:
+    """This process's share of the numbers below `count`, a multiple of the number of processes, as one piece."""
+    share = count // jax.process_count()
+    return range(share * jax.process_index(), share * (jax.process_index() + 1))
+
+
+def wait() -> None:
+    """Returns when all processes are here; a process that has ended ends the others."""
+    if count() > 1:
+        # Not at the top: --help and --plan do without.
+        from orbax.checkpoint import multihost
+
+        # By the coordinator, not by the devices: their collectives give up after minutes.
+        barrier = multihost.get_barrier_sync_fn()
+        barrier(key=f"hgdpo_jax-{next(_waits)}", timeout_ms=1000 * _LONGEST_WAIT)
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value on all, a plain one that JSON can hold."""
+    if count() == 1:
+        return value
+    wait()
+    encoded = np.frombuffer(json.dumps(value).encode() if is_first() else b"", np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
+    padded = encoded if is_first() else np.zeros(length, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
+def divide(
+    function: Callable[[np.ndarray], dict[str, Shaped[np.ndarray, "own ..."]]], rows: int
+) -> dict[str, Shaped[np.ndarray, "rows ..."]]:
+    """Calls `function` with this process's share of the row numbers, and joins what all of them return, row by row.
+
+    Shares are equally long: the last ones may hold row 0 again.
+    """
+    if count() == 1:
+        return function(np.arange(rows))
+    numbers = np.asarray(own_rows(-(-rows // count()) * count()))
+    values = function(np.where(numbers < rows, numbers, 0))
+    wait()
+    return {name: multihost_utils.process_allgather(value, tiled=True)[:rows] for name, value in values.items()}
+
+
+class Agreement:
+    """Whether a flag is set on one of the processes, the same answer on all; each asks as often as the others.
+
+    Nobody waits: with several processes the answer is that to the question before.
+    """
+
+    def __init__(self) -> None:
+        self._answers: list[jax.Array] = []
+
+    def __call__(self, flag: bool) -> bool:
+        if count() == 1:
+            return flag
+        mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
+        divided = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+        flags = jax.make_array_from_callback((mesh.size,), divided, lambda index: np.full(1, flag, np.int32))
+        self._answers.append(_largest(flags))
+        return len(self._answers) > 1 and bool(self._answers.pop(0))
+
+
+@jax.jit
+def _largest(values):
+    return values.max()
+
+
+def _environment_number(name: str, default: int) -> int:
+    value = os.environ.get(name, "")
+    if not value:
+        return default
+    try:
+        return int(value)
+    except ValueError as error:
+        raise UserError(f"the environment variable {name} is {value!r}, expected a number") from error
