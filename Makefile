@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MAIN := $(BIN)/python -m hgdpo_jax.main
 
-.PHONY: demo test test-slow toon-weights
+.PHONY: demo test test-slow faults toon-weights
 
 # The whole method on toon portraits; the last line says where the report is.
 demo: $(VENV)/installed
@@ -18,6 +18,10 @@ test: $(VENV)/installed-test
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow
+
+# Fifty kill -9, a full disk, damaged files and more, against undisturbed runs; about an hour for each number of processes.
+faults: $(VENV)/installed-test
+	$(BIN)/python tests/faults.py
 
 # Trains the weights that ship in hgdpo_jax/toon/weights again.
 toon-weights: $(VENV)/installed

@@ -186,9 +186,13 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
 
 def _read_marker(path: epath.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        marker = json.loads(path.read_text())
+        expected = {"fingerprint", "settings", "inputs"} | ({"files"} if path.name == DONE else set())
+        if missing := expected - set(marker):
+            raise ValueError(f"no {', '.join(sorted(missing))}")
     except ValueError as error:
-        raise UserError(f"{path} is not JSON any more: delete {path.parent} to make the stage again") from error
+        raise UserError(f"{path} is damaged ({error}): delete {path.parent} to make the stage again") from error
+    return marker
 
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,66 +1,92 @@
-"""Checkpoints of a training run: the last one to go on from, and the best one to keep."""
+"""Checkpoints of a training run, to go on from."""
 
+import contextlib
 import errno
-import math
+import functools
+import gc
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import LatestN
+
+from hgdpo_jax import hosts
 
 State = TypeVar("State")
 
+# The last one may be damaged when it is needed.
+_KEPT = 2
 # Bytes that a checkpoint takes beside its arrays, generously.
 _OVERHEAD = 1 << 20
+_LONGEST_REASON = 100
+_LATE_SECONDS = 0.5
+# What tensorstore says where not the files are at fault, but memory, rights or the network.
+_PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 class Checkpoints:
-    """Keeps a state (any tree of arrays) of the last step saved, and of the best by the metric named `best`.
+    """Keeps a state (any tree of arrays) of the last two steps saved.
 
-    Higher is better; without `best` only the last is kept. Saving goes on in the background. A checkpoint is there
-    whole or not at all: one that a kill cut short is not seen by the next run.
+    Saving goes on in the background. A checkpoint is there whole or not at all: one that a kill cut short is not seen
+    by the next run. It holds a checksum of its arrays, since orbax finds other damage but not bytes altered in them.
     """
 
-    def __init__(self, folder: epath.PathLike, best: str | None = None):
+    def __init__(self, folder: epath.PathLike):
         # Orbax takes no relative paths, and resolving would break those of an object store.
         self._folder = epath.Path(folder) if "://" in str(folder) else epath.Path(folder).resolve()
-        self._best = best
         self._open: ocp.CheckpointManager | None = None
 
-    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+    def save(self, step: int, state: Any) -> None:
         """Saves the state after `step`, which is later than all steps saved; returns before it is written.
 
         Raises OSError (ENOSPC) where the disk has no room for it.
         """
         self._require_room(state)
-        manager = self._manager()
-        values = {name: float(value) for name, value in (metrics or {}).items()}
-        manager.save(step, args=ocp.args.StandardSave(state), metrics=values or None, force=True)
+        content = {"state": state, "checksum": _checksum(state)}
+        self._manager().save(step, args=ocp.args.StandardSave(content), force=True)
 
-    def latest_step(self) -> int | None:
-        """The last step saved; None before the first."""
-        return self._manager().latest_step() if self._folder.is_dir() else None
+    def steps(self) -> list[int]:
+        """The steps saved, in their order."""
+        return hosts.from_first(sorted(self._manager().all_steps()) if self._folder.is_dir() else [])
 
-    def best_step(self) -> int | None:
-        """The step of the highest metric, the later of two equal ones; None where none was saved with it."""
-        if not self._folder.is_dir():
-            return None
-        manager = self._manager()
-        manager.wait_until_finished()
-        values = {step: self._value(manager.metrics(step)) for step in sorted(manager.all_steps(), reverse=True)}
-        best = max(values, key=lambda step: values[step], default=None)
-        return None if best is None or values[best] == -math.inf else best
+    def restore(self, template: State) -> tuple[int, State]:
+        """The last step whose checkpoint is whole, and the state after it, in types and shardings of `template`.
 
-    def restore(self, step: int, template: State) -> State:
-        """The state saved after `step`, in the structure, types and shardings of `template`."""
-        manager = self._manager()
-        manager.wait_until_finished()
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        return manager.restore(step, args=ocp.args.StandardRestore(shapes))
+        A damaged one is named in a warning and removed, and the one before it taken. Without any it is step 0 and
+        `template` itself.
+        """
+        steps = self.steps()
+        while steps:
+            step = steps.pop()
+            try:
+                with _quiet_threads():
+                    return step, self._read(step, template)
+            except Exception as error:
+                if _is_passing(error):
+                    raise
+                reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            # Nobody reads it any more.
+            hosts.wait()
+            self._manager().delete(step)
+            if hosts.is_first():
+                instead = f"training goes on from step {steps[-1]}" if steps else "training starts anew"
+                path = self._folder / str(step)
+                print(f"warning: checkpoint {path} is damaged and was removed ({reason}); {instead}", file=sys.stderr)
+        return 0, template
+
+    def remove(self, first: int) -> None:
+        """Removes the checkpoints of step `first` and later ones."""
+        self.wait_until_finished()
+        for step in self.steps():
+            if step >= first:
+                self._manager().delete(step)
 
     def wait_until_finished(self) -> None:
         """Waits for the background; raises what went wrong there."""
@@ -73,6 +99,15 @@ class Checkpoints:
             self._open.close()
             self._open = None
 
+    def _read(self, step: int, template: State) -> State:
+        manager = self._manager()
+        manager.wait_until_finished()
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"state": template, "checksum": _checksum(template)})
+        content = manager.restore(step, args=ocp.args.StandardRestore(shapes))
+        if content["checksum"] != _checksum(content["state"]):
+            raise ValueError("it differs from its checksum")
+        return content["state"]
+
     def _require_room(self, state: Any) -> None:
         """On a full disk orbax's threads print a traceback for every array before its error comes."""
         if "://" in str(self._folder):
@@ -84,21 +119,60 @@ class Checkpoints:
 
     def _manager(self) -> ocp.CheckpointManager:
         if self._open is None:
-            policies: list[Any] = [LatestN(1)]
-            if self._best:
-                policies.append(BestN(get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False))
             self._open = ocp.CheckpointManager(
                 self._folder,
                 item_handlers=ocp.StandardCheckpointHandler(),
                 options=ocp.CheckpointManagerOptions(
-                    # Without it the metrics are not written.
-                    best_fn=self._value if self._best else None,
-                    preservation_policy=AnyPreservationPolicy(policies),
+                    preservation_policy=LatestN(_KEPT),
                     cleanup_tmp_directories=True,
                 ),
             )
         return self._open
 
-    def _value(self, metrics: Mapping[str, float] | None) -> float:
-        value = (metrics or {}).get(self._best or "", math.nan)
-        return -math.inf if math.isnan(value) else value
+
+def _checksum(tree: Any) -> jax.Array:
+    """A number that the alteration of any one element changes, and that of several with near certainty."""
+    # On the devices: they read gigabytes in no time, and no host need hold the whole of an array.
+    sums = [_checksum_of_array(leaf) for leaf in jax.tree.leaves(tree)]
+    return functools.reduce(lambda total, one: total * jnp.uint32(1_000_003) + one, sums)
+
+
+@jax.jit
+def _checksum_of_array(array: jax.Array) -> jax.Array:
+    array = jnp.asarray(array)
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}").astype(jnp.uint32)
+    position = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, length in enumerate(bits.shape):
+        position = position * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    # Odd factors lose no bit of an element; mixed, so that no two places are alike.
+    factors = (position * jnp.uint32(2_654_435_769)) ^ (position >> 15) | 1
+    return jnp.sum(bits * factors, dtype=jnp.uint32)
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Keeps back the tracebacks of the reads that are under way when another fails, which raises what is to be said."""
+    before = sys.excepthook, sys.unraisablehook
+    sys.excepthook, sys.unraisablehook = (lambda *_: None), (lambda _: None)
+    try:
+        yield
+    except BaseException:
+        # The threads of tensorstore come too late to a loop that has ended.
+        gc.collect()
+        time.sleep(_LATE_SECONDS)
+        raise
+    finally:
+        sys.excepthook, sys.unraisablehook = before
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    """Whether reading failed for a reason that says nothing about the files."""
+    while error is not None:
+        if isinstance(error, MemoryError | jax.errors.JaxRuntimeError) or any(word in str(error) for word in _PASSING):
+            return True
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

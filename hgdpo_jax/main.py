@@ -35,7 +35,13 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import require_store
 from hgdpo_jax.termination import Terminated, leave, raised_on_sigterm
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What stops a run from outside, and may be mended while it waits.
+_DISK_TROUBLES = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "no space left on the disk",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "no permission",
+}
 _REPORT = epath.Path("report/index.html")
 
 
@@ -63,8 +69,8 @@ def main(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         if isinstance(error, UserError):
             return _complain(str(error), 2)
-        if disk_full := _disk_full(error):
-            return _complain(f"no space left on the disk ({disk_full}); what is made is kept: free some, run again", 2)
+        if trouble := _disk_trouble(error):
+            return _complain(f"{trouble}; what is made is kept: mend it, run the same command again", 2)
         return _complain(f"unexpected {type(error).__name__}: {error}; HGDPO_DEBUG=1 shows where", 1)
 
 
@@ -258,7 +264,7 @@ def _run_stage(stage: Stage, config: ConfigDict) -> None:
     except UserError:
         raise
     except Exception as error:
-        if _disk_full(error):
+        if _disk_trouble(error):
             raise
         place = stage.run.folder / TRACEBACK
         write_text(place, traceback.format_exc())
@@ -281,8 +287,6 @@ def _prepare(workdir: epath.Path) -> None:
         probe.unlink()
     # An object store has errors of its own.
     except Exception as error:
-        if _disk_full(error):
-            raise
         reason = getattr(error, "strerror", None) or _first_line(error)
         raise UserError(f"workdir {workdir} cannot be written ({reason}): give another with --workdir=DIR") from error
 
@@ -294,17 +298,18 @@ def _prepare(workdir: epath.Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _disk_full(error: BaseException) -> str:
-    """What a full disk stopped, read off an error or its causes; empty where the disk is not the cause.
+def _disk_trouble(error: BaseException) -> str:
+    """What of the disk stopped the run, and where, read off an error or its causes; empty where the disk did not.
 
     The checkpoint and record writers are C++ and pass on only the system's words.
     """
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
-            return str(cause.filename or cause.strerror)
-        if "No space left on device" in str(cause):
-            return "no room for a file"
+        for number, words in _DISK_TROUBLES.items():
+            if isinstance(cause, OSError) and cause.errno == number:
+                return f"{words} ({cause.filename or cause.strerror})"
+            if os.strerror(number) in str(cause):
+                return f"{words} (no file can be written)"
         cause = cause.__cause__ or cause.__context__
     return ""
 

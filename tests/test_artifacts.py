@@ -125,11 +125,12 @@ def test_checkpoints_may_change_after_a_stage_is_done(stage):
     pool.verify()
 
 
-def test_a_damaged_marker_is_one_clear_error(stage):
+@pytest.mark.parametrize("content", ['{"fingerpr', '{"stage": "train_policy", "fingerqrint": ""}'])
+def test_a_damaged_marker_is_one_clear_error(stage, content):
     run = stage()
     complete(run)
-    (run.folder / "done.json").write_text('{"fingerpr')
-    with pytest.raises(UserError, match="done.json is not JSON any more: delete"):
+    (run.folder / "done.json").write_text(content)
+    with pytest.raises(UserError, match="done.json is damaged .*: delete"):
         run.changes()
 
 

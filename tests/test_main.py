@@ -58,8 +58,9 @@ def run(config, run):
         if trouble == "terminate":
             os.kill(os.getpid(), signal.SIGTERM)
             raise AssertionError("SIGTERM came too late")
-        errors = {"interrupt": KeyboardInterrupt(), "full": full, "hidden": hidden, "bug": ZeroDivisionError("oh\\nno")}
-        raise errors[trouble]
+        read_only = OSError(errno.EROFS, os.strerror(errno.EROFS), "a/file")
+        errors = {"interrupt": KeyboardInterrupt(), "bug": ZeroDivisionError("oh\\nno")}
+        raise (errors | {"full": full, "hidden": hidden, "read-only": read_only})[trouble]
     (run.folder / "report").mkdir()
     (run.folder / "report" / "index.html").write_text(drawn)
 """
@@ -210,6 +211,7 @@ def test_a_damaged_file_of_an_earlier_stage_is_named_and_made_again_after_deleti
         ("terminate", 143, "terminated; what is made is kept: run the same command to go on"),
         ("full", 2, "no space left on the disk (a/file); what is made is kept"),
         ("hidden", 2, "no space left on the disk"),
+        ("read-only", 2, "the disk is read-only (a/file)"),
         ("bug", 1, "ZeroDivisionError: oh (traceback in"),
     ],
 )

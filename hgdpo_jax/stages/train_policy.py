@@ -1,17 +1,20 @@
 """Trains the LoRA on the pairs: Diffusion-DPO with statistic matching (HG-DPO, Sec. 3.2), or SFT on the winners."""
 
 import functools
+import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from hgdpo_jax import hosts
 from hgdpo_jax.adapters import lora
-from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
+from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.pair_loader import PairLoader
 from hgdpo_jax.data.prompts import load_prompts
@@ -30,12 +33,14 @@ from hgdpo_jax.stages.score_pool import load_scorer, scorer_fingerprints
 from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulating_step
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
-from hgdpo_jax.weights import folders, lora_files
+from hgdpo_jax.weights import lora_files
+from hgdpo_jax.weights.tensor_files import load_tensors
 
 INPUTS = ("select_pairs",)
 EVERY_HOST = True
 LOSSES = ("dpo", "sft")
 _GRID_IMAGES = 12
+BEST_FILE = "best.safetensors"
 _NOT_SETTINGS = ("device_batch", "fsdp", "checkpoint_every")
 
 
@@ -154,8 +159,21 @@ def run(config, run: StageRun) -> None:
         return arrays, training_key(config.seed, step)
 
     log = RunLog(run.folder)
-    checkpoints = Checkpoints(run.folder / "checkpoints", best="validation_win_rate")
-    state = train(
+    checkpoints = Checkpoints(run.folder / "checkpoints")
+    best = Best(run.folder)
+    first_evaluated = min(config.train.evaluate_every, config.train.steps)
+    if not best.is_there() and any(step >= first_evaluated for step in checkpoints.steps()):
+        if hosts.is_first():
+            print(f"warning: {best.path} is missing or damaged; training starts anew", file=sys.stderr, flush=True)
+        checkpoints.remove(first_evaluated)
+    validation = Validation(config, model, base, mesh, log)
+
+    def evaluate(state, step):
+        measured = validation(state, step)
+        best.offer(on_each_device(state["parameters"], mesh), step, measured["validation_win_rate"])
+        return measured
+
+    train(
         state,
         lambda state, batch: step_function(state, base, *batch),
         batch_at,
@@ -165,17 +183,34 @@ def run(config, run: StageRun) -> None:
         log=log,
         save_every=config.train.checkpoint_every,
         description="train_policy",
-        evaluate=Validation(config, model, base, mesh, log),
+        evaluate=evaluate,
         evaluate_every=config.train.evaluate_every,
         samples_per_step=config.train.batch_size,
         unit="pair",
     )
-    best = checkpoints.best_step() or config.train.steps
-    adapter = jax.device_get(checkpoints.restore(best, state)["parameters"])
-    checkpoints.close()
-    if hosts.is_first():
-        lora_files.save_adapter(adapter, run.folder / "best.safetensors")
-        write_json(run.folder / "best.json", {"step": best})
+
+
+class Best:
+    """The LoRA of the evaluated step with the highest validation win rate, the later of two equal ones, in a file."""
+
+    def __init__(self, folder: epath.Path):
+        self.path = folder / BEST_FILE
+        self.win_rate = -math.inf
+
+    def is_there(self) -> bool:
+        """Whether an earlier run left one, and its file is whole."""
+        try:
+            self.win_rate = float(load_tensors(self.path)[1]["validation_win_rate"])
+        except UserError:
+            return False
+        return True
+
+    def offer(self, parameters, step: int, win_rate: float) -> None:
+        """Keeps the LoRA of a step if it is as good as the one kept."""
+        if win_rate >= self.win_rate and hosts.is_first():
+            self.win_rate = win_rate
+            metadata = {"step": str(step), "validation_win_rate": repr(win_rate)}
+            lora_files.save_adapter(jax.device_get(parameters), self.path, metadata=metadata)
 
 
 class Validation:
@@ -240,7 +275,6 @@ class Validation:
         }
 
 
-def best_adapter(folder) -> tuple[dict, int]:
+def best_adapter(folder: epath.Path) -> tuple[dict, int]:
     """The LoRA of the step with the highest validation win rate, and that step."""
-    adapter = lora_files.load_adapter(folder / "best.safetensors")
-    return adapter, int(folders.read_json(folder / "best.json")["step"])
+    return lora_files.load_adapter(folder / BEST_FILE), int(load_tensors(folder / BEST_FILE)[1]["step"])

@@ -44,10 +44,9 @@ def train(
     or the one behind it where several processes have to agree, is saved, and Terminated raised; an evaluation is cut
     short and made again by the next run. Raises UserError where the loss is not finite.
     """
-    state = shard_parameters(state, mesh)
-    start = checkpoints.latest_step() or 0
+    given = shard_parameters(state, mesh)
+    start, state = checkpoints.restore(given)
     if start:
-        given, state = state, checkpoints.restore(start, state)
         # As the first step would have used it up: of a whole U-Net it is gigabytes.
         jax.tree.map(lambda leaf: leaf.delete(), given)
     log.resume(start)
@@ -62,7 +61,7 @@ def train(
         if not np.isfinite(scalars["loss"]):
             raise UserError(
                 f"{description}: the loss is {scalars['loss']} at step {step}; lower the learning rate "
-                f"(the last good checkpoint, step {checkpoints.latest_step() or 0}, is kept)"
+                f"(the last good checkpoint, step {max(checkpoints.steps(), default=0)}, is kept)"
             )
         if samples_per_step:
             scalars[f"{unit}s_per_second"] = bar.rate() * samples_per_step
@@ -85,14 +84,14 @@ def train(
             if evaluate and (done % evaluate_every == 0 or done == steps):
                 write(pending)
                 pending = None
-                # Saved without its evaluation a step would never be the best.
+                # Saved without its evaluation the step would never have one.
                 if stop:
                     raise Terminated
                 with raised_on_sigterm():
                     measured = evaluate(state, done)
                 log.scalars(done, measured)
                 log.flush()
-                checkpoints.save(done, state, measured)
+                checkpoints.save(done, state)
             elif done % save_every == 0 or done == steps or stop:
                 write(pending)
                 pending = None

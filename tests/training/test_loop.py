@@ -30,7 +30,7 @@ def run(folder, steps, batch_at=lambda step: np.float32(step), evaluate=None):
         batch_at,
         mesh=data_mesh(),
         steps=steps,
-        checkpoints=Checkpoints(folder / "checkpoints", best="score" if evaluate else None),
+        checkpoints=Checkpoints(folder / "checkpoints"),
         log=RunLog(folder),
         save_every=3,
         description="test",
@@ -58,7 +58,7 @@ def test_sigterm_saves_the_step_being_made_and_the_next_run_ends_as_if_nothing_h
     whole = run(tmp_path / "whole", 10)
     with pytest.raises(Terminated):
         run(tmp_path / "parts", 10, batch_at)
-    assert Checkpoints(tmp_path / "parts/checkpoints").latest_step() == 5
+    assert Checkpoints(tmp_path / "parts/checkpoints").steps()[-1] == 5
     jax.tree.map(np.testing.assert_array_equal, whole, run(tmp_path / "parts", 10))
     losses = [[line["loss"] for line in read_scalars(tmp_path / name)] for name in ("whole", "parts")]
     assert losses[0] == losses[1]
@@ -82,9 +82,9 @@ def test_sigterm_at_a_step_that_is_evaluated_leaves_the_evaluation_to_the_next_r
     with pytest.raises(Terminated):
         run(tmp_path, 10, batch_at, evaluate)
     # Steps 4, 8 and 10 are evaluated, 3, 6 and 9 are saved beside them.
-    assert Checkpoints(tmp_path / "checkpoints", best="score").latest_step() == saved
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == saved
     run(tmp_path, 10, evaluate=lambda state, step: {"score": -abs(step - 4.0)})
-    assert Checkpoints(tmp_path / "checkpoints", best="score").best_step() == 4
+    assert [line["step"] for line in read_scalars(tmp_path) if "score" in line] == [4, 8, 10]
 
 
 def test_resumed_run_gives_back_the_memory_of_what_it_was_started_with(tmp_path):
@@ -111,13 +111,21 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp
 
     with pytest.raises(UserError, match=r"loss is nan at step 8.*step 6"):
         run(tmp_path, 20, batch_at)
-    assert Checkpoints(tmp_path / "checkpoints").latest_step() == 6
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 6
 
 
-def test_best_checkpoint_is_the_one_of_the_highest_metric(tmp_path):
-    scores = {4: 0.4, 8: 0.7, 10: 0.5}
-    run(tmp_path, 10, evaluate=lambda state, step: {"score": scores[step]})
-    assert Checkpoints(tmp_path / "checkpoints", best="score").best_step() == 8
+def test_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_and_ends_as_the_uninterrupted_one(
+    tmp_path, capsys
+):
+    whole = run(tmp_path / "whole", 10)
+    run(tmp_path / "parts", 8)
+    folder = tmp_path / "parts/checkpoints"
+    (folder / "8/default/manifest.ocdbt").write_bytes(b"")
+    resumed = run(tmp_path / "parts", 10)
+    assert "from step 6" in capsys.readouterr().err
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    logs = [[(line["step"], line["loss"]) for line in read_scalars(tmp_path / name)] for name in ("whole", "parts")]
+    assert logs[0] == logs[1] and len(logs[0]) == 10
 
 
 def test_warmup_rises_and_decay_ends_at_zero():
