@@ -17,6 +17,9 @@ def base_config() -> ConfigDict:
     config.seed = 0
     # Compute type of the frozen models: "bfloat16" or "float32". LoRA, optimiser and losses are always float32.
     config.dtype = "bfloat16"
+    # Attention of the U-Net to many tokens: "auto" is cuDNN's on NVIDIA GPUs where it can be, else block by block;
+    # "chunked" is block by block everywhere, for GPUs older than Ampere. Changes speed and memory, no images.
+    config.attention = "auto"
     # Devices that the CPU of a machine without accelerator is divided into; 0: one a core.
     config.cpu_devices = 0
     # Stages to run, in this order.
@@ -137,6 +140,9 @@ def base_config() -> ConfigDict:
     train.batch_size = 16
     # Pairs at once on one device; the rest of a batch is accumulated.
     train.device_batch = 4
+    # What the gradient makes again instead of keeping it: "activations" makes norms, activations and gates again, which
+    # costs no matrix product; "blocks" all within a block, a third more work; "none" nothing. Changes no results.
+    train.remat = "activations"
     # Peak learning rate of AdamW (0.9, 0.999).
     train.learning_rate = 1e-5
     # Steps of linear warm-up (not stated).
@@ -166,6 +172,8 @@ def base_config() -> ConfigDict:
     finetune.batch_size = 32
     # Images at once on one device; the rest of a batch is accumulated. 4 of 704x1024 pixels take 26 GiB.
     finetune.device_batch = 4
+    # As train.remat.
+    finetune.remat = "activations"
     # Peak learning rate of AdamW (0.9, 0.999) (not stated; as usual for Stable Diffusion 1.5).
     finetune.learning_rate = 1e-5
     # Steps of linear warm-up (not stated).

@@ -29,9 +29,9 @@ from hgdpo_jax.weights.stable_diffusion_files import read_license, write_card
 
 INPUTS = ("encode_images",)
 
-# The images count as they were encoded. How a batch is cut, and how often one looks at the model or saves it, may
-# change while it runs.
-_NOT_SETTINGS = ("images", "caption_column", "device_batch", "evaluate_every", "checkpoint_every")
+# The images count as they were encoded. How a batch is cut, what its gradient keeps, and how often one looks at the
+# model or saves it, may change while it runs.
+_NOT_SETTINGS = ("images", "caption_column", "device_batch", "remat", "evaluate_every", "checkpoint_every")
 
 
 def settings(config) -> dict:
@@ -92,7 +92,7 @@ def run(config, run: StageRun) -> None:
     options = config.finetune
     images, captions = read_encoded(run.input("encode_images"))
     # In bfloat16 a step of this learning rate would round to nothing.
-    model = load_base(config, "float32").computing_in(config.dtype)
+    model = load_base(config, "float32", options.remat).computing_in(config.dtype)
     optimizer = make_optimizer(
         learning_rate=options.learning_rate,
         warmup_steps=options.warmup_steps,

@@ -49,10 +49,17 @@ def base_fingerprints(config) -> dict[str, str]:
     return fingerprint("base", True) | fingerprint("tokenizer", False) | fingerprint("vae", True)
 
 
-def load_base(config, dtype: str = "") -> StableDiffusion:
-    """The base of a config, unless told in the config's type."""
+def load_base(config, dtype: str = "", remat: str = "activations") -> StableDiffusion:
+    """The base of a config, unless told in the config's type; `remat` is for its gradient."""
     weights = config.weights
-    return StableDiffusion.load(weights.base, dtype or config.dtype, tokenizer=weights.tokenizer, vae=weights.vae)
+    return StableDiffusion.load(
+        weights.base,
+        dtype or config.dtype,
+        tokenizer=weights.tokenizer,
+        vae=weights.vae,
+        attention=config.attention,
+        remat=remat,
+    )
 
 
 def sampling_settings(config) -> dict:

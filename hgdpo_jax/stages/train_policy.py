@@ -16,6 +16,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.color_shift import hsv_means, shift_between
 from hgdpo_jax.evaluation.figures import ImagePair, pair_grid
 from hgdpo_jax.evaluation.win_rate import win_rate
+from hgdpo_jax.models.remat import REMAT
 from hgdpo_jax.pipelines.preference_step import pair_losses
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.pipelines.winner_step import winner_losses
@@ -32,6 +33,8 @@ from hgdpo_jax.weights import folders, lora_files
 INPUTS = ("select_pairs",)
 LOSSES = ("dpo", "sft")
 _GRID_IMAGES = 12
+# How a batch is cut, what its gradient keeps, and how often it is saved may change while it runs.
+_NOT_SETTINGS = ("device_batch", "remat", "checkpoint_every")
 
 
 def settings(config) -> dict:
@@ -43,8 +46,7 @@ def settings(config) -> dict:
         "adapter.rank": config.adapter.rank,
         "adapter.scale": config.adapter.scale,
         "loss": config.loss.to_dict(),
-        # How a batch is cut and how often it is saved may change while it runs.
-        "train": {k: v for k, v in config.train.to_dict().items() if k not in ("device_batch", "checkpoint_every")},
+        "train": {name: value for name, value in config.train.to_dict().items() if name not in _NOT_SETTINGS},
         "prompts.validation": fingerprint_of({"texts": _validation_prompts(config)}),
         **sampling_settings(config),
     }
@@ -69,6 +71,8 @@ def check(config) -> None:
 
 def check_training(options, name: str) -> None:
     """Raises UserError where a number of the training settings called `name` cannot be."""
+    if options.remat not in REMAT:
+        raise UserError(f"{name}.remat is {options.remat!r}, expected {' or '.join(map(repr, REMAT))}")
     if options.adam_bits not in (8, 32):
         raise UserError(f"{name}.adam_bits is {options.adam_bits}, expected 8 or 32")
     for field in ("steps", "batch_size", "device_batch", "evaluate_every", "checkpoint_every"):
@@ -117,7 +121,7 @@ def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, tim
 
 
 def run(config, run: StageRun) -> None:
-    model = load_base(config)
+    model = load_base(config, remat=config.train.remat)
     pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, config.seed)
     optimizer = make_optimizer(
         learning_rate=config.train.learning_rate,
