@@ -238,7 +238,7 @@ class UNet(nn.Module):
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
     attention: str = "auto"
-    remat: str = "activations"
+    remat: str = "none"
 
     @nn.compact
     def __call__(

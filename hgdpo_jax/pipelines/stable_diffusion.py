@@ -20,7 +20,6 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.attention import IMPLEMENTATIONS
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
-from hgdpo_jax.models.remat import REMAT
 from hgdpo_jax.models.unet import UNet, UNetConfig
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.sharding import data_mesh, replicate
@@ -56,21 +55,18 @@ class StableDiffusion:
         tokenizer: str = "",
         vae: str = "",
         attention: str = "auto",
-        remat: str = "activations",
     ) -> "StableDiffusion":
         """Reads a diffusers folder, a repository of the hub, a single file, or "toon"; weights are in `dtype`.
 
         `tokenizer`, a folder, and `vae`, a diffusers folder or a file, replace the checkpoint's own; a single file has
-        no tokenizer. `attention` is the U-Net's (`models/attention.py`), and `remat` what its gradient keeps
-        (`models/remat.py`): both change speed and memory only. Raises UserError where something is missing, damaged,
-        or of another architecture.
+        no tokenizer. `attention` is the U-Net's, as in `models/attention.py`. Raises UserError where something is
+        missing, damaged, or of another architecture.
         """
-        for name, given, known in (("attention", attention, IMPLEMENTATIONS), ("remat", remat, REMAT)):
-            if given not in known:
-                raise UserError(f"{name} is {given!r}, expected {' or '.join(map(repr, known))}")
+        if attention not in IMPLEMENTATIONS:
+            raise UserError(f"attention is {attention!r}, expected {' or '.join(map(repr, IMPLEMENTATIONS))}")
         files = stable_diffusion_files.read_checkpoint(source, tokenizer, vae)
         compute = jnp.dtype(dtype)
-        unet = UNet(UNetConfig.from_dict(files.configs["unet"]), compute, attention, remat)
+        unet = UNet(UNetConfig.from_dict(files.configs["unet"]), compute, attention)
         autoencoder = Autoencoder(AutoencoderConfig.from_dict(files.configs["vae"]), compute)
         text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(files.configs["text_encoder"]), compute)
         words = load_tokenizer(files.tokenizer)
@@ -110,6 +106,10 @@ class StableDiffusion:
             autoencoder=self.autoencoder.clone(dtype=compute),
             text_encoder=self.text_encoder.clone(dtype=compute),
         )
+
+    def with_remat(self, remat: str) -> "StableDiffusion":
+        """The same checkpoint whose U-Net makes things again for its gradient, as in `models/remat.py`."""
+        return dataclasses.replace(self, unet=self.unet.clone(remat=remat))
 
     def with_unet(self, unet: dict) -> "StableDiffusion":
         """The same checkpoint with other weights in its U-Net."""

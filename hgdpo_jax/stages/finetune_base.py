@@ -92,7 +92,7 @@ def run(config, run: StageRun) -> None:
     options = config.finetune
     images, captions = read_encoded(run.input("encode_images"))
     # In bfloat16 a step of this learning rate would round to nothing.
-    model = load_base(config, "float32", options.remat).computing_in(config.dtype)
+    model = load_base(config, "float32").computing_in(config.dtype)
     optimizer = make_optimizer(
         learning_rate=options.learning_rate,
         warmup_steps=options.warmup_steps,
@@ -101,7 +101,7 @@ def run(config, run: StageRun) -> None:
         adam_bits=options.adam_bits,
     )
     parts = accumulation_steps(options.batch_size, options.device_batch, data_mesh().size)
-    step_function = make_finetune_step(model, optimizer, parts)
+    step_function = make_finetune_step(model.with_remat(options.remat), optimizer, parts)
     batches = shuffled_batches(images, options.batch_size, config.seed)
     # With all layers, as guidance leads away from it.
     empty = model.encode_prompts([""])[0].astype(np.float16)

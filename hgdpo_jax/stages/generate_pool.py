@@ -49,8 +49,8 @@ def base_fingerprints(config) -> dict[str, str]:
     return fingerprint("base", True) | fingerprint("tokenizer", False) | fingerprint("vae", True)
 
 
-def load_base(config, dtype: str = "", remat: str = "activations") -> StableDiffusion:
-    """The base of a config, unless told in the config's type; `remat` is for its gradient."""
+def load_base(config, dtype: str = "") -> StableDiffusion:
+    """The base of a config, unless told in the config's type."""
     weights = config.weights
     return StableDiffusion.load(
         weights.base,
@@ -58,7 +58,6 @@ def load_base(config, dtype: str = "", remat: str = "activations") -> StableDiff
         tokenizer=weights.tokenizer,
         vae=weights.vae,
         attention=config.attention,
-        remat=remat,
     )
 
 

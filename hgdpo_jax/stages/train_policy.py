@@ -89,6 +89,7 @@ def make_losses(config, model: StableDiffusion) -> Callable[..., dict[str, jax.A
     """The function `(lora, base, batch)` that `loss.kind` names; its values, one a pair, have "loss" among them."""
     # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
     clip_skip = config.pool.clip_skip
+    model = model.with_remat(config.train.remat)
     if config.loss.kind == "sft":
         return functools.partial(winner_losses, model, clip_skip=clip_skip)
     return functools.partial(
@@ -121,7 +122,7 @@ def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, tim
 
 
 def run(config, run: StageRun) -> None:
-    model = load_base(config, remat=config.train.remat)
+    model = load_base(config)
     pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, config.seed)
     optimizer = make_optimizer(
         learning_rate=config.train.learning_rate,

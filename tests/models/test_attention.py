@@ -1,3 +1,4 @@
+import functools
 import re
 import types
 
@@ -13,7 +14,7 @@ KEYS = 1500
 LENGTHS = {
     "few scores": (100, 77),
     "one block": (FEW_SCORES // 77 + 100, 77),
-    "three blocks, the last not full": (2 * (MOST_SCORES // KEYS) + 700, KEYS),
+    "nine blocks, the last not full": (8 * (MOST_SCORES // KEYS) + 700, KEYS),
 }
 # A first level at 512x512, with the head size of Stable Diffusion.
 SHAPE = (2, 4096, HEADS * 40)
@@ -26,11 +27,10 @@ def plain(query, key, value):
     return attended.reshape(*attended.shape[:2], -1)
 
 
-def value_and_gradients(function, arguments, direction):
-    def along(*arguments):
-        return jnp.vdot(function(*arguments), direction, preferred_element_type=jnp.float32)
-
-    return jax.jit(jax.value_and_grad(along, (0, 1, 2)))(*arguments)
+@functools.partial(jax.jit, static_argnums=0)
+def result_and_gradients(function, arguments, direction):
+    result, pull_back = jax.vjp(function, *arguments)
+    return result, pull_back(direction)
 
 
 def attend(query, key, value):
@@ -38,15 +38,15 @@ def attend(query, key, value):
 
 
 @pytest.mark.parametrize(("queries", "keys"), LENGTHS.values(), ids=LENGTHS.keys())
-# float32: sums of thousands in another order. bfloat16: every element is rounded to 8 bits, and so are the weights.
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+# float32: sums of thousands in another order. bfloat16: results, and weights in between, are rounded to 8 bits.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 4e-3)])
 def test_attention_and_its_gradients_are_those_of_all_scores_at_once(queries, keys, dtype, tolerance):
     random = np.random.default_rng(0)
     arguments = [jnp.asarray(random.normal(size=(1, n, 8 * HEADS)), dtype) for n in (queries, keys, keys)]
     direction = jnp.asarray(random.normal(size=(1, queries, 8 * HEADS)), dtype)
     precise = [x.astype(jnp.float32) for x in (*arguments, direction)]
-    found = value_and_gradients(attend, arguments, direction)
-    expected = value_and_gradients(plain, precise[:3], precise[3])
+    found = result_and_gradients(attend, arguments, direction)
+    expected = result_and_gradients(plain, precise[:3], precise[3])
 
     def assert_close(found, expected):
         error = np.linalg.norm(found.astype(jnp.float32) - expected) / np.linalg.norm(expected)
