@@ -17,6 +17,9 @@ def base_config() -> ConfigDict:
     config.seed = 0
     # Compute type of the frozen models: "bfloat16" or "float32". LoRA, optimiser and losses are always float32.
     config.dtype = "bfloat16"
+    # Attention of the U-Net to many tokens: "auto" is cuDNN's on NVIDIA GPUs where it can be, else block by block;
+    # "chunked" is block by block everywhere, for GPUs older than Ampere. Changes speed and memory, no images.
+    config.attention = "auto"
     # Devices that the CPU of a machine without accelerator is divided into; 0: one a core.
     config.cpu_devices = 0
     # Stages to run, in this order.
@@ -139,6 +142,9 @@ def base_config() -> ConfigDict:
     train.device_batch = 4
     # Neighbouring devices that share one copy of the frozen base. 1: each has its own; 0: all of a host share one.
     train.fsdp = 1
+    # What the gradient makes again instead of keeping it: "activations" makes norms, activations and gates again, which
+    # costs no matrix product; "blocks" all within a block, a third more work; "none" nothing. Changes no results.
+    train.remat = "activations"
     # Peak learning rate of AdamW (0.9, 0.999).
     train.learning_rate = 1e-5
     # Steps of linear warm-up (not stated).
@@ -171,6 +177,8 @@ def base_config() -> ConfigDict:
     # Neighbouring devices that share one copy of weights and optimiser state. 1: each has its own; 0: all of a host
     # share one.
     finetune.fsdp = 0
+    # As train.remat.
+    finetune.remat = "activations"
     # Peak learning rate of AdamW (0.9, 0.999) (not stated; as usual for Stable Diffusion 1.5).
     finetune.learning_rate = 1e-5
     # Steps of linear warm-up (not stated).

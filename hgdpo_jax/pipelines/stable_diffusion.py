@@ -18,6 +18,7 @@ from hgdpo_jax.diffusion.latent_normalization import normalize
 from hgdpo_jax.diffusion.schedule import NoiseSchedule
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import cached_folder
+from hgdpo_jax.models.attention import IMPLEMENTATIONS
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.unet import UNet, UNetConfig
@@ -54,15 +55,25 @@ class StableDiffusion:
             object.__setattr__(self, "programs", _Programs(self))
 
     @classmethod
-    def load(cls, source: str, dtype: str = "float32", tokenizer: str = "", vae: str = "") -> "StableDiffusion":
+    def load(
+        cls,
+        source: str,
+        dtype: str = "float32",
+        tokenizer: str = "",
+        vae: str = "",
+        attention: str = "auto",
+    ) -> "StableDiffusion":
         """Reads a diffusers folder, a repository of the hub, a single file, or "toon"; weights are in `dtype`.
 
         `tokenizer`, a folder, and `vae`, a diffusers folder or a file, replace the checkpoint's own; a single file has
-        no tokenizer. Raises UserError where something is missing, damaged, or of another architecture.
+        no tokenizer. `attention` is the U-Net's, as in `models/attention.py`. Raises UserError where something is
+        missing, damaged, or of another architecture.
         """
+        if attention not in IMPLEMENTATIONS:
+            raise UserError(f"attention is {attention!r}, expected {' or '.join(map(repr, IMPLEMENTATIONS))}")
         files = stable_diffusion_files.read_checkpoint(source, tokenizer, vae)
         compute = jnp.dtype(dtype)
-        unet = UNet(UNetConfig.from_dict(files.configs["unet"]), compute)
+        unet = UNet(UNetConfig.from_dict(files.configs["unet"]), compute, attention)
         autoencoder = Autoencoder(AutoencoderConfig.from_dict(files.configs["vae"]), compute)
         text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(files.configs["text_encoder"]), compute)
         words = load_tokenizer(files.tokenizer)
@@ -107,6 +118,10 @@ class StableDiffusion:
     def with_parameters(self, **parameters: dict) -> "StableDiffusion":
         """The same networks with other weights in some of them, which lie on the devices."""
         return dataclasses.replace(self, parameters={**self.parameters, **parameters})
+
+    def with_remat(self, remat: str) -> "StableDiffusion":
+        """The same checkpoint whose U-Net makes things again for its gradient, as in `models/remat.py`."""
+        return dataclasses.replace(self, unet=self.unet.clone(remat=remat), programs=None)
 
     def with_unet(self, unet: dict) -> "StableDiffusion":
         """The same checkpoint with other weights in its U-Net."""

@@ -31,9 +31,9 @@ from hgdpo_jax.weights.stable_diffusion_files import read_license, write_card
 INPUTS = ("encode_images",)
 EVERY_HOST = True
 
-# The images count as they were encoded. How devices share the work, and how often one looks at the model or saves it,
-# may change while it runs.
-_NOT_SETTINGS = ("images", "caption_column", "device_batch", "fsdp", "evaluate_every", "checkpoint_every")
+# The images count as they were encoded. How devices share the work, what a gradient keeps, and how often one looks at
+# the model or saves it, may change while it runs.
+_NOT_SETTINGS = ("images", "caption_column", "device_batch", "fsdp", "remat", "evaluate_every", "checkpoint_every")
 
 
 def settings(config) -> dict:
@@ -98,7 +98,7 @@ def run(config, run: StageRun) -> None:
     )
     mesh = training_mesh(options.fsdp)
     parts = accumulation_steps(options.batch_size, options.device_batch, mesh.size)
-    step_function = make_finetune_step(model, optimizer, parts, mesh)
+    step_function = make_finetune_step(model.with_remat(options.remat), optimizer, parts, mesh)
     batches = ShuffledBatches(images, options.batch_size, config.seed)
     # With all layers, as guidance leads away from it.
     empty = model.encode_prompts([""])[0].astype(np.float16)

@@ -22,6 +22,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.color_shift import hsv_means, shift_between
 from hgdpo_jax.evaluation.figures import ImagePair, pair_grid
 from hgdpo_jax.evaluation.win_rate import win_rate
+from hgdpo_jax.models.remat import REMAT
 from hgdpo_jax.pipelines.preference_step import pair_losses
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.pipelines.winner_step import winner_losses
@@ -41,7 +42,8 @@ EVERY_HOST = True
 LOSSES = ("dpo", "sft")
 _GRID_IMAGES = 12
 BEST_FILE = "best.safetensors"
-_NOT_SETTINGS = ("device_batch", "fsdp", "checkpoint_every")
+# How devices share a batch, what its gradient keeps, and how often it is saved may change while it runs.
+_NOT_SETTINGS = ("device_batch", "fsdp", "remat", "checkpoint_every")
 
 
 def settings(config) -> dict:
@@ -53,8 +55,7 @@ def settings(config) -> dict:
         "adapter.rank": config.adapter.rank,
         "adapter.scale": config.adapter.scale,
         "loss": config.loss.to_dict(),
-        # How devices share a batch and how often it is saved may change while it runs.
-        "train": {k: v for k, v in config.train.to_dict().items() if k not in _NOT_SETTINGS},
+        "train": {name: value for name, value in config.train.to_dict().items() if name not in _NOT_SETTINGS},
         "prompts.validation": fingerprint_of({"texts": _validation_prompts(config)}),
         **sampling_settings(config),
     }
@@ -79,6 +80,8 @@ def check(config) -> None:
 
 def check_training(options, name: str) -> None:
     """Raises UserError where a number of the training settings called `name` cannot be."""
+    if options.remat not in REMAT:
+        raise UserError(f"{name}.remat is {options.remat!r}, expected {' or '.join(map(repr, REMAT))}")
     if options.adam_bits not in (8, 32):
         raise UserError(f"{name}.adam_bits is {options.adam_bits}, expected 8 or 32")
     for field in ("steps", "batch_size", "device_batch", "evaluate_every", "checkpoint_every"):
@@ -98,6 +101,7 @@ def make_losses(config, model: StableDiffusion) -> Callable[..., dict[str, jax.A
     """The function `(lora, base, batch)` that `loss.kind` names; its values, one a pair, have "loss" among them."""
     # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
     clip_skip = config.pool.clip_skip
+    model = model.with_remat(config.train.remat)
     if config.loss.kind == "sft":
         return functools.partial(winner_losses, model, clip_skip=clip_skip)
     return functools.partial(
