@@ -26,6 +26,20 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
+def batch_shapes(tree: Any, mesh: Mesh) -> Any:
+    """What `shard_batch` would make, as shapes: for the devices of a mesh that are not there."""
+    return _shapes(tree, NamedSharding(mesh, PartitionSpec("data")))
+
+
+def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
+    """What `replicate` would make, as shapes: for the devices of a mesh that are not there."""
+    return _shapes(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _shapes(tree: Any, sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The arrays of `tree`, a whole copy of each on every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -77,6 +77,24 @@ def make_finetune_step(model: StableDiffusion, optimizer, parts: int):
     return make_accumulating_step(loss_function, optimizer, draw, parts)
 
 
+def make_training(config, model: StableDiffusion, devices: int):
+    """What makes a state of the U-Net's parameters, and the step (`make_finetune_step`) on so many devices."""
+    options = config.finetune
+    optimizer = make_optimizer(
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        max_gradient_norm=options.max_gradient_norm,
+        adam_bits=options.adam_bits,
+    )
+
+    def initial_state(parameters):
+        return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+
+    parts = accumulation_steps(options.batch_size, options.device_batch, devices)
+    return initial_state, make_finetune_step(model, optimizer, parts)
+
+
 def drop_captions(
     text_states: Float[np.ndarray, "n t d"],
     empty_states: Float[np.ndarray, "t d"],
@@ -93,15 +111,7 @@ def run(config, run: StageRun) -> None:
     images, captions = read_encoded(run.input("encode_images"))
     # In bfloat16 a step of this learning rate would round to nothing.
     model = load_base(config, "float32").computing_in(config.dtype)
-    optimizer = make_optimizer(
-        learning_rate=options.learning_rate,
-        warmup_steps=options.warmup_steps,
-        weight_decay=options.weight_decay,
-        max_gradient_norm=options.max_gradient_norm,
-        adam_bits=options.adam_bits,
-    )
-    parts = accumulation_steps(options.batch_size, options.device_batch, data_mesh().size)
-    step_function = make_finetune_step(model, optimizer, parts)
+    initial_state, step_function = make_training(config, model, data_mesh().size)
     batches = shuffled_batches(images, options.batch_size, config.seed)
     # With all layers, as guidance leads away from it.
     empty = model.encode_prompts([""])[0].astype(np.float16)
@@ -128,9 +138,8 @@ def run(config, run: StageRun) -> None:
         log.image(step, "samples", contact_sheet(model.decode_latents(latents, config.pool.device_batch), columns=4))
         return {}
 
-    parameters = model.parameters["unet"]
     state = train(
-        {"parameters": parameters, "optimizer": optimizer.init(parameters)},
+        initial_state(model.parameters["unet"]),
         lambda state, batch: step_function(state, None, *batch),
         batch_at,
         steps=options.steps,

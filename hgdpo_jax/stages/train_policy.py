@@ -116,9 +116,8 @@ def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, tim
     return make_accumulating_step(loss_function, optimizer, draw, parts)
 
 
-def run(config, run: StageRun) -> None:
-    model = load_base(config)
-    pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, config.seed)
+def make_training(config, model: StableDiffusion, devices: int):
+    """What makes the state that training begins with, and its step (`make_policy_step`) on so many devices."""
     optimizer = make_optimizer(
         learning_rate=config.train.learning_rate,
         warmup_steps=config.train.warmup_steps,
@@ -126,11 +125,20 @@ def run(config, run: StageRun) -> None:
         max_gradient_norm=config.train.max_gradient_norm,
         adam_bits=config.train.adam_bits,
     )
-    targets = lora.find_targets(model.parameters["unet"])
-    parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
-    state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
-    parts = accumulation_steps(config.train.batch_size, config.train.device_batch, data_mesh().size)
-    step_function = make_policy_step(make_losses(config, model), optimizer, len(model.schedule.betas), parts)
+
+    def initial_state():
+        targets = lora.find_targets(model.parameters["unet"])
+        parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
+        return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+
+    parts = accumulation_steps(config.train.batch_size, config.train.device_batch, devices)
+    return initial_state, make_policy_step(make_losses(config, model), optimizer, len(model.schedule.betas), parts)
+
+
+def run(config, run: StageRun) -> None:
+    model = load_base(config)
+    pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, config.seed)
+    initial_state, step_function = make_training(config, model, data_mesh().size)
     base = {name: model.parameters[name] for name in ("unet", "text_encoder")}
 
     def batch_at(step):
@@ -145,7 +153,7 @@ def run(config, run: StageRun) -> None:
     log = RunLog(run.folder)
     checkpoints = Checkpoints(run.folder / "checkpoints", best="validation_win_rate")
     state = train(
-        state,
+        initial_state(),
         lambda state, batch: step_function(state, base, *batch),
         batch_at,
         steps=config.train.steps,
