@@ -54,6 +54,15 @@ setup(
         "torch": ["torch==2.13.0"],
         # Files in Google Cloud Storage, without TensorFlow; it brings the client that orbax asks for.
         "gcs": ["gcsfs>=2026.9"],
+        # Compile for GPUs and TPUs that are not there. These of jax[cuda12] suffice: the rest is for running.
+        "preflight-cuda": [
+            "jax-cuda12-plugin>=0.10",
+            "nvidia-cublas-cu12",
+            "nvidia-cuda-nvcc-cu12",
+            "nvidia-cuda-nvrtc-cu12",
+            "nvidia-cudnn-cu12>=9.8,<10",
+        ],
+        "preflight-tpu": ["jax[tpu]>=0.10"],
         "test": [
             "accelerate>=1.0",
             "diffusers>=0.36",

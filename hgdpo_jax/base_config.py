@@ -210,4 +210,17 @@ def base_config() -> ConfigDict:
     # Images a prompt and model; their scores are averaged within the prompt.
     evaluate.seeds = 4
 
+    # Compiling this experiment's programs for accelerators that are not there.
+    config.preflight = preflight = ConfigDict()
+    # Devices, NAME:COUNT: a100-40gb, a100-80gb, h100, v4, v5e, v5p or v6e.
+    preflight.target = "a100-80gb:8"
+    # Programs to compile, named as the stages that run them; empty: all of the config's stages.
+    preflight.programs = ()
+    # Whether to look for the largest batches that fit, by compiling twice or more again.
+    preflight.largest_batch = True
+    # Shares of the roofline's speed that programs may reach, each an estimate of the hours (assumed, not measured).
+    preflight.efficiencies = (0.3, 0.5)
+    # What one device costs an hour, in any currency; 0: no price.
+    preflight.price_per_hour = 0.0
+
     return config.lock()

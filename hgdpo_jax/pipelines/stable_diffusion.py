@@ -72,14 +72,11 @@ class StableDiffusion:
         if attention not in IMPLEMENTATIONS:
             raise UserError(f"attention is {attention!r}, expected {' or '.join(map(repr, IMPLEMENTATIONS))}")
         files = stable_diffusion_files.read_checkpoint(source, tokenizer, vae)
-        compute = jnp.dtype(dtype)
-        unet = UNet(UNetConfig.from_dict(files.configs["unet"]), compute, attention)
-        autoencoder = Autoencoder(AutoencoderConfig.from_dict(files.configs["vae"]), compute)
-        text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(files.configs["text_encoder"]), compute)
-        words = load_tokenizer(files.tokenizer)
-        if tokenizer and len(words) != text_encoder.config.vocab_size:
+        model = cls.without_weights(files.configs, dtype, attention)
+        words, vocabulary = load_tokenizer(files.tokenizer), model.text_encoder.config.vocab_size
+        if tokenizer and len(words) != vocabulary:
             raise UserError(
-                f"the tokenizer {tokenizer} has {len(words)} words, the text encoder {text_encoder.config.vocab_size}: "
+                f"the tokenizer {tokenizer} has {len(words)} words, the text encoder {vocabulary}: "
                 "give the one that the checkpoint was trained with"
             )
         # Tensor by tensor: the host never holds a second copy.
@@ -92,16 +89,28 @@ class StableDiffusion:
                 dtype=dtype,
                 place=place,
             )
-            for name, template in parameter_shapes(unet, autoencoder, text_encoder).items()
+            for name, template in model.parameters.items()
         }
+        return dataclasses.replace(model, tokenizer=words, parameters=parameters)
+
+    @classmethod
+    def without_weights(
+        cls, configs: Mapping[str, Mapping[str, Any]], dtype: str = "float32", attention: str = "auto"
+    ) -> "StableDiffusion":
+        """The checkpoint of such configs with shapes in place of parameters, and no tokenizer."""
+        compute = jnp.dtype(dtype)
+        unet = UNet(UNetConfig.from_dict(configs["unet"]), compute, attention)
+        autoencoder = Autoencoder(AutoencoderConfig.from_dict(configs["vae"]), compute)
+        text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(configs["text_encoder"]), compute)
+        shapes = parameter_shapes(unet, autoencoder, text_encoder)
         return cls(
             unet=unet,
             autoencoder=autoencoder,
             text_encoder=text_encoder,
-            schedule=NoiseSchedule.from_dict(files.configs["scheduler"]),
-            tokenizer=words,
-            parameters=parameters,
-            configs=files.configs,
+            schedule=NoiseSchedule.from_dict(configs["scheduler"]),
+            tokenizer=None,
+            parameters=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, compute), shapes),
+            configs=configs,
         )
 
     def computing_in(self, dtype: str) -> "StableDiffusion":

@@ -101,7 +101,8 @@ def make_losses(config, model: StableDiffusion) -> Callable[..., dict[str, jax.A
     """The function `(lora, base, batch)` that `loss.kind` names; its values, one a pair, have "loss" among them."""
     # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
     clip_skip = config.pool.clip_skip
-    model = model.with_remat(config.train.remat)
+    # Weights are an argument of the loss: to hold them here would keep a copy beside the one that training divides.
+    model = model.with_remat(config.train.remat).with_parameters(unet={}, text_encoder={})
     if config.loss.kind == "sft":
         return functools.partial(winner_losses, model, clip_skip=clip_skip)
     return functools.partial(
@@ -133,9 +134,8 @@ def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, tim
     return make_accumulating_step(loss_function, optimizer, draw, parts, mesh)
 
 
-def run(config, run: StageRun) -> None:
-    model = load_base(config)
-    pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, config.seed)
+def make_training(config, model: StableDiffusion, mesh: Mesh):
+    """What makes the state that training begins with, and its step (`make_policy_step`) on a mesh."""
     optimizer = make_optimizer(
         learning_rate=config.train.learning_rate,
         warmup_steps=config.train.warmup_steps,
@@ -143,12 +143,25 @@ def run(config, run: StageRun) -> None:
         max_gradient_norm=config.train.max_gradient_norm,
         adam_bits=config.train.adam_bits,
     )
-    targets = lora.find_targets(model.parameters["unet"])
-    parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
-    state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
-    mesh = training_mesh(config.train.fsdp)
+
+    def initial_state():
+        targets = lora.find_targets(model.parameters["unet"])
+        parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
+        return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+
     parts = accumulation_steps(config.train.batch_size, config.train.device_batch, mesh.size)
-    step_function = make_policy_step(make_losses(config, model), optimizer, len(model.schedule.betas), parts, mesh)
+    return initial_state, make_policy_step(
+        make_losses(config, model), optimizer, len(model.schedule.betas), parts, mesh
+    )
+
+
+def run(config, run: StageRun) -> None:
+    model = load_base(config)
+    pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, config.seed)
+    mesh = training_mesh(config.train.fsdp)
+    initial_state, step_function = make_training(config, model, mesh)
+    state = initial_state()
+    del initial_state
     base = shard_parameters({name: model.parameters[name] for name in ("unet", "text_encoder")}, mesh)
     # Where devices share the base, none keeps a copy of its own but while it draws.
     model = model.with_parameters(unet={}, text_encoder={})
