@@ -58,7 +58,7 @@ def _run(arguments: Sequence[str]) -> None:
         lines = [
             f"  --{name:14}  {values[name].help}" for name in ("config", "target", "price_per_hour", "json", "help")
         ]
-        lines.append("  --config.FIELD  Changes a field of the config, those of config.preflight among them.")
+        lines.append("  --config.FIELD    Changes a field of the config, those of config.preflight among them.")
         print("\n".join([(__doc__ or "").strip(), "", "Flags:", *lines]))
         return
     if rest:
@@ -81,4 +81,6 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    # This process only adds up: it leaves the machine's accelerators to others.
+    os.environ["JAX_PLATFORMS"] = "cpu"
     sys.exit(main(sys.argv[1:]))

@@ -38,10 +38,10 @@ def totals(
 ) -> dict[str, Any]:
     """Sums over `work`, plain values; `efficiencies` are shares of the roofline's speed that programs reach.
 
-    Batches count as full. `price_per_hour` is that of one device; 0: no price. Where work goes through a program that
-    was not examined, its stage is in "not_counted".
+    Batches count as full. `price_per_hour` is that of one device; 0: no price. Stages whose
+    work goes through a program that was not examined, or has no rows, are in "not_counted".
     """
-    counted = [item for item in work if item.program in programs]
+    counted = [item for item in work if item.rows and item.program in programs]
     seconds: dict[str, float] = {}
     flops = 0.0
     for item in counted:
@@ -59,5 +59,5 @@ def totals(
         "hours": {share: value / devices for share, value in hours.items()},
         "price": {share: value * price_per_hour for share, value in hours.items()} if price_per_hour else None,
         "storage_bytes": {**storage_bytes, "all": sum(storage_bytes.values())},
-        "not_counted": sorted({item.stage for item in work if item.program not in programs}),
+        "not_counted": sorted({item.stage for item in work if item not in counted}),
     }

@@ -40,6 +40,7 @@ WORK = [
     Work("train_policy", "train_policy", 2400 * 16),
     Work("train_policy", "generate_pool", 600 * 8),
     Work("score_pool", "score_pool", 1000),
+    Work("evaluate_policy", "evaluate_policy", 0),
 ]
 
 
@@ -71,9 +72,9 @@ def test_a_price_is_that_of_the_device_hours_and_absent_without_a_rate():
     assert total(price=0.0)["price"] is None
 
 
-def test_storage_is_summed_and_work_without_its_program_is_named():
+def test_storage_is_summed_and_work_that_is_not_known_is_named():
     assert total()["storage_bytes"] == {"pool": 3 * GB, "pairs": GB, "all": 4 * GB}
-    assert total()["not_counted"] == ["score_pool"]
+    assert total()["not_counted"] == ["evaluate_policy", "score_pool"]
 
 
 def test_json_has_the_target_each_program_and_the_whole():
@@ -95,7 +96,7 @@ def test_the_table_says_what_fits_what_it_takes_and_what_it_costs():
     assert "pool.device_batch=9" in table
     assert "price: 51 or 25" in table
     assert "storage: 4 GB (pool 3 GB, pairs 1 GB)" in table
-    assert "not counted: score_pool" in table
+    assert "not counted: evaluate_policy, score_pool" in table
 
 
 def test_the_table_says_of_a_refused_program_that_its_memory_is_unknown():
