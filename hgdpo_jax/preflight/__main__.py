@@ -20,15 +20,20 @@ from etils import epath
 
 from hgdpo_jax.config_files import config_changes, read_config
 from hgdpo_jax.errors import UserError, first_line
+from hgdpo_jax.termination import Terminated, raised_on_sigterm
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line `arguments` (without the program's name); returns the exit status."""
     try:
-        _run(arguments)
+        # An exception, so that the compiler's process ends too.
+        with raised_on_sigterm():
+            _run(arguments)
         return 0
     except KeyboardInterrupt:
         message, status = "interrupted", 130
+    except Terminated:
+        message, status = "terminated", 143
     except UserError as error:
         message, status = str(error), 2
     except Exception as error:
