@@ -31,8 +31,8 @@ START = "start"
 KILLS_A_RUN = 10
 # Others than the one that was killed are given this long to end by themselves.
 GRACE_SECONDS = 60
-LONGEST_SECONDS = 1200
-COLUMNS = {"procs": 5, "run": 4, "fault": 27, "hit": 34, "at s": 6, "pairs": 6, "lora": 6, "took s": 6, "ended": 0}
+LONGEST_SECONDS = 3600
+COLUMNS = {"procs": 5, "run": 4, "fault": 27, "hit": 50, "at s": 6, "pairs": 6, "lora": 6, "took s": 6, "ended": 0}
 
 _STAGE_LINE = re.compile(r"(\w+) +(running:|done in|done before)")
 _SAID = re.compile(r"(?:warning|error): ")
@@ -135,14 +135,15 @@ class Attempt:
         return f"killed {number}; " + (f"{stayed} stayed, killed too" if stayed else f"other ended {', '.join(others)}")
 
     def finish(self) -> int:
-        """Waits for the end; the highest exit status of the processes."""
+        """Waits for the end; the exit status: of several processes 2 where one of them has that to say."""
         for process, reader in zip(self._processes, self._readers, strict=True):
             try:
                 process.wait(LONGEST_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
             reader.join()
-        return max(abs(process.returncode) for process in self._processes)
+        statuses = {process.returncode for process in self._processes}
+        return 2 if 2 in statuses else max(statuses, key=abs)
 
     def said(self) -> str:
         """The warnings and errors, one after the other."""
@@ -269,8 +270,10 @@ class Faults:
             attempt = self._start(workdir)
             status = attempt.finish()
             said = attempt.said().replace(f"{workdir}/", "")
-            hit = f"{stage}: {'/'.join(path.relative_to(workdir).parts[2:])}"
+            name = f"checkpoint {_step_of(path)}" if _step_of(path) else f"{path.parent.name}/{path.name}"
+            hit = f"before {stage}: {name}"
             rows.append(Row(fault, hit, attempt.seconds(), said or f"status {status}, not noticed"))
+            self._require(attempt, said or not step, "no word of the damage")
             if status:
                 folders = _TO_DELETE.search(attempt.said())
                 self._require(attempt, status == 2 and folders, "no word of what to do")
