@@ -235,7 +235,8 @@ def test_when_a_local_process_fails_the_others_save_and_its_status_counts(place)
 def test_stopping_the_script_stops_the_local_processes(place, signal_number, status):
     python = str(place.command("python", PROCESS.replace("number == 1", "number == none")))
     environment = place.environment | {"PYTHON": python, "OUTCOME": "1"}
-    command = [str(LAUNCH / "local_processes.sh"), "2", "--stage=a"]
+    # A shell cannot catch what was ignored when it was started, as in tests that run in the background.
+    command = ["env", "--default-signal=INT", str(LAUNCH / "local_processes.sh"), "2", "--stage=a"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         lines = [process.stdout.readline() for _ in range(2)]
         process.send_signal(signal_number)
