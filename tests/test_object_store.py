@@ -187,18 +187,20 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert names_in(bucket / "images") == ["samples-000003.png"]
 
 
-def test_checkpoints_keep_the_last_and_the_best(bucket):
+def test_checkpoints_keep_the_last_two_and_go_on_from_the_last(bucket):
     def state(step):
         return {"weights": jnp.full((4, 3), float(step)), "step": jnp.int32(step)}
 
-    saving = Checkpoints(bucket / "checkpoints", best="rate")
-    assert saving.latest_step() is None
-    for step, rate in ((1, 0.5), (2, 0.9), (3, 0.1), (4, 0.2)):
-        saving.save(step, state(step), {"rate": rate})
+    saving = Checkpoints(bucket / "checkpoints")
+    assert saving.steps() == []
+    for step in (1, 2, 3):
+        saving.save(step, state(step))
     saving.close()
-    opened = Checkpoints(bucket / "checkpoints", best="rate")
-    assert (opened.latest_step(), opened.best_step()) == (4, 2)
-    np.testing.assert_array_equal(opened.restore(2, state(0))["weights"], state(2)["weights"])
+    opened = Checkpoints(bucket / "checkpoints")
+    assert opened.steps() == [2, 3]
+    step, restored = opened.restore(state(0))
+    assert step == 3
+    np.testing.assert_array_equal(restored["weights"], state(3)["weights"])
     opened.close()
 
 
