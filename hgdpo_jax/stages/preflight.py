@@ -407,9 +407,8 @@ def _storage(config, programs: Mapping[str, Examined]) -> dict[str, int]:
     if "finetune_base" in config.stages:
         tokens, width = _states_shape(base)
         stored["encoded images"] = config.finetune.steps * config.finetune.batch_size * 2 * (latents + tokens * width)
-    # The last one and, of a LoRA, the best; while one is written the one before it is kept.
-    copies = {"train_policy": 3, "finetune_base": 2}
-    states = [copies[name] * programs[name].measurement.state_bytes for name in copies if name in programs]
+    # Two are kept while a third is written.
+    states = [3 * programs[name].measurement.state_bytes for name in _TRAINING if name in programs]
     return stored | ({"checkpoints": sum(states)} if states else {})
 
 
