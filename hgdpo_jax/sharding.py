@@ -35,6 +35,20 @@ def _mesh(devices: Sequence[jax.Device], fsdp: int) -> Mesh:
     return Mesh(np.asarray(devices).reshape(-1, fsdp), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def introduce(mesh: Mesh) -> None:
+    """Lets the devices of a mesh meet, all of them and those along "data", when their processes are here together.
+
+    On CPUs a group's first meeting fails where one process compiles half a minute longer than another; later ones wait.
+    """
+    if mesh.is_multi_process:
+        divided = NamedSharding(mesh, PartitionSpec(*AXES))
+        ones = jax.make_array_from_callback(mesh.devices.shape, divided, lambda _: np.ones((1, 1), np.float32))
+        for kept in (PartitionSpec(), PartitionSpec("fsdp")):
+            axes = 0 if len(kept) else None
+            total = jax.jit(lambda x, axes=axes: x.sum(axes), out_shardings=NamedSharding(mesh, kept))
+            jax.block_until_ready(total(ones))
+
+
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
     """The arrays of `tree`, the leading axis of each divided evenly over the mesh; scalars lie on every device.
 

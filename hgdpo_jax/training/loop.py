@@ -12,7 +12,7 @@ from hgdpo_jax import hosts
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.run_log import RunLog, progress
-from hgdpo_jax.sharding import shard_batch, shard_parameters
+from hgdpo_jax.sharding import introduce, shard_batch, shard_parameters
 from hgdpo_jax.termination import Terminated, kept_for_later, raised_on_sigterm
 
 State = Any
@@ -52,6 +52,7 @@ def train(
     log.resume(start)
     # Whoever is ahead saves, and who comes behind must not take that for the start.
     hosts.wait()
+    introduce(mesh)
     agreed = hosts.Agreement()
     pending: tuple[int, dict[str, jax.Array]] | None = None
 
