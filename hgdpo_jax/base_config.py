@@ -17,6 +17,9 @@ def base_config() -> ConfigDict:
     config.seed = 0
     # Compute type of the frozen models: "bfloat16" or "float32". LoRA, optimiser and losses are always float32.
     config.dtype = "bfloat16"
+    # Attention of the U-Net to many tokens: "auto" is cuDNN's on NVIDIA GPUs where it can be, else block by block;
+    # "chunked" is block by block everywhere, for GPUs older than Ampere. Changes speed and memory, no images.
+    config.attention = "auto"
     # Devices that the CPU of a machine without accelerator is divided into; 0: one a core.
     config.cpu_devices = 0
     # Stages to run, in this order.
@@ -139,6 +142,9 @@ def base_config() -> ConfigDict:
     train.device_batch = 4
     # Neighbouring devices that share one copy of the frozen base. 1: each has its own; 0: all of a host share one.
     train.fsdp = 1
+    # What the gradient makes again instead of keeping it: "activations" makes norms, activations and gates again, which
+    # costs no matrix product; "blocks" all within a block, a third more work; "none" nothing. Changes no results.
+    train.remat = "activations"
     # Peak learning rate of AdamW (0.9, 0.999).
     train.learning_rate = 1e-5
     # Steps of linear warm-up (not stated).
@@ -166,11 +172,13 @@ def base_config() -> ConfigDict:
     finetune.steps = 10_000
     # Images a step over all devices (not stated).
     finetune.batch_size = 32
-    # Images at once on one device; the rest of a batch is accumulated. 4 of 704x1024 pixels take 26 GiB.
+    # Images at once on one device; the rest of a batch is accumulated. 4 of 704x1024 pixels take 26 GiB with remat "none".
     finetune.device_batch = 4
     # Neighbouring devices that share one copy of weights and optimiser state. 1: each has its own; 0: all of a host
     # share one.
     finetune.fsdp = 0
+    # As train.remat.
+    finetune.remat = "activations"
     # Peak learning rate of AdamW (0.9, 0.999) (not stated; as usual for Stable Diffusion 1.5).
     finetune.learning_rate = 1e-5
     # Steps of linear warm-up (not stated).
@@ -201,5 +209,18 @@ def base_config() -> ConfigDict:
     config.evaluate = evaluate = ConfigDict()
     # Images a prompt and model; their scores are averaged within the prompt.
     evaluate.seeds = 4
+
+    # Compiling this experiment's programs for accelerators that are not there.
+    config.preflight = preflight = ConfigDict()
+    # Devices, NAME:COUNT: a100-40gb, a100-80gb, h100, v4, v5e, v5p or v6e.
+    preflight.target = "a100-80gb:8"
+    # Programs to compile, named as the stages that run them; empty: all of the config's stages.
+    preflight.programs = ()
+    # Whether to look for the largest batches that fit, by compiling twice or more again.
+    preflight.largest_batch = True
+    # Shares of the roofline's speed that programs may reach, each an estimate of the hours (assumed, not measured).
+    preflight.efficiencies = (0.3, 0.5)
+    # What one device costs an hour, in any currency; 0: no price.
+    preflight.price_per_hour = 0.0
 
     return config.lock()

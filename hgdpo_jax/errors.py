@@ -3,3 +3,10 @@
 
 class UserError(Exception):
     """A mistake in what was given; its text is one line: what was given, what was expected, what to type next."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows in lines of its own."""
+    # str() of a KeyError is the quoted form of its argument.
+    text = str(error.args[0]) if error.args else str(error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__

@@ -30,6 +30,8 @@ def start(coordinator_address: str = "", num_processes: int = 0, process_id: int
     What is not given is read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without these a SLURM
     job of several tasks and a host with TPUs are joined as JAX finds them. Raises UserError where only a part is given.
     """
+    # JAX would take SIGTERM for itself, which termination.py handles.
+    jax.config.update("jax_enable_preemption_service", False)
     given: dict[str, Any] = {
         "coordinator_address": coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
         "num_processes": num_processes or _environment_number("JAX_NUM_PROCESSES", 0),

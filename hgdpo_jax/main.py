@@ -18,7 +18,6 @@ import errno
 import importlib
 import os
 import pkgutil
-import re
 import sys
 import time
 import traceback
@@ -28,10 +27,12 @@ from types import ModuleType
 
 from absl import flags, logging
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from hgdpo_jax.artifacts import TRACEBACK, StageRun, refuse_changes, write_text
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.config_files import config_changes, read_config
+from hgdpo_jax.errors import UserError, first_line
+from hgdpo_jax.files import require_store
 from hgdpo_jax.termination import Terminated, leave, raised_on_sigterm
 
 # What stops a run from outside, and may be mended while it waits.
@@ -85,13 +86,13 @@ def _run(arguments: Sequence[str]) -> None:
     flags.DEFINE_integer("num_processes", 0, "How many processes there are.", flag_values=values)
     flags.DEFINE_integer("process_id", -1, "Which of them this is, counted from 0.", flag_values=values)
     flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
-    # Declared for the help text; read by _read_config.
-    overrides = [argument for argument in arguments if re.match(r"--?(no)?config\.", argument)]
+    # Declared for the help text; read by read_config.
+    changes = config_changes(arguments)
     flags.DEFINE_string("config", None, "The experiment: a Python file with get_config().", flag_values=values)
     try:
-        rest = values(["hgdpo_jax.main", *(argument for argument in arguments if argument not in overrides)])[1:]
+        rest = values(["hgdpo_jax.main", *(argument for argument in arguments if argument not in changes)])[1:]
     except flags.Error as error:
-        raise UserError(f"{_first_line(error)}; --help lists the flags") from error
+        raise UserError(f"{first_line(error)}; --help lists the flags") from error
     if values.help:
         print(f"{(__doc__ or '').strip()}\n\nFlags:\n{_flag_lines(values)}\nStages: {', '.join(_stage_names())}")
         return
@@ -100,52 +101,15 @@ def _run(arguments: Sequence[str]) -> None:
     if not values.config:
         raise UserError("no experiment given, expected --config=FILE, for example --config=configs/toon.py")
 
-    config = _read_config(values.config, overrides)
-    stages = _stages(config, values.stage or config.stages, epath.Path(values.workdir).expanduser())
+    config = read_config(values.config, changes)
+    workdir = epath.Path(values.workdir).expanduser()
+    require_store(workdir)
+    stages = _stages(config, values.stage or config.stages, workdir)
     if values.plan:
         _print_plan(stages, config)
     else:
         names = ("coordinator_address", "num_processes", "process_id")
         _run_stages(stages, config, {name: values[name].value for name in names})
-
-
-def _read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
-    """The config of a file with the command line's changes; raises UserError for anything wrong with either."""
-    file = epath.Path(path.split(":")[0])
-    if not file.is_file():
-        raise UserError(f"config file {file} does not exist, expected a Python file such as configs/toon.py")
-    config = _parse_config(path, [])
-    fields = [name for name, _ in _fields(config)]
-    for override in overrides:
-        name = re.sub(r"^--?(no)?config\.", "", override.split("=")[0])
-        if name not in fields and not any(field.startswith(f"{name}.") for field in fields):
-            near = difflib.get_close_matches(name, fields, 1, 0.4)
-            hint = f"did you mean {near[0]}?" if near else f"the fields are in {_base_config_path()}"
-            raise UserError(f"config has no field {name}: {hint}")
-    config = _parse_config(path, overrides)
-    config.name = config.name or file.stem
-    return config
-
-
-def _parse_config(path: str, overrides: Sequence[str]) -> ConfigDict:
-    argv = ["hgdpo_jax.main", f"--config={path}", *overrides]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-        return values.config.lock()
-    except flags.Error as error:
-        raise UserError(f"{_first_line(error)}; its meaning and unit are in {_base_config_path()}") from error
-    except Exception as error:
-        raise UserError(f"config file {path} failed with {type(error).__name__}: {_first_line(error)}") from error
-
-
-def _fields(config: ConfigDict, prefix: str = "") -> list[tuple[str, object]]:
-    """All fields of a config by their dotted names."""
-    fields: list[tuple[str, object]] = []
-    for name, value in config.items():
-        fields += _fields(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [(f"{prefix}{name}", value)]
-    return fields
 
 
 def _stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> list[Stage]:
@@ -266,7 +230,7 @@ def _run_stage(stage: Stage, config: ConfigDict) -> None:
         place = stage.run.folder / TRACEBACK
         write_text(place, traceback.format_exc())
         raise RuntimeError(
-            f"{stage.run.name}: {type(error).__name__}: {_first_line(error)} (traceback in {place})"
+            f"{stage.run.name}: {type(error).__name__}: {first_line(error)} (traceback in {place})"
         ) from error
     hosts.wait()
     if hosts.is_first():
@@ -282,10 +246,10 @@ def _prepare(workdir: epath.Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"workdir {workdir} cannot be written ({error.strerror}): give another with --workdir=DIR"
-        ) from error
+    # An object store has errors of its own.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"workdir {workdir} cannot be written ({reason}): give another with --workdir=DIR") from error
 
     # Not at the top: --help and --plan do without.
     import jax
@@ -316,12 +280,6 @@ def _complain(message: str, status: int) -> int:
     return status
 
 
-def _first_line(error: BaseException) -> str:
-    # str() of a KeyError is the quoted form of its argument.
-    text = str(error.args[0]) if error.args else str(error)
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
-
-
 def _flag_lines(values: flags.FlagValues) -> str:
     lines = []
     for name in ("config", "workdir", "stage", "plan", "coordinator_address", "num_processes", "process_id", "help"):
@@ -329,10 +287,6 @@ def _flag_lines(values: flags.FlagValues) -> str:
         shown = f" (default: {default})" if default else ""
         lines.append(f"  --{name:19}  {values[name].help}{shown}")
     return "\n".join(lines)
-
-
-def _base_config_path() -> str:
-    return os.path.relpath(epath.Path(__file__).parent / "base_config.py")
 
 
 if __name__ == "__main__":

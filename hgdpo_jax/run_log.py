@@ -4,8 +4,10 @@ import collections
 import io
 import json
 import sys
+import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -21,9 +23,12 @@ from tqdm import tqdm
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import write_bytes, write_text
+from hgdpo_jax.files import is_remote
 
 _QUIET_SECONDS = 10.0
 _RATE_WINDOW = 20
+# Of a run's time, the share that uploads of its log take at most.
+_UPLOAD_SHARE = 0.05
 
 
 class RunLog:
@@ -36,7 +41,12 @@ class RunLog:
         self._folder = epath.Path(folder)
         self._resumed_at = 0
         self._events: EventsWriter | None = None
-        self._flushed = 0.0
+        self._next_flush = 0.0
+        # Where files grow line by line: object stores cannot append, so `flush` uploads them as a whole.
+        self._growing = self._folder
+        if is_remote(self._folder):
+            self._growing = epath.Path(tempfile.mkdtemp())
+            weakref.finalize(self, self._growing.rmtree, missing_ok=True)
 
     def resume(self, step: int) -> None:
         """Forgets what was logged after `step`, so that a run that was killed and goes on there has each step once."""
@@ -46,15 +56,15 @@ class RunLog:
         path = self._folder / "log.jsonl"
         if path.is_file():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_text(path, "".join(f"{line}\n" for line in kept))
+            write_text(self._growing / path.name, "".join(f"{line}\n" for line in kept))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs numbers by name."""
         if not values or not hosts.is_first():
             return
         numbers = {name: float(value) for name, value in values.items()}
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "log.jsonl").open("a") as file:
+        self._growing.mkdir(parents=True, exist_ok=True)
+        with (self._growing / "log.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **numbers}) + "\n")
         self._write(step, [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()])
 
@@ -69,16 +79,28 @@ class RunLog:
         content = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=encoded)
         self._write(step, [Summary.Value(tag=name, image=content)])
 
+    def flush(self) -> None:
+        """Makes what was logged so far outlast a kill."""
+        begin = time.monotonic()
+        if self._events is not None:
+            self._events.flush()
+        if self._growing != self._folder:
+            for path in (*self._growing.glob("*.jsonl"), *self._growing.glob("tensorboard/*")):
+                write_bytes(self._folder / path.relative_to(self._growing), path.read_bytes())
+        now = time.monotonic()
+        self._next_flush = now + max(_QUIET_SECONDS, (now - begin) / _UPLOAD_SHARE)
+
     def close(self) -> None:
         """Hands the last lines to TensorBoard; the log can be written again afterwards."""
         if self._events is not None:
+            self.flush()
             self._events.close()
             self._events = None
 
     def _write(self, step: int, values: list[Summary.Value]) -> None:
         """Writes to TensorBoard's file, at once: tensorboardX's own thread would hang the run on a full disk."""
         if self._events is None:
-            folder = self._folder / "tensorboard"
+            folder = self._growing / "tensorboard"
             folder.mkdir(parents=True, exist_ok=True)
             # A run that is killed and goes on within the second must not write over its file.
             self._events = EventsWriter(str(folder / "events"), filename_suffix=f".{uuid.uuid4().hex[:8]}")
@@ -87,9 +109,8 @@ class RunLog:
                 start = SessionLog(status=SessionLog.START)
                 self._events.write_event(Event(wall_time=time.time(), step=self._resumed_at + 1, session_log=start))
         self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-        if time.monotonic() > self._flushed + _QUIET_SECONDS:
-            self._events.flush()
-            self._flushed = time.monotonic()
+        if time.monotonic() > self._next_flush:
+            self.flush()
 
 
 def read_scalars(folder: epath.PathLike) -> list[dict[str, float]]:
@@ -125,7 +146,8 @@ class Progress:
     def update(self, count: int = 1) -> None:
         """Says that `count` more are done."""
         self._bar.update(count)
-        self._times.append((time.monotonic(), self._bar.n))
+        # A bar that is not shown does not count.
+        self._times.append((time.monotonic(), self._times[-1][1] + count))
 
     def note(self, **values: float) -> None:
         """Shows numbers behind the bar."""

@@ -52,6 +52,25 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
+def batch_shapes(tree: Any, mesh: Mesh) -> Any:
+    """What `shard_batch` would make, as shapes: for the devices of a mesh that are not there."""
+    return jax.tree.map(lambda leaf: _shape(leaf, NamedSharding(mesh, PartitionSpec(AXES))), tree)
+
+
+def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
+    """What `replicate` would make, as shapes."""
+    return jax.tree.map(lambda leaf: _shape(leaf, NamedSharding(mesh, PartitionSpec())), tree)
+
+
+def parameter_shapes(tree: Any, mesh: Mesh) -> Any:
+    """What `shard_parameters` would make, as shapes."""
+    return jax.tree.map(lambda leaf: _shape(leaf, parameter_sharding(leaf.shape, mesh)), tree)
+
+
+def _shape(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The arrays of `tree`, the same on all processes, a whole copy of each on every device of the mesh."""
     return jax.tree.map(lambda leaf: _place(leaf, NamedSharding(mesh, PartitionSpec())), tree)

@@ -13,6 +13,7 @@ from etils import epath
 from jaxtyping import Float, Float16
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import names_in
 from hgdpo_jax.weights.tensor_files import map_tensors, save_tensors
 
 # A file of 39 MB at 704x1024.
@@ -45,7 +46,7 @@ class EncodedImages:
 
     def missing(self) -> list[range]:
         """Rows of the files that are not there."""
-        there = {path.name for path in self._folder.iterdir()} if self._folder.is_dir() else set()
+        there = names_in(self._folder)
         return [rows for rows in self.files() if self._path(rows.start).name not in there]
 
     def write(

@@ -14,6 +14,7 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.file_adapters import FileFormat
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import PARTIAL_SUFFIX, cached_folder, is_remote
 
 _NAME, _SPLIT, _SUFFIX = "pairs", "train", FileFormat.ARRAY_RECORD.file_suffix
 _INFO_FILE = "dataset_info.json"
@@ -34,8 +35,8 @@ def write_pairs(folder: epath.PathLike, pairs: Iterable[dict[str, Any]], latent_
     for leftover in folder.glob(f"{_NAME}-{_SPLIT}.{_SUFFIX}-*"):
         leftover.unlink()
     # ArrayRecord writes local files only.
-    remote = "://" in str(folder)
-    beside = epath.Path(tempfile.mkdtemp()) if remote else folder / f"{_NAME}.partial"
+    remote = is_remote(folder)
+    beside = epath.Path(tempfile.mkdtemp()) if remote else folder / f"{_NAME}{PARTIAL_SUFFIX}"
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
@@ -52,7 +53,9 @@ def open_pairs(folder: epath.PathLike) -> "Pairs":
     folder = epath.Path(folder)
     if not (folder / _INFO_FILE).is_file():
         raise UserError(f"{folder} holds no pairs, expected {_INFO_FILE}: run the stage select_pairs")
-    return Pairs(tfds.builder_from_directory(str(folder)).as_data_source(split=_SPLIT))
+    # ArrayRecord reads local files only.
+    local = cached_folder(folder, [path.name for path in folder.iterdir()])
+    return Pairs(tfds.builder_from_directory(str(local)).as_data_source(split=_SPLIT))
 
 
 class Pairs:

@@ -25,7 +25,10 @@ from jaxtyping import Shaped
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import write_json
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import names_in
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
+
+_LISTERS = 16
 
 
 class DamagedPartError(Exception):
@@ -63,12 +66,15 @@ class Parts:
 
     def missing(self, blocks: Sequence[Block], size: int) -> list[tuple[Block, int]]:
         """Blocks and image indices below `size` that are not there."""
-        absent = []
-        for block in blocks:
-            folder = self.folder / block.name
-            there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-            absent += [(block, index) for index in range(size) if self.path(block, index).name not in there]
-        return absent
+        # An object store takes its time for each of hundreds of folders.
+        with concurrent.futures.ThreadPoolExecutor(_LISTERS) as executor:
+            listed = list(executor.map(lambda block: names_in(self.folder / block.name), blocks))
+        return [
+            (block, index)
+            for block, there in zip(blocks, listed, strict=True)
+            for index in range(size)
+            if self.path(block, index).name not in there
+        ]
 
     def missing_for_all(self, blocks: Sequence[Block], size: int) -> list[tuple[Block, int]]:
         """What is missing when every process has come here, the same list on all of them."""

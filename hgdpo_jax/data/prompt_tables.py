@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.weights.tensor_files import local_copy
+from hgdpo_jax.files import local_copy
 
 _SOURCE = re.compile(r"(.+?\.(?:jsonl|csv|tsv|parquet))(?::(.*))?", re.IGNORECASE)
 _MOST_NAMES = 12

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.resources
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import jinja2
 import markupsafe
 from etils import epath
 
+from hgdpo_jax.artifacts import write_bytes, write_text
 from hgdpo_jax.evaluation import figures
 from hgdpo_jax.evaluation.color_shift import ColorShift
 from hgdpo_jax.evaluation.figures import ImagePair
@@ -83,27 +83,26 @@ def summarize(report: ReportData) -> dict[str, Any]:
     return _finite_or_none(summary)
 
 
-def write_report(folder: str | os.PathLike, report: ReportData) -> dict[str, Any]:
+def write_report(folder: epath.PathLike, report: ReportData) -> dict[str, Any]:
     """Write index.html, summary.json, grid.png, curves.png and pairs.png into `folder`; returns the summary.
 
     The same data gives the same bytes. A figure without data (no training log, no pairs) is left out.
     """
     path = epath.Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     summary = summarize(report)
-    (path / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_text(path / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     hero = report.examples[:HERO_PAIRS]
     if hero:
-        (path / "grid.png").write_bytes(figures.pair_grid(hero, "Base", "Tuned", report.headline))
+        write_bytes(path / "grid.png", figures.pair_grid(hero, "Base", "Tuned", report.headline))
     if figures.charts_with_data(report.training):
-        (path / "curves.png").write_bytes(figures.curves_figure(report.training))
+        write_bytes(path / "curves.png", figures.curves_figure(report.training))
     pairs = [
         *report.best_pairs[: HERO_PAIRS // 2],
         *report.worst_pairs[: HERO_PAIRS // 2],
     ]
     if pairs:
-        (path / "pairs.png").write_bytes(figures.pair_grid(pairs, "Winner", "Loser", report.headline))
-    (path / "index.html").write_text(render_page(report), encoding="utf-8")
+        write_bytes(path / "pairs.png", figures.pair_grid(pairs, "Winner", "Loser", report.headline))
+    write_text(path / "index.html", render_page(report))
     return summary
 
 

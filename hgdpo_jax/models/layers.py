@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from hgdpo_jax.models.remat import keep
+
 
 class GroupNorm(nn.Module):
     """Group normalisation over `[n, h, w, c]`, statistics in float32.
@@ -28,6 +30,7 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x32 = x.astype(jnp.float32)
         moments = jnp.stack([x32.mean(axis=(1, 2)), jnp.square(x32).mean(axis=(1, 2))])
+        moments = keep(moments)
         grouped = rearrange(moments, "m n (g k) -> m n g k", g=self.groups).mean(axis=-1)
         mean = grouped[0]
         inverse = jax.lax.rsqrt(jnp.maximum(grouped[1] - jnp.square(mean), 0.0) + self.epsilon)

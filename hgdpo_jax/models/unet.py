@@ -1,7 +1,8 @@
 """The conditional U-Net of Stable Diffusion 1.x (diffusers `UNet2DConditionModel`)."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.attention import attention
 from hgdpo_jax.models.layers import GroupNorm, convolution, upsample
+from hgdpo_jax.models.remat import keep, rematerialized
 
 # Values of a diffusers config.json that other architectures change and this module does not implement.
 _FIXED = {
@@ -100,6 +102,7 @@ class ResnetBlock(nn.Module):
         if time_state is not None:
             time = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_state))
             h = h + time[:, None, None, :]
+        h = keep(h)
         h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(h))
         h = convolution(self.channels, "conv2", self.dtype)(h)
         if x.shape[-1] != self.channels:
@@ -113,13 +116,15 @@ class Attention(nn.Module):
     channels: int
     heads: int
     dtype: jnp.dtype
+    attention: str
 
     @nn.compact
     def __call__(self, x, context):
         query = nn.Dense(self.channels, use_bias=False, dtype=self.dtype, name="to_q")(x)
         key = nn.Dense(self.channels, use_bias=False, dtype=self.dtype, name="to_k")(context)
         value = nn.Dense(self.channels, use_bias=False, dtype=self.dtype, name="to_v")(context)
-        return nn.Dense(self.channels, dtype=self.dtype, name="to_out.0")(attention(query, key, value, self.heads))
+        attended = attention(keep(query), keep(key), keep(value), self.heads, implementation=self.attention)
+        return nn.Dense(self.channels, dtype=self.dtype, name="to_out.0")(attended)
 
 
 class FeedForward(nn.Module):
@@ -128,7 +133,8 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        value, gate = jnp.split(nn.Dense(8 * self.channels, dtype=self.dtype, name="net.0.proj")(x), 2, axis=-1)
+        x = keep(nn.Dense(8 * self.channels, dtype=self.dtype, name="net.0.proj")(x))
+        value, gate = jnp.split(x, 2, axis=-1)
         # The exact GELU: the tanh form differs by more than float32 rounding.
         return nn.Dense(self.channels, dtype=self.dtype, name="net.2")(value * nn.gelu(gate, approximate=False))
 
@@ -137,15 +143,17 @@ class TransformerBlock(nn.Module):
     channels: int
     heads: int
     dtype: jnp.dtype
+    attention: str
 
     @nn.compact
     def __call__(self, x, text_states):
         def norm(name, x):
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(x)
 
+        shape = (self.channels, self.heads, self.dtype, self.attention)
         attended = norm("norm1", x)
-        x = x + Attention(self.channels, self.heads, self.dtype, name="attn1")(attended, attended)
-        x = x + Attention(self.channels, self.heads, self.dtype, name="attn2")(norm("norm2", x), text_states)
+        x = keep(x + Attention(*shape, name="attn1")(attended, attended))
+        x = keep(x + Attention(*shape, name="attn2")(norm("norm2", x), text_states))
         return x + FeedForward(self.channels, self.dtype, name="ff")(norm("norm3", x))
 
 
@@ -155,35 +163,34 @@ class Transformer(nn.Module):
     heads: int
     groups: int
     dtype: jnp.dtype
+    attention: str
 
     @nn.compact
     def __call__(self, x, text_states):
         n, h, w, channels = x.shape
         # 1e-6 here, 1e-5 in the ResNet blocks: as in the reference.
         tokens = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
-        tokens = convolution(channels, "proj_in", self.dtype, kernel=1)(tokens).reshape(n, h * w, channels)
-        tokens = TransformerBlock(channels, self.heads, self.dtype, name="transformer_blocks.0")(tokens, text_states)
+        tokens = keep(convolution(channels, "proj_in", self.dtype, kernel=1)(tokens).reshape(n, h * w, channels))
+        block = TransformerBlock(channels, self.heads, self.dtype, self.attention, name="transformer_blocks.0")
+        tokens = block(tokens, text_states)
         return x + convolution(channels, "proj_out", self.dtype, kernel=1)(tokens.reshape(n, h, w, channels))
 
 
 class DownBlock(nn.Module):
-    config: UNetConfig
     channels: int
-    has_attention: bool
+    layers: int
+    resnet: Callable[..., nn.Module]
+    transformer: Callable[..., nn.Module] | None
     has_downsampler: bool
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, time_state, text_states) -> tuple[jax.Array, list[jax.Array]]:
-        config, skips = self.config, []
-        for i in range(config.layers_per_block):
-            x = ResnetBlock(self.channels, config.norm_num_groups, config.norm_eps, self.dtype, name=f"resnets.{i}")(
-                x, time_state
-            )
-            if self.has_attention:
-                x = Transformer(config.attention_head_dim, config.norm_num_groups, self.dtype, name=f"attentions.{i}")(
-                    x, text_states
-                )
+    def __call__(self, x, time_state, text_states):
+        skips = []
+        for i in range(self.layers):
+            x = self.resnet(self.channels, name=f"resnets.{i}")(x, time_state)
+            if self.transformer:
+                x = self.transformer(name=f"attentions.{i}")(x, text_states)
             skips.append(x)
         if self.has_downsampler:
             x = convolution(self.channels, "downsamplers.0.conv", self.dtype, stride=2)(x)
@@ -192,49 +199,46 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    config: UNetConfig
     channels: int
-    has_attention: bool
+    resnet: Callable[..., nn.Module]
+    transformer: Callable[..., nn.Module] | None
     has_upsampler: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x, skips: Sequence[jax.Array], time_state, text_states):
-        config = self.config
         for i, skip in enumerate(reversed(skips)):
             x = jnp.concatenate([x, skip], axis=-1)
-            x = ResnetBlock(self.channels, config.norm_num_groups, config.norm_eps, self.dtype, name=f"resnets.{i}")(
-                x, time_state
-            )
-            if self.has_attention:
-                x = Transformer(config.attention_head_dim, config.norm_num_groups, self.dtype, name=f"attentions.{i}")(
-                    x, text_states
-                )
+            x = self.resnet(self.channels, name=f"resnets.{i}")(x, time_state)
+            if self.transformer:
+                x = self.transformer(name=f"attentions.{i}")(x, text_states)
         if self.has_upsampler:
             x = convolution(self.channels, "upsamplers.0.conv", self.dtype)(upsample(x))
         return x
 
 
 class MidBlock(nn.Module):
-    config: UNetConfig
-    dtype: jnp.dtype
+    channels: int
+    resnet: Callable[..., nn.Module]
+    transformer: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x, time_state, text_states):
-        config = self.config
-        shape = (config.block_out_channels[-1], config.norm_num_groups, config.norm_eps, self.dtype)
-        x = ResnetBlock(*shape, name="resnets.0")(x, time_state)
-        x = Transformer(config.attention_head_dim, config.norm_num_groups, self.dtype, name="attentions.0")(
-            x, text_states
-        )
-        return ResnetBlock(*shape, name="resnets.1")(x, time_state)
+        x = self.resnet(self.channels, name="resnets.0")(x, time_state)
+        x = self.transformer(name="attentions.0")(x, text_states)
+        return self.resnet(self.channels, name="resnets.1")(x, time_state)
 
 
 class UNet(nn.Module):
-    """Predicts the noise in `latents` (or the velocity, as its checkpoint was trained) in `dtype`."""
+    """Predicts the noise in `latents` (or the velocity, as its checkpoint was trained) in `dtype`.
+
+    `attention` as in `models/attention.py`; `remat`, of each ResNet block and transformer, as in `models/remat.py`.
+    """
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
+    attention: str = "auto"
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -245,6 +249,16 @@ class UNet(nn.Module):
     ) -> Float[Array, "n h w c"]:
         config, dtype = self.config, self.dtype
         channels, levels = config.block_out_channels, len(config.block_out_channels)
+        groups, epsilon = config.norm_num_groups, config.norm_eps
+        remat = rematerialized(self.remat)
+        resnet = functools.partial(remat(ResnetBlock), groups=groups, epsilon=epsilon, dtype=dtype)
+        transformer = functools.partial(
+            remat(Transformer),
+            heads=config.attention_head_dim,
+            groups=groups,
+            dtype=dtype,
+            attention=self.attention,
+        )
         text_states = text_states.astype(dtype)
         time_state = timestep_embedding(timesteps, channels[0], config.flip_sin_to_cos, config.freq_shift)
         time_state = TimestepEmbedding(4 * channels[0], dtype, name="time_embedding")(time_state.astype(dtype))
@@ -253,21 +267,31 @@ class UNet(nn.Module):
         skips = [x]
         for i, kind in enumerate(config.down_block_types):
             block = DownBlock(
-                config, channels[i], kind == "CrossAttnDownBlock2D", i < levels - 1, dtype, name=f"down_blocks.{i}"
+                channels[i],
+                config.layers_per_block,
+                resnet,
+                transformer if kind == "CrossAttnDownBlock2D" else None,
+                i < levels - 1,
+                dtype,
+                name=f"down_blocks.{i}",
             )
             x, block_skips = block(x, time_state, text_states)
             skips += block_skips
-        x = MidBlock(config, dtype, name="mid_block")(x, time_state, text_states)
+        x = MidBlock(channels[-1], resnet, transformer, name="mid_block")(x, time_state, text_states)
         for i, kind in enumerate(config.up_block_types):
             count = config.layers_per_block + 1
             skips, block_skips = skips[:-count], skips[-count:]
             x = UpBlock(
-                config,
                 channels[levels - 1 - i],
-                kind == "CrossAttnUpBlock2D",
+                resnet,
+                transformer if kind == "CrossAttnUpBlock2D" else None,
                 i < levels - 1,
                 dtype,
                 name=f"up_blocks.{i}",
             )(x, block_skips, time_state, text_states)
-        x = nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, dtype, name="conv_norm_out")(x))
-        return convolution(config.out_channels, "conv_out", dtype)(x)
+
+        def output(unet, x):
+            x = nn.silu(GroupNorm(groups, epsilon, dtype, name="conv_norm_out")(x))
+            return convolution(config.out_channels, "conv_out", dtype)(x)
+
+        return remat(output)(self, x)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,21 +64,30 @@ class PickScore:
         `framing` is "crop" or "pad"; `processor`, a folder or repository, has preprocessor_config.json and tokenizer
         where the source has not. Raises UserError where a source is missing, damaged, or another architecture.
         """
-        if framing not in ("crop", "pad"):
-            raise UserError(f"scoring.framing is {framing!r}, expected 'crop' or 'pad'")
         folder = resolve_source(source)
         files = clip_files.read_folder(folder, resolve_source(processor, weights=False) if processor else "")
-        clip = CLIP(CLIPConfig.from_dict(files.config), jnp.dtype(dtype))
+        scorer = cls.without_weights(files.config, files.preprocessor, dtype, framing)
         place = functools.partial(replicate, mesh=data_mesh())
-        parameters = to_tree(files.tensors, parameter_shapes(clip), where=str(folder), dtype=dtype, place=place)
+        parameters = to_tree(files.tensors, scorer.parameters, where=str(folder), dtype=dtype, place=place)
         # In bfloat16 exp(logit_scale) is off by a tenth, alike for all images, but scores should compare across runs.
         parameters["logit_scale"] = place(np.array(files.tensors["logit_scale"], np.float32))
+        return dataclasses.replace(scorer, parameters=parameters, tokenizer=load_tokenizer(files.tokenizer))
+
+    @classmethod
+    def without_weights(
+        cls, config: Mapping[str, Any], preprocessor: Mapping[str, Any], dtype: str = "float32", framing: str = "crop"
+    ) -> "PickScore":
+        """The scorer of such configs with shapes in place of parameters, and no tokenizer."""
+        if framing not in ("crop", "pad"):
+            raise UserError(f"scoring.framing is {framing!r}, expected 'crop' or 'pad'")
+        clip = CLIP(CLIPConfig.from_dict(config), jnp.dtype(dtype))
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), parameter_shapes(clip))
         return cls(
             clip=clip,
-            parameters=parameters,
-            tokenizer=load_tokenizer(files.tokenizer),
-            mean=tuple(files.preprocessor["image_mean"]),
-            spread=tuple(files.preprocessor["image_std"]),
+            parameters=shapes,
+            tokenizer=None,
+            mean=tuple(preprocessor["image_mean"]),
+            spread=tuple(preprocessor["image_std"]),
             framing=framing,
         )
 

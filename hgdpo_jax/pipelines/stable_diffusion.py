@@ -17,6 +17,8 @@ from hgdpo_jax.diffusion.guidance import guided
 from hgdpo_jax.diffusion.latent_normalization import normalize
 from hgdpo_jax.diffusion.schedule import NoiseSchedule
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import cached_folder
+from hgdpo_jax.models.attention import IMPLEMENTATIONS
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.unet import UNet, UNetConfig
@@ -24,7 +26,7 @@ from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights import stable_diffusion_files
 from hgdpo_jax.weights.conversion import from_tree, to_tree
-from hgdpo_jax.weights.folders import require_tokenizer
+from hgdpo_jax.weights.folders import TOKENIZER_FILES, require_tokenizer
 
 Adapters = Sequence[tuple[dict, Any]]
 ImageBatch = UInt8[np.ndarray, "n height width 3"]
@@ -53,21 +55,28 @@ class StableDiffusion:
             object.__setattr__(self, "programs", _Programs(self))
 
     @classmethod
-    def load(cls, source: str, dtype: str = "float32", tokenizer: str = "", vae: str = "") -> "StableDiffusion":
+    def load(
+        cls,
+        source: str,
+        dtype: str = "float32",
+        tokenizer: str = "",
+        vae: str = "",
+        attention: str = "auto",
+    ) -> "StableDiffusion":
         """Reads a diffusers folder, a repository of the hub, a single file, or "toon"; weights are in `dtype`.
 
         `tokenizer`, a folder, and `vae`, a diffusers folder or a file, replace the checkpoint's own; a single file has
-        no tokenizer. Raises UserError where something is missing, damaged, or of another architecture.
+        no tokenizer. `attention` is the U-Net's, as in `models/attention.py`. Raises UserError where something is
+        missing, damaged, or of another architecture.
         """
+        if attention not in IMPLEMENTATIONS:
+            raise UserError(f"attention is {attention!r}, expected {' or '.join(map(repr, IMPLEMENTATIONS))}")
         files = stable_diffusion_files.read_checkpoint(source, tokenizer, vae)
-        compute = jnp.dtype(dtype)
-        unet = UNet(UNetConfig.from_dict(files.configs["unet"]), compute)
-        autoencoder = Autoencoder(AutoencoderConfig.from_dict(files.configs["vae"]), compute)
-        text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(files.configs["text_encoder"]), compute)
-        words = load_tokenizer(files.tokenizer)
-        if tokenizer and len(words) != text_encoder.config.vocab_size:
+        model = cls.without_weights(files.configs, dtype, attention)
+        words, vocabulary = load_tokenizer(files.tokenizer), model.text_encoder.config.vocab_size
+        if tokenizer and len(words) != vocabulary:
             raise UserError(
-                f"the tokenizer {tokenizer} has {len(words)} words, the text encoder {text_encoder.config.vocab_size}: "
+                f"the tokenizer {tokenizer} has {len(words)} words, the text encoder {vocabulary}: "
                 "give the one that the checkpoint was trained with"
             )
         # Tensor by tensor: the host never holds a second copy.
@@ -80,16 +89,28 @@ class StableDiffusion:
                 dtype=dtype,
                 place=place,
             )
-            for name, template in parameter_shapes(unet, autoencoder, text_encoder).items()
+            for name, template in model.parameters.items()
         }
+        return dataclasses.replace(model, tokenizer=words, parameters=parameters)
+
+    @classmethod
+    def without_weights(
+        cls, configs: Mapping[str, Mapping[str, Any]], dtype: str = "float32", attention: str = "auto"
+    ) -> "StableDiffusion":
+        """The checkpoint of such configs with shapes in place of parameters, and no tokenizer."""
+        compute = jnp.dtype(dtype)
+        unet = UNet(UNetConfig.from_dict(configs["unet"]), compute, attention)
+        autoencoder = Autoencoder(AutoencoderConfig.from_dict(configs["vae"]), compute)
+        text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(configs["text_encoder"]), compute)
+        shapes = parameter_shapes(unet, autoencoder, text_encoder)
         return cls(
             unet=unet,
             autoencoder=autoencoder,
             text_encoder=text_encoder,
-            schedule=NoiseSchedule.from_dict(files.configs["scheduler"]),
-            tokenizer=words,
-            parameters=parameters,
-            configs=files.configs,
+            schedule=NoiseSchedule.from_dict(configs["scheduler"]),
+            tokenizer=None,
+            parameters=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, compute), shapes),
+            configs=configs,
         )
 
     def computing_in(self, dtype: str) -> "StableDiffusion":
@@ -106,6 +127,10 @@ class StableDiffusion:
     def with_parameters(self, **parameters: dict) -> "StableDiffusion":
         """The same networks with other weights in some of them, which lie on the devices."""
         return dataclasses.replace(self, parameters={**self.parameters, **parameters})
+
+    def with_remat(self, remat: str) -> "StableDiffusion":
+        """The same checkpoint whose U-Net makes things again for its gradient, as in `models/remat.py`."""
+        return dataclasses.replace(self, unet=self.unet.clone(remat=remat), programs=None)
 
     def with_unet(self, unet: dict) -> "StableDiffusion":
         """The same checkpoint with other weights in its U-Net."""
@@ -419,4 +444,4 @@ def load_tokenizer(folder):
     # Slow to import, and of no use to whoever only wants the functions above.
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(str(require_tokenizer(epath.Path(folder))))
+    return CLIPTokenizer.from_pretrained(str(cached_folder(require_tokenizer(epath.Path(folder)), TOKENIZER_FILES)))

@@ -7,4 +7,5 @@ A stage is a module with
     plan(config, run)       what it costs, one line
     run(config, run)        the work; goes on where a killed run stopped
     check(config)           optional: raises UserError for what cannot work, before any stage runs
+    EVERY_HOST = True       optional: of several processes each calls run; else the first one alone, and all others wait
 """

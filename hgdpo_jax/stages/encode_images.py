@@ -17,6 +17,7 @@ from hgdpo_jax.data.pool import write_behind
 from hgdpo_jax.data.prompts import warn_long_prompts
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.generate_pool import base_fingerprints, batch_of_block, load_base
 from hgdpo_jax.weights import folders
@@ -63,8 +64,7 @@ def run(config, run: StageRun) -> None:
     empty = model.encode_prompts([""])[0]
     device_batch = batch_of_block(config.scoring.device_batch, min(ROWS_PER_FILE, len(images)))
     autoencoder = {"vae": model.parameters["vae"]}
-    # The standard deviation too: training samples the posterior anew each time it sees an image, as is usual.
-    encode = jax.jit(lambda parameters, pixels: jnp.concatenate(model.posterior(parameters, pixels), axis=-1))
+    encode = make_encode(model)
     images_each = len(images) // hosts.count()
     with (
         progress(
@@ -88,6 +88,12 @@ def run(config, run: StageRun) -> None:
     hosts.wait()
     if hosts.is_first():
         write_json(run.folder / "images.json", {"images": len(images), "captions": shown})
+
+
+def make_encode(model: StableDiffusion):
+    """One compiled function `(parameters, pixels) -> moments`."""
+    # The standard deviation too: training samples the posterior anew each time it sees an image, as is usual.
+    return jax.jit(lambda parameters, pixels: jnp.concatenate(model.posterior(parameters, pixels), axis=-1))
 
 
 def read_encoded(folder) -> tuple[EncodedImages, list[str]]:

@@ -31,9 +31,9 @@ from hgdpo_jax.weights.stable_diffusion_files import read_license, write_card
 INPUTS = ("encode_images",)
 EVERY_HOST = True
 
-# The images count as they were encoded. How devices share the work, and how often one looks at the model or saves it,
-# may change while it runs.
-_NOT_SETTINGS = ("images", "caption_column", "device_batch", "fsdp", "evaluate_every", "checkpoint_every")
+# The images count as they were encoded. How devices share the work, what a gradient keeps, and how often one looks at
+# the model or saves it, may change while it runs.
+_NOT_SETTINGS = ("images", "caption_column", "device_batch", "fsdp", "remat", "evaluate_every", "checkpoint_every")
 
 
 def settings(config) -> dict:
@@ -79,6 +79,26 @@ def make_finetune_step(model: StableDiffusion, optimizer, parts: int, mesh: Mesh
     return make_accumulating_step(loss_function, optimizer, draw, parts, mesh)
 
 
+def make_training(config, model: StableDiffusion, mesh: Mesh):
+    """What makes a state of the U-Net's parameters, and the step (`make_finetune_step`) on a mesh."""
+    options = config.finetune
+    optimizer = make_optimizer(
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        max_gradient_norm=options.max_gradient_norm,
+        adam_bits=options.adam_bits,
+    )
+
+    def initial_state(parameters):
+        return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+
+    parts = accumulation_steps(options.batch_size, options.device_batch, mesh.size)
+    # Weights are an argument of the step: to hold them here would keep a copy beside the one that training divides.
+    model = model.with_remat(options.remat).with_parameters(unet={})
+    return initial_state, make_finetune_step(model, optimizer, parts, mesh)
+
+
 def drop_captions(seed: int, step: int, batch_size: int, share: float) -> Bool[np.ndarray, " batch_size"]:
     """For each row of a step's batch whether the empty prompt replaces its caption, with a probability of `share`."""
     return np.random.default_rng((seed, step)).random(batch_size) < share
@@ -89,16 +109,8 @@ def run(config, run: StageRun) -> None:
     images, captions = read_encoded(run.input("encode_images"))
     # In bfloat16 a step of this learning rate would round to nothing.
     model = load_base(config, "float32").computing_in(config.dtype)
-    optimizer = make_optimizer(
-        learning_rate=options.learning_rate,
-        warmup_steps=options.warmup_steps,
-        weight_decay=options.weight_decay,
-        max_gradient_norm=options.max_gradient_norm,
-        adam_bits=options.adam_bits,
-    )
     mesh = training_mesh(options.fsdp)
-    parts = accumulation_steps(options.batch_size, options.device_batch, mesh.size)
-    step_function = make_finetune_step(model, optimizer, parts, mesh)
+    initial_state, step_function = make_training(config, model, mesh)
     batches = ShuffledBatches(images, options.batch_size, config.seed)
     # With all layers, as guidance leads away from it.
     empty = model.encode_prompts([""])[0].astype(np.float16)
@@ -136,7 +148,7 @@ def run(config, run: StageRun) -> None:
     # Where devices share the U-Net, none keeps a copy of its own but while it draws.
     model = model.with_parameters(unet={})
     state = train(
-        {"parameters": parameters, "optimizer": jax.jit(optimizer.init)(parameters)},
+        jax.jit(initial_state)(parameters),
         lambda state, batch: step_function(state, None, *batch),
         batch_at,
         mesh=mesh,

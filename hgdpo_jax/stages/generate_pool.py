@@ -56,7 +56,13 @@ def base_fingerprints(config) -> dict[str, str]:
 def load_base(config, dtype: str = "") -> StableDiffusion:
     """The base of a config, unless told in the config's type."""
     weights = config.weights
-    return StableDiffusion.load(weights.base, dtype or config.dtype, tokenizer=weights.tokenizer, vae=weights.vae)
+    return StableDiffusion.load(
+        weights.base,
+        dtype or config.dtype,
+        tokenizer=weights.tokenizer,
+        vae=weights.vae,
+        attention=config.attention,
+    )
 
 
 def sampling_settings(config) -> dict:

@@ -11,6 +11,7 @@ from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.pipelines.pick_score import PickScore
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.generate_pool import batch_of_block, complete_pool, load_base
 from hgdpo_jax.weights import folders
@@ -83,16 +84,22 @@ def complete_scores(config, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
         _score(config, pool, scores, hosts.own(missing), images // hosts.count())
 
 
-def _score(config, pool: Pool, scores: Parts, missing: Sequence[tuple[Block, int]], images: int) -> None:
-    """Scores parts, this host's share, but for those whose latents are damaged; `images` is the share of the pool."""
-    model = load_base(config)
-    scorer = load_scorer(config)
-    autoencoder = {"vae": model.parameters["vae"]}
-    device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
+def make_score(model: StableDiffusion, scorer: PickScore):
+    """One compiled function `(model's parameters, scorer's parameters, latents, prompt embeddings) -> scores`."""
 
     @jax.jit
     def score(autoencoder, parameters, latents, embeddings):
         return scorer.score_pixels(parameters, model.decode(autoencoder, latents), embeddings)
+
+    return score
+
+
+def _score(config, pool: Pool, scores: Parts, missing: Sequence[tuple[Block, int]], images: int) -> None:
+    """Scores parts, this host's share, but for those whose latents are damaged; `images` is the share of the pool."""
+    model = load_base(config)
+    scorer = load_scorer(config)
+    autoencoder, score = {"vae": model.parameters["vae"]}, make_score(model, scorer)
+    device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
 
     embedded: tuple[Block | None, object] = (None, None)
     done = images - sum(len(block.prompts) for block, _ in missing)

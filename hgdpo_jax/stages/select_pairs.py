@@ -102,6 +102,12 @@ def winners_and_losers(
     return np.where(complete, order[:, 0], -1), np.where(complete, losers, -1)
 
 
+def make_reencode(model: StableDiffusion):
+    """One compiled function `(parameters, latents) -> latents` that decodes and encodes."""
+    # As training, and so the pictures that were scored, sees them: through pixels of whole numbers.
+    return jax.jit(lambda parameters, x: model.encode(parameters, model.decode(parameters, x)))
+
+
 def _kept(config, pool: Pool) -> Parts | None:
     """What the filter says of the pool; None without a filter."""
     return pool.kept(load_filter(config.pairs.filter)[1]) if config.pairs.filter else None
@@ -120,8 +126,7 @@ class _Selection:
         self.config, self.model, self.pool, self.scores, self.kept = config, model, pool, scores, kept
         self.device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
         self.autoencoder = {"vae": model.parameters["vae"]}
-        # As training, and so the pictures that were scored, sees them: through pixels of whole numbers.
-        self.reencode = jax.jit(lambda parameters, x: model.encode(parameters, model.decode(parameters, x)))
+        self.reencode = make_reencode(model)
         self.spreads: list[float] = []
         self.scores_seen: list[np.ndarray] = []
         self.channel_means: list[np.ndarray] = []

@@ -22,6 +22,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.color_shift import hsv_means, shift_between
 from hgdpo_jax.evaluation.figures import ImagePair, pair_grid
 from hgdpo_jax.evaluation.win_rate import win_rate
+from hgdpo_jax.models.remat import REMAT
 from hgdpo_jax.pipelines.preference_step import pair_losses
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.pipelines.winner_step import winner_losses
@@ -41,7 +42,8 @@ EVERY_HOST = True
 LOSSES = ("dpo", "sft")
 _GRID_IMAGES = 12
 BEST_FILE = "best.safetensors"
-_NOT_SETTINGS = ("device_batch", "fsdp", "checkpoint_every")
+# How devices share a batch, what its gradient keeps, and how often it is saved may change while it runs.
+_NOT_SETTINGS = ("device_batch", "fsdp", "remat", "checkpoint_every")
 
 
 def settings(config) -> dict:
@@ -53,8 +55,7 @@ def settings(config) -> dict:
         "adapter.rank": config.adapter.rank,
         "adapter.scale": config.adapter.scale,
         "loss": config.loss.to_dict(),
-        # How devices share a batch and how often it is saved may change while it runs.
-        "train": {k: v for k, v in config.train.to_dict().items() if k not in _NOT_SETTINGS},
+        "train": {name: value for name, value in config.train.to_dict().items() if name not in _NOT_SETTINGS},
         "prompts.validation": fingerprint_of({"texts": _validation_prompts(config)}),
         **sampling_settings(config),
     }
@@ -79,6 +80,8 @@ def check(config) -> None:
 
 def check_training(options, name: str) -> None:
     """Raises UserError where a number of the training settings called `name` cannot be."""
+    if options.remat not in REMAT:
+        raise UserError(f"{name}.remat is {options.remat!r}, expected {' or '.join(map(repr, REMAT))}")
     if options.adam_bits not in (8, 32):
         raise UserError(f"{name}.adam_bits is {options.adam_bits}, expected 8 or 32")
     for field in ("steps", "batch_size", "device_batch", "evaluate_every", "checkpoint_every"):
@@ -98,6 +101,8 @@ def make_losses(config, model: StableDiffusion) -> Callable[..., dict[str, jax.A
     """The function `(lora, base, batch)` that `loss.kind` names; its values, one a pair, have "loss" among them."""
     # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
     clip_skip = config.pool.clip_skip
+    # Weights are an argument of the loss: to hold them here would keep a copy beside the one that training divides.
+    model = model.with_remat(config.train.remat).with_parameters(unet={}, text_encoder={})
     if config.loss.kind == "sft":
         return functools.partial(winner_losses, model, clip_skip=clip_skip)
     return functools.partial(
@@ -129,9 +134,8 @@ def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, tim
     return make_accumulating_step(loss_function, optimizer, draw, parts, mesh)
 
 
-def run(config, run: StageRun) -> None:
-    model = load_base(config)
-    pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, config.seed)
+def make_training(config, model: StableDiffusion, mesh: Mesh):
+    """What makes the state that training begins with, and its step (`make_policy_step`) on a mesh."""
     optimizer = make_optimizer(
         learning_rate=config.train.learning_rate,
         warmup_steps=config.train.warmup_steps,
@@ -139,12 +143,25 @@ def run(config, run: StageRun) -> None:
         max_gradient_norm=config.train.max_gradient_norm,
         adam_bits=config.train.adam_bits,
     )
-    targets = lora.find_targets(model.parameters["unet"])
-    parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
-    state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
-    mesh = training_mesh(config.train.fsdp)
+
+    def initial_state():
+        targets = lora.find_targets(model.parameters["unet"])
+        parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
+        return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+
     parts = accumulation_steps(config.train.batch_size, config.train.device_batch, mesh.size)
-    step_function = make_policy_step(make_losses(config, model), optimizer, len(model.schedule.betas), parts, mesh)
+    return initial_state, make_policy_step(
+        make_losses(config, model), optimizer, len(model.schedule.betas), parts, mesh
+    )
+
+
+def run(config, run: StageRun) -> None:
+    model = load_base(config)
+    pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, config.seed)
+    mesh = training_mesh(config.train.fsdp)
+    initial_state, step_function = make_training(config, model, mesh)
+    state = initial_state()
+    del initial_state
     base = shard_parameters({name: model.parameters[name] for name in ("unet", "text_encoder")}, mesh)
     # Where devices share the base, none keeps a copy of its own but while it draws.
     model = model.with_parameters(unet={}, text_encoder={})

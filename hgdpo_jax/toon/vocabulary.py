@@ -2,9 +2,11 @@
 
 import collections
 import json
-import pathlib
 import re
 
+from etils import epath
+
+from hgdpo_jax.artifacts import write_text
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.toon.captions import prompts
 
@@ -53,7 +55,7 @@ def byte_pair_merges(texts: list[str], count: int) -> list[tuple[str, str]]:
     return merges
 
 
-def write_tokenizer(folder: str | pathlib.Path, size: int = 1200) -> int:
+def write_tokenizer(folder: epath.PathLike, size: int = 1200) -> int:
     """Writes CLIP tokenizer files of at most `size` entries to a folder and returns how many entries they have."""
     symbols = _byte_symbols()
     alphabet = symbols + [symbol + _WORD_END for symbol in symbols]
@@ -64,10 +66,9 @@ def write_tokenizer(folder: str | pathlib.Path, size: int = 1200) -> int:
     entries = [*alphabet, *(left + right for left, right in merges), START, END]
     vocabulary = {entry: number for number, entry in enumerate(entries)}
     assert len(vocabulary) == len(entries)
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = epath.Path(folder)
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "merges.txt", "\n".join(lines) + "\n")
     markers = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_LENGTH, "do_lower_case": True, **markers}
     for name, content in (
@@ -75,5 +76,5 @@ def write_tokenizer(folder: str | pathlib.Path, size: int = 1200) -> int:
         ("special_tokens_map.json", markers),
         ("tokenizer_config.json", settings),
     ):
-        (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     return len(entries)

@@ -90,10 +90,13 @@ def train(
                 with raised_on_sigterm():
                     measured = evaluate(state, done)
                 log.scalars(done, measured)
+                log.flush()
                 checkpoints.save(done, state)
             elif done % save_every == 0 or done == steps or stop:
                 write(pending)
                 pending = None
+                # A run that goes on from here does not log these steps again.
+                log.flush()
                 checkpoints.save(done, state)
             bar.update(1)
             if stop:

@@ -7,8 +7,8 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import local_copy
 from hgdpo_jax.weights.conversion import some
-from hgdpo_jax.weights.tensor_files import local_copy
 
 
 def load_pickled(path: epath.PathLike) -> dict[str, np.ndarray]:

@@ -95,16 +95,35 @@ def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") 
 def read_folder(folder: epath.PathLike) -> StableDiffusionFiles:
     """Reads a diffusers folder; raises UserError, naming what was expected, where a file is missing or broken."""
     folder = epath.Path(folder)
-    for name, kind in _FOREIGN.items():
-        if (folder / name).is_dir():
-            raise UserError(f"{folder} is {kind}: give a checkpoint of the Stable Diffusion 1.x family")
-    configs = {name: read_json(folder / name / "config.json") for name in _WEIGHT_FILES}
-    configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
+    configs = _folder_configs(folder)
     tokenizer = require_tokenizer(folder / "tokenizer")
     tensors = {name: read_weights(folder / name, stem) for name, stem in _WEIGHT_FILES.items()}
     # transformers 5 writes the text encoder without the prefix, versions before it with.
     tensors["text_encoder"] = {k.removeprefix(_TEXT_PREFIX): v for k, v in tensors["text_encoder"].items()}
     return StableDiffusionFiles(configs, tensors, tokenizer)
+
+
+def read_configs(source: epath.PathLike, vae: str = "") -> dict[str, Mapping[str, Any]]:
+    """The configs alone of a checkpoint, with those of `vae` where given; of a hub's repository no weights are fetched.
+
+    Raises UserError as `read_checkpoint` does.
+    """
+    path = resolve_source(source, weights=False)
+    configs = _folder_configs(path) if path.is_dir() else dict(convert_checkpoint(read_tensor_file(path), str(path))[0])
+    _refuse_foreign(configs["unet"], str(path))
+    if vae:
+        path = resolve_source(vae, weights=False)
+        is_folder = path.is_dir()
+        configs["vae"] = read_json(path / "config.json") if is_folder else convert_vae(read_tensor_file(path), vae)[0]
+    return configs
+
+
+def _folder_configs(folder: epath.Path) -> dict[str, Any]:
+    for name, kind in _FOREIGN.items():
+        if (folder / name).is_dir():
+            raise UserError(f"{folder} is {kind}: give a checkpoint of the Stable Diffusion 1.x family")
+    configs = {name: read_json(folder / name / "config.json") for name in _WEIGHT_FILES}
+    return configs | {"scheduler": read_json(folder / "scheduler" / "scheduler_config.json")}
 
 
 def read_license(source: epath.PathLike) -> str | None:

@@ -1,12 +1,9 @@
 """Named arrays in safetensors files, written whole or not at all, with a checksum."""
 
-import contextlib
 import hashlib
 import json
 import struct
-import tempfile
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +11,7 @@ import safetensors
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import cached_copy, local_copy, written_whole
 
 _CHECKSUM = "sha256"
 
@@ -34,11 +32,10 @@ _DTYPES = {name: dtype for dtype, name in _TYPE_NAMES.items()}
 
 
 def save_tensors(path: epath.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None):
-    """Writes a safetensors file beside its place and renames it; equal content gives equal bytes.
+    """Writes a safetensors file, whole or not at all; equal content gives equal bytes.
 
     Arrays of any layout and of JAX are taken; `metadata` values are strings, "sha256" is added.
     """
-    path = epath.Path(path)
     arrays = {name: np.asarray(tensors[name]) for name in sorted(tensors)}
     metadata = dict(metadata or {})
     metadata[_CHECKSUM] = _checksum(arrays, metadata)
@@ -55,17 +52,10 @@ def save_tensors(path: epath.PathLike, tensors: Mapping[str, np.ndarray], metada
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    try:
-        with beside.open("wb") as file:
-            file.write(struct.pack("<Q", len(encoded)) + encoded)
-            for array in arrays.values():
-                file.write(array.tobytes())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for array in arrays.values():
+            file.write(array.tobytes())
 
 
 def load_tensors(path: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -98,8 +88,7 @@ def map_tensors(path: epath.PathLike) -> dict[str, np.ndarray]:
 
     Unlike `load_tensors` it reads no more than is used, and so does not look at the checksum.
     """
-    with local_copy(epath.Path(path)) as local:
-        return _views(local)
+    return _views(str(cached_copy(epath.Path(path))))
 
 
 def _views(path: str) -> dict[str, np.ndarray]:
@@ -121,18 +110,3 @@ def _checksum(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) ->
         digest.update(json.dumps([name, _TYPE_NAMES[array.dtype], list(array.shape)]).encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def local_copy(path: epath.Path) -> Iterator[str]:
-    """A local copy of `path` where it lies in an object store: readers map files into memory.
-
-    What was mapped stays readable when the copy is gone.
-    """
-    if "://" not in str(path):
-        yield str(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = epath.Path(folder) / path.name
-        path.copy(copy)
-        yield str(copy)

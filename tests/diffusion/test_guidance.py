@@ -41,11 +41,11 @@ def test_a_batch_divided_over_devices_is_guided_where_it_lies():
     program = """
 import jax, jax.numpy as jnp
 from hgdpo_jax.diffusion.guidance import guided
-from hgdpo_jax.sharding import data_mesh, shard_batch
+from hgdpo_jax.sharding import AXES, data_mesh, shard_batch
 batch = shard_batch((jnp.ones((8, 2, 3, 4)), jnp.ones((8, 7, 6)), jnp.zeros((8, 7, 6))), data_mesh())
 predict = lambda latents, states: latents * states.mean(axis=(1, 2))[:, None, None, None]
 compiled = jax.jit(lambda *arrays: guided(predict, *arrays, 5.0)).lower(*batch).compile()
-assert compiled.output_shardings.spec[0] == "data", compiled.output_shardings
+assert compiled.output_shardings.spec[0] == AXES, compiled.output_shardings
 print(compiled.as_text())
 """
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}

@@ -168,6 +168,7 @@ def test_plan_says_how_much_there_is_to_do(start, tmp_path, capsys):
         ({"finetune.adam_bits": 16}, "finetune.adam_bits is 16"),
         ({"finetune.empty_captions": 1.5}, "finetune.empty_captions is 1.5"),
         ({"finetune.device_batch": 0}, "finetune.device_batch is 0"),
+        ({"finetune.remat": "all"}, "finetune.remat is 'all'"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line_before_anything_is_encoded(start, tmp_path, capsys, changes, words):

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
-from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
 from hgdpo_jax.base_config import base_config
 from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.data.pool import Pool, blocks_of
@@ -304,7 +304,11 @@ def test_finished_prompts_of_an_unfinished_pool_are_told_and_give_pairs_without_
     pool.latents.path(second, 2).unlink()
     run = StageRun("generate_pool", "whole", epath.Path(tmp_path), {})
     told = "6 prompts x 3 images of 2 steps; drawn are 16 of 18 images, all of the first 4 prompts"
-    assert generate_pool.plan(config, run) == told
+    # As two hosts drew them that together draw 20 images a second.
+    for host, at in ((0, 2), (1, 3)):
+        write_json(tmp_path / pool.folder / f"rates/host-{host}-of-2.json", {"images_per_second": 10.0, "time": at})
+    write_json(tmp_path / pool.folder / "rates/host-0-of-1.json", {"images_per_second": 1.0, "time": 1})
+    assert generate_pool.plan(config, run) == f"{told}; 20 images/s on 2 hosts, 0.0 hours left"
     before = parts(tmp_path)
     config.name, config.prompts.train_count = "early", 4
     assert [pair["prompt"] for pair in pairs_of(run_stages(config, tmp_path))] == load_prompts("toon:train", 4)

@@ -1,0 +1,1 @@
+"""What a program takes on an accelerator that is not there: memory, arithmetic, time and cost."""

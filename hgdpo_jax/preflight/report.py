@@ -1,0 +1,131 @@
+"""What was found out, as a table for people and as plain values for programs."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hgdpo_jax.preflight.experiment import Examined
+from hgdpo_jax.preflight.targets import GPU_SHARE, Target
+
+_GB = 1e9
+
+
+def as_json(
+    target: Target, programs: Mapping[str, Examined], total: Mapping[str, Any], experiment: str
+) -> dict[str, Any]:
+    """Plain values: of each program those of a call on one device, of the experiment the sums over all devices."""
+    return {
+        "experiment": experiment,
+        "target": target.name,
+        "devices": target.count,
+        "usable_bytes": target.chip.usable_bytes,
+        "programs": {
+            name: {
+                **dataclasses.asdict(examined.measurement),
+                "rows": examined.rows,
+                "setting": examined.setting,
+                "device_batch": examined.device_batch,
+                "largest_batch": examined.largest_batch,
+            }
+            for name, examined in programs.items()
+        },
+        "total": dict(total),
+    }
+
+
+def as_table(values: Mapping[str, Any], target: Target) -> str:
+    """The values of `as_json` for people; GB are 10^9 bytes."""
+    chip, total = target.chip, values["total"]
+    parts = [
+        f"{values['experiment']} on {target.count} x {chip.title}: {chip.usable_bytes / _GB:.1f} GB usable on each, "
+        f"{chip.peak_flops / 1e12:g} TFLOP/s in bfloat16, {chip.bandwidth / _GB:,.0f} GB/s",
+        "",
+        "One call on one device; GB: weights, state (LoRA, optimiser), other arrays of the stage, the call's own",
+        _columns(
+            ("program", "batch", "fits", "peak", "weights", "state", "others", "own", "TFLOP", "GB moved", "roofline s")
+            + ("compiled in s", "largest batch"),
+            [_program_row(name, program) for name, program in values["programs"].items()],
+        ),
+        *_largest_lines(values["programs"]),
+        "",
+        f"The whole experiment: {total['flops']:.3g} FLOP; matrix products only, at full batches",
+        _columns(
+            ("stage", "device hours at the roofline", *(f"at {float(e):.0%} of it" for e in total["device_hours"])),
+            [
+                _hours_row(stage, hours, total["device_hours"])
+                for stage, hours in [
+                    *total["roofline_device_hours_of_stages"].items(),
+                    ("all", total["roofline_device_hours"]),
+                ]
+            ],
+        ),
+        "",
+    ]
+    shares = [f"{float(share):.0%}" for share in total["device_hours"]]
+    spans = " or ".join(f"{hours:,.1f}" for hours in total["hours"].values())
+    parts.append(f"hours on {target.count} devices: {spans}, if programs reach {' or '.join(shares)} of the roofline")
+    if total["price"]:
+        parts.append(f"price: {' or '.join(f'{price:,.0f}' for price in total['price'].values())}")
+    stored = ", ".join(f"{name} {_size(count)}" for name, count in total["storage_bytes"].items() if name != "all")
+    parts.append(f"storage: {_size(total['storage_bytes']['all'])} ({stored})")
+    if total["not_counted"]:
+        parts.append(f"not counted: {', '.join(total['not_counted'])}")
+    if chip.platform == "cuda":
+        parts.append(
+            f"run with XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_SHARE:g}: JAX takes 0.75 of a GPU's memory otherwise"
+        )
+    return "\n".join(parts) + "\n"
+
+
+def _program_row(name: str, program: Mapping[str, Any]) -> tuple[str, ...]:
+    sizes = ("weight_bytes", "state_bytes", "resident_bytes", "temporary_bytes")
+    known = program["peak_bytes"] > 0
+    return (
+        name,
+        str(program["device_batch"]),
+        "yes" if program["fits"] else "NO",
+        f"{program['peak_bytes'] / _GB:.2f}" if known else "?",
+        *(f"{program[size] / _GB:.2f}" for size in sizes[:-1]),
+        f"{program['temporary_bytes'] / _GB:.2f}" if known else "?",
+        f"{program['flops'] / 1e12:,.1f}",
+        f"{program['bytes'] / _GB:,.0f}",
+        f"{program['roofline_seconds']:.3f}",
+        f"{program['compile_seconds']:.0f}",
+        "-" if program["largest_batch"] is None else str(program["largest_batch"]),
+    )
+
+
+def _largest_lines(programs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The largest value of each setting with which all its programs fit."""
+    largest: dict[str, int] = {}
+    for program in programs.values():
+        if program["largest_batch"] is not None:
+            setting = program["setting"]
+            largest[setting] = min(largest.get(setting, program["largest_batch"]), program["largest_batch"])
+    if not largest:
+        return []
+    return [f"largest that were compiled and fit: {', '.join(f'{name}={value}' for name, value in largest.items())}"]
+
+
+def _hours_row(stage: str, hours: float, efficiencies: Mapping[str, float]) -> tuple[str, ...]:
+    return stage, f"{hours:,.2f}", *(f"{hours / float(share):,.2f}" for share in efficiencies)
+
+
+def _columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under their heads; the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (heads, *rows)
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _size(count: float) -> str:
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"

@@ -1,0 +1,153 @@
+"""Accelerators that programs are compiled for without having them."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from hgdpo_jax.errors import UserError
+
+_GIB = 2**30
+
+# Of a GPU's memory, what arrays can have with XLA_PYTHON_CLIENT_MEM_FRACTION=.95: the rest is for driver and libraries.
+GPU_SHARE = 0.95
+
+# Arrangements of chips by their number, as they are rented.
+_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_SOLID = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
+_GPUS_A_HOST = 8
+_MOST_GPUS = 1024
+
+# What XLA's compiler asks about a GPU. The figures are those of XLA's own descriptions of these GPUs (openxla/xla,
+# xla/backends/gpu/target_config/specs).
+_EVERY_GPU = {
+    "threads_per_block_limit": 1024,
+    "threads_per_warp": 32,
+    "shared_memory_per_block": 49152,
+    "threads_per_core_limit": 2048,
+    "block_dim_limit_x": 2147483647,
+    "block_dim_limit_y": 65535,
+    "block_dim_limit_z": 65535,
+    "registers_per_core_limit": 65536,
+    "registers_per_block_limit": 65536,
+}
+_AMPERE = _EVERY_GPU | {
+    "core_count": 108,
+    "fpus_per_core": 64,
+    "l2_cache_size": 41943040,
+    "clock_rate_ghz": 1.41,
+    "shared_memory_per_core": 167936,
+    "shared_memory_per_block_optin": 166912,
+    "cuda_compute_capability": "{ major: 8 }",
+}
+_HOPPER = _EVERY_GPU | {
+    "core_count": 132,
+    "fpus_per_core": 128,
+    "l2_cache_size": 52428800,
+    "clock_rate_ghz": 1.98,
+    "shared_memory_per_core": 233472,
+    "shared_memory_per_block_optin": 232448,
+    "cuda_compute_capability": "{ major: 9 feature_extension: ACCELERATED_FEATURES }",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of device: bytes, operations a second in bfloat16 without sparsity, bytes a second, as published."""
+
+    title: str
+    platform: str
+    memory_bytes: int
+    peak_flops: float
+    bandwidth: float
+    # Of a GPU, what the compiler asks about it.
+    description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Of a TPU, arrangements by the number of chips, and options of its topology.
+    arrangements: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def usable_bytes(self) -> int:
+        """What programs can have of the memory."""
+        return int(self.memory_bytes * (GPU_SHARE if self.platform == "cuda" else 1))
+
+
+# Memory: of GPUs what the driver reports, of TPUs what libtpu 0.0.42 lets a program have.
+CHIPS = {
+    # NVIDIA's data sheet of the A100: 312 TFLOP/s; 1,555 and 2,039 GB/s.
+    "a100-40gb": Chip("NVIDIA A100-SXM4-40GB", "cuda", 42_331_013_120, 312e12, 1555e9, _AMPERE),
+    "a100-80gb": Chip("NVIDIA A100-SXM4-80GB", "cuda", 85_100_068_864, 312e12, 2039e9, _AMPERE),
+    # NVIDIA's data sheet of the H100 SXM: 1,979 TFLOP/s with sparsity, half of it without; 3.35 TB/s.
+    "h100": Chip("NVIDIA H100 80GB HBM3", "cuda", 84_942_979_072, 989e12, 3350e9, _HOPPER),
+    # docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e. Its two cores work as one device, as on a machine.
+    "v4": Chip("TPU v4", "tpu", int(30.75 * _GIB), 275e12, 1200e9, {}, _SOLID, {"chip_config_name": "megacore"}),
+    "v5e": Chip("TPU v5e", "tpu", int(15.75 * _GIB), 197e12, 819e9, {}, _FLAT),
+    "v5p": Chip("TPU v5p", "tpu", int(95.74 * _GIB), 459e12, 2765e9, {}, _SOLID),
+    "v6e": Chip("TPU v6e", "tpu", int(31.25 * _GIB), 918e12, 1638e9, {}, _FLAT),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """So many devices of a kind."""
+
+    name: str
+    count: int
+
+    @property
+    def chip(self) -> Chip:
+        """The kind of device."""
+        return CHIPS[self.name]
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.count}"
+
+
+def parse_target(text: str) -> Target:
+    """The target that "NAME:COUNT" means; raises UserError where there is no such device, or never so many."""
+    name, _, count_text = text.partition(":")
+    if name not in CHIPS:
+        near = difflib.get_close_matches(name, CHIPS, 1, 0.4)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(CHIPS)}"
+        raise UserError(f"there is no target {name!r}: {hint}")
+    counts: Sequence[int] = list(CHIPS[name].arrangements)
+    if not counts:
+        if not count_text.isdecimal() or not 1 <= int(count_text) <= _MOST_GPUS:
+            raise UserError(f"the target is {text!r}, expected {name}:COUNT with 1 to {_MOST_GPUS} devices")
+    elif not count_text.isdecimal() or int(count_text) not in counts:
+        raise UserError(f"the target is {text!r}, expected {name}:COUNT with {', '.join(map(str, counts))} chips")
+    return Target(name, int(count_text))
+
+
+def target_devices(target: Target) -> list[jax.Device]:
+    """Devices to compile for, none of which is here; for a process with the environment of `compiler_environment`."""
+    chip, count = target.chip, target.count
+    if chip.platform == "tpu":
+        # A single chip is a quarter of a usual host.
+        bounds = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
+        topology = f"{target.name}:{chip.arrangements[count]}"
+        return list(topologies.get_topology_desc(topology, "tpu", **chip.options, **bounds).devices)
+    a_host = next(n for n in range(min(count, _GPUS_A_HOST), 0, -1) if count % n == 0)
+    topology = f"1x{count // a_host}x{a_host}"
+    described = topologies.get_topology_desc(topology, "cuda", topology=topology, target_config=_target_config(chip))
+    return list(described.devices)
+
+
+def _target_config(chip: Chip) -> str:
+    """XLA's description of a GPU, a `GpuTargetConfigProto` as text."""
+    values = {
+        **chip.description,
+        "memory_bandwidth": int(chip.bandwidth),
+        "device_memory_size": chip.memory_bytes,
+    }
+    fields = "".join(f"  {name}{'' if str(value)[0] == '{' else ':'} {value}\n" for name, value in values.items())
+    return (
+        f"gpu_device_info {{\n{fields}}}\n"
+        'platform_name: "CUDA"\n'
+        "dnn_version_info { major: 9 minor: 8 }\n"
+        "runtime_version { major: 12 minor: 9 }\n"
+        f'device_description_str: "{chip.title}"\n'
+    )
