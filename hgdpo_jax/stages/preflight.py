@@ -277,9 +277,7 @@ def _build_training(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     latents = _latents(setup, mesh)
     tokens = _rows(_states_shape(setup.base)[:1], setup, mesh, jnp.int32)
     batch = {"winner_latents": latents, "loser_latents": latents, "token_ids": tokens}
-    # Validation keeps its scorer all the while.
-    resident = [parameters, replicated_shapes(setup.scorer.parameters, mesh)]
-    return Program(step, (state, base, batch, _key(mesh)), weights=base, state=state, resident=resident)
+    return Program(step, (state, base, batch, _key(mesh)), weights=base, state=state, resident=parameters)
 
 
 def _build_encoding(setup: Setup, parameters: dict, mesh: Mesh) -> Program:

@@ -1,5 +1,6 @@
 """Trains the LoRA on the pairs: Diffusion-DPO with statistic matching (HG-DPO, Sec. 3.2), or SFT on the winners."""
 
+import dataclasses
 import functools
 import math
 import sys
@@ -238,7 +239,9 @@ class Validation:
 
     def __init__(self, config, model: StableDiffusion, base: dict, mesh: Mesh, log: RunLog):
         self.config, self.model, self.base_parameters, self.mesh, self.log = config, model, base, mesh, log
-        self.scorer = load_scorer(config)
+        # On the host, from which each call takes it: training has better use for its 2 GB of a device.
+        scorer = load_scorer(config)
+        self.scorer = dataclasses.replace(scorer, parameters=jax.device_get(scorer.parameters))
         self.prompts = _validation_prompts(config)
         self.shape = model.latent_shape(config.pool.width, config.pool.height)
         self.base: tuple[dict[str, np.ndarray], Any] | None = None

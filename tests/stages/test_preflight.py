@@ -85,8 +85,8 @@ def test_what_a_stage_holds_is_an_argument_of_its_program_or_lies_beside_it(smal
         ("generate_pool", ("unet",), ("vae", "text_encoder")),
         ("score_pool", ("vae", "scorer"), ("unet", "text_encoder")),
         ("select_pairs", ("vae",), ("unet", "text_encoder")),
-        # For its validation training keeps decoder and scorer.
-        ("train_policy", ("unet", "text_encoder"), ("vae", "scorer")),
+        # For its validation training keeps the decoder; its scorer lies on the host.
+        ("train_policy", ("unet", "text_encoder"), ("vae",)),
         ("evaluate_policy", ("unet",), ("vae", "text_encoder", "scorer")),
     ):
         program = build(config, name, 2)
