@@ -60,8 +60,9 @@ def written_whole(path: epath.PathLike) -> Iterator[IO[bytes]]:
         return
     beside = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
     try:
-        with beside.open("wb") as file:
-            yield file  # type: ignore[misc]
+        opened: IO[bytes] = beside.open("wb")
+        with opened as file:
+            yield file
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)

@@ -35,6 +35,7 @@ def multiply_on(target, rows):
 @pytest.fixture(params=["a100-40gb:1", "a100-80gb:4", "h100:16", "v4:4", "v5e:1", "v5e:8", "v5p:16", "v6e:4"])
 def target(request):
     found = parse_target(request.param)
+    # The compilers are extras of hundreds of megabytes that nothing else needs, so the suite does without them.
     if importlib.util.find_spec(MODULES[found.chip.platform]) is None:
         pytest.skip(f"no compiler for {found.name}")
     return found
