@@ -6,7 +6,7 @@ from typing import Any
 # Loaded at first use, so that `python -m hgdpo_jax.main --help` does not wait for JAX.
 _HOMES = {
     "StableDiffusion": "hgdpo_jax.pipelines.stable_diffusion",
-    "PickScore": "hgdpo_jax.pipelines.pick_score",
+    "PickScore": "hgdpo_jax.scorers.pick_score",
     "load_adapter": "hgdpo_jax.weights.lora_files",
     "save_adapter": "hgdpo_jax.weights.lora_files",
 }

@@ -1,8 +1,5 @@
 """A filter of the user's own, which says what images of a pool may become winner or loser."""
 
-import hashlib
-import importlib
-import inspect
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,31 +8,17 @@ from jaxtyping import Bool, Float, UInt8
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behind
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.run_log import progress
+from hgdpo_jax.user_functions import load_function
 
 ImageFilter = Callable[[UInt8[np.ndarray, "n height width 3"], Sequence[str]], Bool[np.ndarray, " n"]]
 
 
 def load_filter(source: str) -> tuple[ImageFilter, str]:
-    """The callable that "module:function" names, and a fingerprint that changes with its file.
+    """The filter that "module:function" names, and its fingerprint; raises UserError where there is none.
 
-    It is called with images and their prompts and returns for each whether it is kept. Raises UserError where there is
-    no such callable.
+    It is called with images and their prompts and returns for each whether it is kept.
     """
-    module_name, _, name = source.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-        code = inspect.getsource(module)
-    # The user's own code may raise anything.
-    except Exception as error:
-        raise UserError(
-            f"pairs.filter is {source!r}, whose module cannot be imported ({error}): expected module:function, with "
-            "module.py in the folder where you start the program or installed"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UserError(f"pairs.filter is {source!r}, but {module_name} has no function {name!r}")
-    digest = hashlib.sha256(f"{source}\0{code}".encode())
-    return function, digest.hexdigest()[:16]
+    return load_function(source, "pairs.filter")
 
 
 def apply_filter(

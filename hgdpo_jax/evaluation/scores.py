@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from hgdpo_jax.pipelines.pick_score import PickScore
+from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.toon.oracle import AttributeOracle
 
 

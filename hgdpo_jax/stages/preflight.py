@@ -15,7 +15,6 @@ from hgdpo_jax.adapters import lora
 from hgdpo_jax.artifacts import StageRun, write_json, write_text
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.pick_score import PickScore
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.preflight.apart import compiler_environment, require_compiler, run_apart
 from hgdpo_jax.preflight.compilation import Measurement, Program, measure
@@ -23,6 +22,7 @@ from hgdpo_jax.preflight.experiment import Examined, Work, totals
 from hgdpo_jax.preflight.largest_batch import largest_batch
 from hgdpo_jax.preflight.report import as_json, as_table
 from hgdpo_jax.preflight.targets import Chip, Target, parse_target, target_devices
+from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.sharding import batch_shapes, parameter_shapes, replicated_shapes, training_mesh
 from hgdpo_jax.stages import encode_images, finetune_base, score_pool, select_pairs, train_policy
 from hgdpo_jax.training.accumulation import accumulation_steps

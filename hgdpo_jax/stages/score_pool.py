@@ -10,9 +10,9 @@ from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behi
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
-from hgdpo_jax.pipelines.pick_score import PickScore
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
+from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.stages.generate_pool import batch_of_block, complete_pool, load_base
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.sources import resolve_source

@@ -10,8 +10,8 @@ import numpy as np
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
-from hgdpo_jax.pipelines.pick_score import preprocess
 from hgdpo_jax.pipelines.stable_diffusion import load_tokenizer
+from hgdpo_jax.scorers.preprocess import preprocess
 from hgdpo_jax.toon.attributes import COMBINATION
 from hgdpo_jax.toon.captions import caption
 from hgdpo_jax.toon.portraits import Portrait, portrait, render_many

@@ -7,9 +7,10 @@ from etils import epath
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.pick_score import PickScore, preprocess
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
+from hgdpo_jax.scorers.pick_score import PickScore
+from hgdpo_jax.scorers.preprocess import preprocess
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.stages.train_clip import crop_padding
 from hgdpo_jax.toon import damage

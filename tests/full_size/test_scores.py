@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from hgdpo_jax.pipelines.pick_score import PickScore
 from hgdpo_jax.pipelines.stable_diffusion import apply
+from hgdpo_jax.scorers.pick_score import PickScore
 
 pytestmark = pytest.mark.slow
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.pick_score import PickScore
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.weights.folders import content_fingerprint
 from hgdpo_jax.weights.sources import resolve_source
 

@@ -14,44 +14,22 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import apply, load_tokenizer
+from hgdpo_jax.scorers.preprocess import preprocess
+from hgdpo_jax.scorers.scorer import Option, Scorer
 from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights import clip_files
 from hgdpo_jax.weights.conversion import to_tree
 from hgdpo_jax.weights.sources import resolve_source
 
 
-def preprocess(
-    images: Float[Array, "n height width 3"], size: int, framing: str, mean: Sequence[float], spread: Sequence[float]
-) -> Float[Array, "n size size 3"]:
-    """Pixels in [0, 255] to CLIP's input: bicubic with antialiasing, then cropped or padded to a square.
-
-    "crop" gives the shorter side `size` pixels and keeps the centre (PickScore's own processor; 31 % of a 704x1024
-    portrait is lost); "pad" gives the longer side `size` pixels and fills up with the mean colour.
-    """
-    height, width = images.shape[1:3]
-    edge = min(height, width) if framing == "crop" else max(height, width)
-    # The reference truncates the longer side to whole pixels.
-    rows, columns = int(height * size / edge), int(width * size / edge)
-    x = images.astype(jnp.float32)
-    # PIL, which the reference resizes with, goes along the rows first and keeps whole numbers in between.
-    for shape in ((height, columns), (rows, columns)):
-        if x.shape[1:3] != shape:
-            x = jax.image.resize(x, (x.shape[0], *shape, 3), method="cubic", antialias=True)
-            x = jnp.round(jnp.clip(x, 0.0, 255.0))
-    x = (x / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(spread, jnp.float32)
-    if framing == "crop":
-        top, left = (rows - size) // 2, (columns - size) // 2
-        return x[:, top : top + size, left : left + size]
-    top, left = (size - rows) // 2, (size - columns) // 2
-    return jnp.pad(x, ((0, 0), (top, size - rows - top), (left, size - columns - left), (0, 0)))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class PickScore:
+class PickScore(Scorer):
     """A CLIP model used as PickScore uses it: `exp(logit_scale)` times the cosine of image and prompt."""
 
+    label = "PickScore"
+    options = {"processor": Option("")}
+
     clip: CLIP
-    parameters: dict
     tokenizer: Any
     mean: tuple[float, ...]
     spread: tuple[float, ...]
@@ -98,13 +76,13 @@ class PickScore:
         return apply(self.clip, parameters, token_ids, method="embed_text")
 
     def score_pixels(
-        self, parameters, pixels: UInt8[Array, "n height width 3"], prompt_embeddings: Float[Array, "n p"]
+        self, parameters, pixels: UInt8[Array, "n height width 3"], prompts: Float[Array, "n p"]
     ) -> Float[Array, "n"]:
         """Scores of images, each against its own prompt."""
         size = self.clip.config.vision.image_size
         inputs = preprocess(pixels, size, self.framing, self.mean, self.spread)
         embeddings = apply(self.clip, parameters, inputs, method="embed_images")
-        return jnp.exp(parameters["logit_scale"]) * jnp.sum(embeddings * prompt_embeddings, axis=-1)
+        return jnp.exp(parameters["logit_scale"]) * jnp.sum(embeddings * prompts, axis=-1)
 
     # Public interface
 
@@ -121,26 +99,9 @@ class PickScore:
             lambda rows: self._embed_prompts(self.parameters, on_devices(ids[rows])), len(ids), device_batch
         )
 
-    def score(
-        self, images: UInt8[np.ndarray, "n height width 3"], prompts: Sequence[str], device_batch: int = 16
-    ) -> Float[np.ndarray, "n"]:
-        """Score of each image for the prompt in the same place; scores compare only within one prompt."""
-        texts = list(dict.fromkeys(prompts))
-        place = {text: i for i, text in enumerate(texts)}
-        embeddings = self.encode_prompts(texts, device_batch)[np.array([place[prompt] for prompt in prompts])]
-
-        def run(rows):
-            return self._score_pixels(self.parameters, on_devices(images[rows]), on_devices(embeddings[rows]))
-
-        return map_batches(run, len(images), device_batch)
-
     @functools.cached_property
     def _embed_prompts(self):
         return jax.jit(self.embed_prompts)
-
-    @functools.cached_property
-    def _score_pixels(self):
-        return jax.jit(self.score_pixels)
 
 
 def parameter_shapes(clip: CLIP) -> dict:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.pick_score import PickScore, preprocess
+from hgdpo_jax.scorers.pick_score import PickScore
+from hgdpo_jax.scorers.preprocess import preprocess
 
 PROMPTS = ["a man with a beard", "a woman", "a portrait of a person with grey hair"]
 

@@ -1,0 +1,83 @@
+"""Scorers as a config names them.
+
+pick_score:yuvalkirstain/PickScore_v1                         a kind of this package, and where its weights lie
+pick_score:checkpoints/pick_score,processor=checkpoints/clip  with a further source that this kind reads
+checkpoints/pick_score                                        a source alone is a PickScore
+my_scorers:count_fingers                                      a function of yours: (images, prompts) -> numbers
+judge=toon-judge                                              with a name of its own
+"""
+
+import dataclasses
+import importlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.scorers.scorer import Scorer
+from hgdpo_jax.scorers.user_scorer import UserScorer
+from hgdpo_jax.user_functions import load_function
+from hgdpo_jax.weights import folders
+from hgdpo_jax.weights.sources import resolve_source
+
+FUNCTION = "function"
+# Loaded at first use, by module and class.
+KINDS = {
+    "pick_score": "hgdpo_jax.scorers.pick_score:PickScore",
+}
+
+_NAMED = re.compile(r"(?:(?P<name>\w+)=)?(?P<target>.+)")
+_FUNCTION = re.compile(r"[\w.]+:\w+")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorerSource:
+    """What a text names: a kind, "function" for one of the user's own, its source, and further sources by name."""
+
+    text: str
+    name: str
+    label: str
+    kind: str
+    source: str
+    options: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, text: str) -> "ScorerSource":
+        """Reads a text as above; raises UserError where it is none."""
+        match = _NAMED.fullmatch(text)
+        if not match:
+            raise UserError(f"{text!r} names no scorer, expected KIND:SOURCE, a kind being {', '.join(KINDS)}")
+        name, target = match["name"], match["target"]
+        kind, _, rest = target.partition(":")
+        if kind not in KINDS and _FUNCTION.fullmatch(target):
+            return cls(text, name or rest, name or rest, FUNCTION, target, {})
+        kind, rest = (kind, rest) if kind in KINDS else ("pick_score", target)
+        source, *pairs = rest.split(",")
+        known = _class_of(kind).options
+        given = dict(pair.partition("=")[::2] for pair in pairs)
+        if unknown := given.keys() - known.keys():
+            expected = f"expected {' or '.join(known)}" if known else "this kind has none"
+            raise UserError(f"{text!r} has the option {', '.join(sorted(unknown))}, {expected}")
+        options = {option: given.get(option, what.default) for option, what in known.items()}
+        return cls(text, name or kind, name or _class_of(kind).label, kind, source, options)
+
+    def fingerprint(self) -> str:
+        """Names what decides the scores, whatever it is called and wherever it lies."""
+        if self.kind == FUNCTION:
+            return load_function(self.source, f"scorer {self.text}")[1]
+        prints = [folders.content_fingerprint(resolve_source(self.source))]
+        for name, option in _class_of(self.kind).options.items():
+            if source := self.options[name]:
+                prints.append(folders.content_fingerprint(resolve_source(source, option.weights), option.weights))
+        return f"{self.kind} {' '.join(prints)}"
+
+    def load(self, dtype: str = "float32", framing: str = "crop") -> Scorer | UserScorer:
+        """The scorer, in the type `dtype`; `framing`, "crop" or "pad", is for those that make images square."""
+        if self.kind == FUNCTION:
+            return UserScorer(load_function(self.source, f"scorer {self.text}")[0], self.source)
+        return _class_of(self.kind).load(self.source, dtype=dtype, framing=framing, **self.options)
+
+
+def _class_of(kind: str) -> Any:
+    module, _, name = KINDS[kind].partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,40 @@
+"""A scorer of the user's own: any function of images and prompts."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from hgdpo_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class UserScorer:
+    """Calls `function(images, prompts)`, which returns a number for each image; `source` names it in messages."""
+
+    function: Callable[[UInt8[np.ndarray, "n height width 3"], Sequence[str]], Any]
+    source: str
+
+    def score(
+        self, images: UInt8[np.ndarray, "n height width 3"], prompts: Sequence[str], device_batch: int = 16
+    ) -> Float[np.ndarray, "n"]:
+        """What the function says of each image; raises UserError where that is not a finite number for each."""
+        try:
+            scores = np.asarray(self.function(images, list(prompts)), np.float32)
+        except UserError:
+            raise
+        # The user's own code may raise anything.
+        except Exception as error:
+            raise UserError(f"scorer {self.source} failed with {type(error).__name__}: {error}") from error
+        if scores.shape != (len(images),) or not np.isfinite(scores).all():
+            what = (
+                f"an array of shape {list(scores.shape)}"
+                if scores.shape != (len(images),)
+                else "infinite or no numbers"
+            )
+            raise UserError(
+                f"scorer {self.source} returned {what} for {len(images)} images, expected a number for each"
+            )
+        return scores
