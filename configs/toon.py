@@ -10,13 +10,12 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"
     config.weights.base = "toon"
     config.weights.scorer = "toon-scorer"
-    config.weights.judge = "toon-judge"
-    config.weights.oracle = "toon-oracle"
+    config.evaluate.scorers = ("judge=toon-judge", "oracle=hgdpo_jax.toon.oracle:attributes_shown")
     config.prompts.train = "toon:train"
     config.prompts.validation = "toon:validation"
     config.prompts.test = "toon:test"
     config.prompts.train_count = 256
-    config.prompts.test_count = 100
+    config.prompts.test_count = 128
     config.pool.size = 8
     config.pool.steps = 10
     # Low enough that the images of a prompt differ in what the scorer judges: with 3.0 its winners show 7 points more

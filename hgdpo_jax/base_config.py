@@ -34,9 +34,9 @@ def base_config() -> ConfigDict:
         "evaluate_policy",
     )
 
-    # Checkpoints: a folder in the diffusers (base, vae) or transformers (scorer, judge) layout, a single file (base,
-    # vae), a repository of the Hugging Face hub (owner/name or owner/name@revision), or one of the packaged "toon",
-    # "toon-scorer", "toon-judge", "toon-oracle".
+    # Checkpoints: a folder in the diffusers (base, vae) or transformers (scorer) layout, a single file (base, vae), a
+    # repository of the Hugging Face hub (owner/name or owner/name@revision), or one of the packaged "toon",
+    # "toon-scorer", "toon-judge".
     config.weights = weights = ConfigDict()
     # The model that draws the pool, is the reference, and carries the LoRA (Sec. 2).
     weights.base = ""
@@ -44,15 +44,11 @@ def base_config() -> ConfigDict:
     weights.tokenizer = ""
     # VAE in place of the base's, a diffusers folder or a single file; empty: the base's own.
     weights.vae = ""
-    # The preference model that chooses the pairs: PickScore (Sec. 3.1).
+    # The preference model that chooses the pairs: PickScore (Sec. 3.1). A folder or repository, with processor=SOURCE
+    # where its preprocessor_config.json and tokenizer lie elsewhere, as for PickScore_v1:
+    #     yuvalkirstain/PickScore_v1,processor=laion/CLIP-ViT-H-14-laion2B-s32B-b79K
+    # or another kind of scorer, or a function of yours: hgdpo_jax/scorers/sources.py says how each is written.
     weights.scorer = ""
-    # Folder or repository with the scorer's preprocessor_config.json and tokenizer; empty: the scorer's own.
-    # PickScore_v1's are those of laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
-    weights.scorer_processor = ""
-    # A second scorer that never chooses pairs and only evaluates; empty: none.
-    weights.judge = ""
-    # A classifier of attributes that only evaluates, for toon portraits; empty: none.
-    weights.oracle = ""
 
     # Each one of
     #     people.txt                                  a text file with one prompt a line,
@@ -96,8 +92,8 @@ def base_config() -> ConfigDict:
     pool.device_batch = 8
 
     config.scoring = scoring = ConfigDict()
-    # How an image becomes the scorer's square: "crop" its centre (PickScore's own way, which loses 31 % of a 704x1024
-    # portrait), or "pad" it.
+    # How an image becomes the square that a scorer sees: "crop" its centre (PickScore's own way, and that of most;
+    # it loses 31 % of a 704x1024 portrait), or "pad" it.
     scoring.framing = "crop"
     # Images scored, and encoded by the VAE, at once on one device.
     scoring.device_batch = 16
@@ -134,6 +130,9 @@ def base_config() -> ConfigDict:
 
     # Training the LoRA (Sec. 3.2).
     config.train = train = ConfigDict()
+    # Added to `seed` for what training draws, noise and order of the pairs and the initial LoRA: with another one an
+    # experiment is trained anew on the same pool and evaluated on the same noise.
+    train.seed = 0
     # Optimiser steps (not stated; here 100,000 pairs once).
     train.steps = 6250
     # Pairs a step over all devices.
@@ -205,10 +204,24 @@ def base_config() -> ConfigDict:
     # Latent adaptive normalisation while sampling (Eq. 7); doubles the cost.
     sample.latent_normalization = False
 
-    # Base against tuned model on the test prompts (Sec. 4).
+    # Models against each other on the test prompts, from the same noise (Sec. 4).
     config.evaluate = evaluate = ConfigDict()
+    # The first is what all others are compared with: "base"; "tuned", with this experiment's LoRA at adapter.scale;
+    # another LoRA file; "folder:PATH", images that are there already (metadata.jsonl gives "file_name" and, as "text",
+    # the prompt). "@0.8" behind a LoRA gives its weight, "+lan" samples with latent adaptive normalisation, "NAME="
+    # before it names it: ("base", "tuned", "tuned@0.8", "tuned+lan", "old=loras/old.safetensors@0.5").
+    evaluate.models = ("base", "tuned")
+    # Scores besides the training scorer's, written as weights.scorer, none of which chooses pairs; the first one leads
+    # the report. The paper's are HPSv2, ImageReward, Aesthetic and CLIP score.
+    evaluate.scorers = ()
     # Images a prompt and model; their scores are averaged within the prompt.
     evaluate.seeds = 4
+
+    # How strong the LoRA should be (Fig. 8): `sweep_scale` draws the first test prompts at each of these weights.
+    config.sweep = sweep = ConfigDict()
+    sweep.scales = (0.0, 0.25, 0.5, 0.75, 1.0)
+    # Prompts, counted from the first; each has `evaluate.seeds` images.
+    sweep.prompts = 32
 
     # Compiling this experiment's programs for accelerators that are not there.
     config.preflight = preflight = ConfigDict()

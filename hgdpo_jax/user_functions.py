@@ -12,7 +12,8 @@ from hgdpo_jax.errors import UserError
 def load_function(source: str, setting: str) -> tuple[Callable[..., Any], str]:
     """The callable that "module:function" names, and a fingerprint that changes with its file.
 
-    `setting` names in messages where it was given. Raises UserError where there is no such callable.
+    A callable that reads files says itself what decides its results, in its attribute `fingerprint`. `setting` names in
+    messages where it was given. Raises UserError where there is no such callable.
     """
     module_name, _, name = source.partition(":")
     try:
@@ -27,4 +28,5 @@ def load_function(source: str, setting: str) -> tuple[Callable[..., Any], str]:
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{setting} is {source!r}, but {module_name} has no function {name!r}")
-    return function, hashlib.sha256(f"{source}\0{code}".encode()).hexdigest()[:16]
+    read = getattr(function, "fingerprint", "")
+    return function, hashlib.sha256(f"{source}\0{code}\0{read}".encode()).hexdigest()[:16]

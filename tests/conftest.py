@@ -7,7 +7,6 @@ import tempfile
 import threading
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from huggingface_hub import constants
@@ -97,21 +96,6 @@ def tiny_scorer(tmp_path_factory, toon_tokenizer):
 def tiny_judge(tmp_path_factory, toon_tokenizer):
     """Folder of a preference scorer of another opinion."""
     return write_tiny_scorer(tmp_path_factory.mktemp("tiny_judge"), toon_tokenizer, seed=3)
-
-
-@pytest.fixture(scope="session")
-def tiny_oracle(tmp_path_factory):
-    """Folder of an attribute oracle that guesses."""
-    from hgdpo_jax.toon.oracle import make_classifier
-    from hgdpo_jax.weights import folders
-    from hgdpo_jax.weights.conversion import from_tree
-
-    folder = tmp_path_factory.mktemp("tiny_oracle")
-    pixels = jnp.zeros((1, PIXELS["height"], PIXELS["width"], 3))
-    shapes = jax.eval_shape(make_classifier().init, jax.random.key(0), pixels)["params"]
-    folders.write_weights(folder / "model.safetensors", from_tree(random_parameters(shapes, seed=4)), "float32")
-    folders.write_json(folder / "accuracy.json", {"all": 0.5})
-    return folder
 
 
 def write_tiny_scorer(folder, tokenizer, seed):

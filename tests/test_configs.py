@@ -48,6 +48,7 @@ TOON_STAGES = {
     "toon": base_config().stages,
     "toon_full": base_config().stages,
     "toon_smoke": base_config().stages,
+    "toon_ablations": tuple(stage for stage in base_config().stages if stage != "sample_images"),
     "toon_base": ("train_autoencoder", "train_clip", "train_unet"),
     "toon_scorer": ("train_clip", "train_scorer"),
     "toon_judge": ("train_clip", "train_scorer"),
@@ -64,6 +65,20 @@ def flat(config: ConfigDict, prefix: str = "") -> dict:
     for name, value in config.items():
         values |= flat(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {f"{prefix}{name}": value}
     return values
+
+
+def test_a_row_in_miniature_differs_from_the_others_as_its_paper_experiment_does():
+    sml, beta, data = (
+        flat(importlib.import_module("configs.toon_ablations").get_config(row))
+        for row in ("n20_sml-0", "n20_beta4x-2", "n20_2k-0")
+    )
+    assert {field for field in sml if sml[field] != beta[field]} == {
+        "name",
+        "loss.beta",
+        "loss.statistic_weight",
+        "train.seed",
+    }
+    assert (sml["prompts.train_count"], data["prompts.train_count"], beta["train.seed"]) == (384, 8, 2)
 
 
 def test_every_config_is_claimed_here():

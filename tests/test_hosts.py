@@ -28,7 +28,8 @@ def get_config():
     config.name = "small"
     config.dtype = "float32"
     config.cpu_devices = {devices}
-    config.weights.base, config.weights.scorer, config.weights.judge = {base!r}, {scorer!r}, {judge!r}
+    config.weights.base, config.weights.scorer = {base!r}, {scorer!r}
+    config.evaluate.scorers = ("judge=" + {judge!r},)
     # Three prompts and two hosts: shares are not equal.
     config.prompts.train = config.prompts.validation = config.prompts.test = {prompts!r}
     config.prompts.validation_count = config.prompts.test_count = 3

@@ -38,8 +38,7 @@ def get_config():
     config = toon_smoke()
     config.weights.base = {base!r}
     config.weights.scorer = {scorer!r}
-    config.weights.judge = ""
-    config.weights.oracle = ""
+    config.evaluate.scorers = ()
     config.prompts.train_count = 8
     config.prompts.validation_count = 4
     config.prompts.test_count = 4

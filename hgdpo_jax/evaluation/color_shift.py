@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 # About 50 MB of float32 at the widest point, whatever the number of images.
 PIXELS_PER_CHUNK = 1 << 20
@@ -68,38 +69,29 @@ def rgb_to_hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return hue, saturation, highest / 255
 
 
-class HSVSums:
-    """Sums over the pixels of images that come a chunk at a time, from which their HSV means follow."""
-
-    def __init__(self) -> None:
-        self._pixels = 0
-        self._sums = np.zeros(3)
-        self._direction = np.zeros(2)
-
-    def add(self, images: np.ndarray) -> None:
-        """Counts uint8 images [n, height, width, 3] in."""
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-            raise ValueError(f"expected uint8 images [n, height, width, 3], got {images.dtype} {images.shape}")
-        pixels = images.reshape(-1, 3)
-        self._pixels += len(pixels)
-        for start in range(0, len(pixels), PIXELS_PER_CHUNK):
-            hue, saturation, value = rgb_to_hsv(pixels[start : start + PIXELS_PER_CHUNK])
-            self._sums += [channel.sum(dtype=np.float64) for channel in (hue, saturation, value)]
-            angles = 2 * np.pi * hue[saturation > 0]
-            self._direction += [np.cos(angles).sum(dtype=np.float64), np.sin(angles).sum(dtype=np.float64)]
-
-    def means(self) -> HSVMeans:
-        """Means over all pixels counted so far; there must be some."""
-        hue, saturation, value = (self._sums / self._pixels).tolist()
-        degrees = math.degrees(math.atan2(self._direction[1], self._direction[0])) % 360
-        return HSVMeans(hue, saturation, value, degrees)
+def hsv_of_images(images: UInt8[np.ndarray, "n height width 3"]) -> Float[np.ndarray, "n 5"]:
+    """Of each image the mean hue, saturation and value, and the sums over its hues' cosines and sines per pixel."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
+        raise ValueError(f"expected uint8 images [n, height, width, 3], got {images.dtype} {images.shape}")
+    rows = []
+    step = max(1, PIXELS_PER_CHUNK // (images.shape[1] * images.shape[2]))
+    for start in range(0, len(images), step):
+        hue, saturation, value = rgb_to_hsv(images[start : start + step])
+        has_hue, angles = saturation > 0, 2 * np.pi * hue
+        channels = (hue, saturation, value, np.where(has_hue, np.cos(angles), 0), np.where(has_hue, np.sin(angles), 0))
+        rows.append(np.stack([channel.mean(axis=(1, 2), dtype=np.float64) for channel in channels], axis=1))
+    return np.concatenate(rows)
 
 
-def hsv_means(images: np.ndarray) -> HSVMeans:
+def means_of(rows: Float[np.ndarray, "n 5"]) -> HSVMeans:
+    """Means over images of equal size, from what `hsv_of_images` says of each."""
+    hue, saturation, value, cosine, sine = rows.mean(axis=0, dtype=np.float64).tolist()
+    return HSVMeans(hue, saturation, value, math.degrees(math.atan2(sine, cosine)) % 360)
+
+
+def hsv_means(images: UInt8[np.ndarray, "n height width 3"]) -> HSVMeans:
     """HSV means of uint8 images [n, height, width, 3]."""
-    sums = HSVSums()
-    sums.add(images)
-    return sums.means()
+    return means_of(hsv_of_images(images))
 
 
 def shift_between(base: HSVMeans, tuned: HSVMeans) -> ColorShift:

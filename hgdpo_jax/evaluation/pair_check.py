@@ -7,41 +7,41 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from hgdpo_jax.evaluation.scores import TRAINING
 from hgdpo_jax.evaluation.win_rate import WinRate, win_rate
 
 
 @dataclasses.dataclass(frozen=True)
-class PairCheck:
-    """Winners against losers by every score there is; the judge and the oracle had no part in choosing them.
+class PairScore:
+    """Winners against losers by one score that had no part in choosing them."""
 
-    `spread` is by how much the training scorer prefers the winner, on average. The oracle's means are in per cent of
-    the prompt's attributes shown.
-    """
+    label: str
+    win_rate: WinRate
+    winner_mean: float
+    loser_mean: float
+
+    @property
+    def difference(self) -> float:
+        """By how much the winners lie above the losers, on average."""
+        return self.winner_mean - self.loser_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class PairCheck:
+    """Winners against losers: by how much the training scorer prefers the winner on average, and the other scores."""
 
     pairs: int
     spread: float
-    judge: WinRate | None = None
-    oracle_winner: float | None = None
-    oracle_loser: float | None = None
-
-    @property
-    def oracle_points(self) -> float | None:
-        """How far the winners lie above the losers by the oracle, in points of its per cent."""
-        if self.oracle_winner is None or self.oracle_loser is None:
-            return None
-        return self.oracle_winner - self.oracle_loser
+    scores: Mapping[str, PairScore] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"the training scorer sets the {self.pairs:,} pairs apart by {self.spread:.2f} on average"]
-        if self.judge:
+        for score in self.scores.values():
+            rate = score.win_rate
             lines.append(
-                f"winners beat losers by the held-out judge in {100 * self.judge.rate:.1f} % "
-                f"({100 * self.judge.low:.1f} to {100 * self.judge.high:.1f})"
-            )
-        if self.oracle_points is not None:
-            lines.append(
-                f"by the oracle winners show {self.oracle_winner:.1f} % of the prompt's attributes, "
-                f"losers {self.oracle_loser:.1f} %: {self.oracle_points:+.1f} points"
+                f"by the {score.label} winners beat losers in {100 * rate.rate:.1f} % "
+                f"({100 * rate.low:.1f} to {100 * rate.high:.1f}), mean {score.winner_mean:.2f} against "
+                f"{score.loser_mean:.2f}: {score.difference:+.2f}"
             )
         return "\n".join(lines)
 
@@ -52,17 +52,30 @@ class PairCheck:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PairCheck":
         """The inverse of `to_dict`."""
-        return cls(**{**values, "judge": values["judge"] and WinRate(**values["judge"])})
+        scores = {
+            name: PairScore(**{**score, "win_rate": WinRate(**score["win_rate"])})
+            for name, score in values["scores"].items()
+        }
+        return cls(**{**values, "scores": scores})
 
 
 def check_pairs(
-    winners: Mapping[str, Float[np.ndarray, " n"]], losers: Mapping[str, Float[np.ndarray, " n"]]
+    winners: Mapping[str, Float[np.ndarray, " n"]],
+    losers: Mapping[str, Float[np.ndarray, " n"]],
+    labels: Mapping[str, str],
 ) -> PairCheck:
-    """Compares scores by name, of which "judge" and "oracle" may be missing, "scorer" not."""
+    """Compares scores by name, "scorer" being the one that chose the pairs."""
     return PairCheck(
-        pairs=len(winners["scorer"]),
-        spread=float(np.mean(winners["scorer"] - losers["scorer"], dtype=np.float64)),
-        judge=win_rate(winners["judge"][:, None], losers["judge"][:, None]) if "judge" in winners else None,
-        oracle_winner=float(np.mean(winners["oracle"], dtype=np.float64)) if "oracle" in winners else None,
-        oracle_loser=float(np.mean(losers["oracle"], dtype=np.float64)) if "oracle" in losers else None,
+        pairs=len(winners[TRAINING]),
+        spread=float(np.mean(winners[TRAINING] - losers[TRAINING], dtype=np.float64)),
+        scores={
+            name: PairScore(
+                labels[name],
+                win_rate(winners[name][:, None], losers[name][:, None]),
+                float(np.mean(winners[name], dtype=np.float64)),
+                float(np.mean(losers[name], dtype=np.float64)),
+            )
+            for name in winners
+            if name != TRAINING
+        },
     )

@@ -23,11 +23,23 @@ PAGE_IMAGE_HEIGHT = 384
 
 
 @dataclasses.dataclass(frozen=True)
+class ModelRow:
+    """A model against the one that all are compared with: by every score, in colours, and its own diversity."""
+
+    label: str
+    scores: Mapping[str, ScoreComparison]
+    color_shift: ColorShift
+    diversity: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportData:
     """All that the report shows, as plain values.
 
-    scores: by the name used in summary.json, in the order shown; `headline` names the one to lead with.
-    examples: base first, tuned second, not chosen by their scores; the first of them stand at the top of the page.
+    labels: of the model that all are compared with, and of the one that the report is about, the first of `models`.
+    headline: the score to lead with, by the name that scores have in summary.json.
+    diversity: that of the model that all are compared with.
+    examples: of these two, not chosen by their scores; the first of them stand at the top of the page.
     training: the training log, one mapping of scalars a step.
     best_pairs, worst_pairs: winner first, loser second: the pairs of the pool set apart furthest, and least.
     settings: nested or flat; values are shown as text.
@@ -35,17 +47,50 @@ class ReportData:
 
     title: str
     subtitle: str
+    labels: tuple[str, str]
     headline: str
-    scores: Mapping[str, ScoreComparison]
-    color_shift: ColorShift
+    models: Sequence[ModelRow]
     examples: Sequence[ImagePair]
+    diversity: float | None = None
     training: Sequence[Mapping[str, float]] = ()
     pair_check: PairCheck | None = None
     best_pairs: Sequence[ImagePair] = ()
     worst_pairs: Sequence[ImagePair] = ()
-    oracle_accuracy: float | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     attribution: str = ""
+
+    @property
+    def scores(self) -> Mapping[str, ScoreComparison]:
+        """The comparison that the report is about, by every score."""
+        return self.models[0].scores
+
+    @property
+    def color_shift(self) -> ColorShift:
+        """The shift of the model that the report is about."""
+        return self.models[0].color_shift
+
+    def __str__(self) -> str:
+        """What one wants to know first, in a few lines."""
+        lines = []
+        for model in self.models:
+            lines.append(f"{model.label} against {self.labels[0]}, {self.subtitle}")
+            for score in model.scores.values():
+                rate = score.win_rate
+                lines.append(
+                    f"  {score.label:16}  win rate {100 * rate.rate:5.1f} % (95 % interval {100 * rate.low:.1f} to "
+                    f"{100 * rate.high:.1f}), image by image {100 * score.per_image_win_rate:.1f} %, mean "
+                    f"{score.base_mean:.2f} -> {score.tuned_mean:.2f}"
+                )
+            shift = model.color_shift
+            lines.append(
+                f"  colour shift      hue {shift.signed_hue:+.2f} %, saturation {shift.signed_saturation:+.2f} %, "
+                f"value {shift.signed_value:+.2f} %; mean hue {shift.hue_degrees:+.1f} degrees"
+            )
+            if model.diversity is not None and self.diversity is not None:
+                lines.append(f"  diversity         {self.diversity:.4f} -> {model.diversity:.4f}")
+        if self.pair_check:
+            lines += [f"  {line}" for line in str(self.pair_check).splitlines()]
+        return "\n".join(lines)
 
 
 def summarize(report: ReportData) -> dict[str, Any]:
@@ -71,15 +116,12 @@ def summarize(report: ReportData) -> dict[str, Any]:
         },
         "hue_degrees": shift.hue_degrees,
     }
-    if report.oracle_accuracy is not None:
-        summary["oracle_accuracy"] = report.oracle_accuracy
     if report.pair_check is not None:
         check = report.pair_check
         summary["pairs"] = {"count": check.pairs, "scorer_spread": check.spread}
-        if check.judge:
-            summary["pairs"]["judge"] = {key: getattr(check.judge, key) for key in ("rate", "low", "high")}
-        if check.oracle_points is not None:
-            summary["pairs"]["oracle_points"] = check.oracle_points
+        for name, score in check.scores.items():
+            rates = {key: getattr(score.win_rate, key) for key in ("rate", "low", "high")}
+            summary["pairs"][name] = rates | {"winner_mean": score.winner_mean, "loser_mean": score.loser_mean}
     return _finite_or_none(summary)
 
 
@@ -93,7 +135,7 @@ def write_report(folder: epath.PathLike, report: ReportData) -> dict[str, Any]:
     write_text(path / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     hero = report.examples[:HERO_PAIRS]
     if hero:
-        write_bytes(path / "grid.png", figures.pair_grid(hero, "Base", "Tuned", report.headline))
+        write_bytes(path / "grid.png", figures.pair_grid(hero, *report.labels, report.headline))
     if figures.charts_with_data(report.training):
         write_bytes(path / "curves.png", figures.curves_figure(report.training))
     pairs = [

@@ -9,14 +9,14 @@ from PIL import Image
 
 from hgdpo_jax.artifacts import StageRun, write_bytes, write_json
 from hgdpo_jax.data.pairs import open_pairs
+from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.evaluation.figures import ImagePair, png_bytes
 from hgdpo_jax.evaluation.pair_check import PairCheck, check_pairs
-from hgdpo_jax.evaluation.scores import Score, load_scores
+from hgdpo_jax.evaluation.scores import TRAINING, Score, load_scores, score_sources
 from hgdpo_jax.run_log import progress
+from hgdpo_jax.scorers.sources import FUNCTION
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
-from hgdpo_jax.stages.score_pool import load_scorer, scorer_fingerprints
-from hgdpo_jax.weights import folders
-from hgdpo_jax.weights.sources import resolve_source
+from hgdpo_jax.stages.score_pool import scorer_source
 
 INPUTS = ("select_pairs",)
 _MOST_PAIRS = 1024
@@ -34,20 +34,18 @@ def settings(config) -> dict:
 
 def score_fingerprints(config) -> dict:
     """What decides the scores that an evaluation looks at."""
-    sources = {name: config.weights[name] for name in ("judge", "oracle")}
-    prints = {
-        f"weights.{name}": folders.content_fingerprint(resolve_source(source)) if source else ""
-        for name, source in sources.items()
+    scorer_source(config)
+    sources = score_sources(config.weights.scorer, config.evaluate.scorers)
+    return {f"scores.{name}": source.fingerprint() for name, source in sources.items()} | {
+        "scoring.framing": config.scoring.framing
     }
-    return {**scorer_fingerprints(config), **prints, "scoring.framing": config.scoring.framing}
 
 
 def scores_of(config) -> dict[str, Score]:
-    """The scores of a config by name: "scorer", and "judge" and "oracle" where it has them."""
+    """The scores of a config by name: "scorer", which chose the pairs, and those of evaluate.scorers."""
     return load_scores(
-        scorer=load_scorer(config),
-        judge=config.weights.judge,
-        oracle=config.weights.oracle,
+        config.weights.scorer,
+        config.evaluate.scorers,
         dtype=config.dtype,
         framing=config.scoring.framing,
         device_batch=config.scoring.device_batch,
@@ -55,8 +53,12 @@ def scores_of(config) -> dict[str, Score]:
 
 
 def check(config) -> None:
-    """Raises UserError where the judge or the oracle cannot be loaded."""
-    scores_of(config)
+    """Raises UserError where a scorer cannot be loaded, or one of the user's own fails on a black picture."""
+    black = np.zeros((2, config.pool.height, config.pool.width, 3), np.uint8)
+    prompts = load_prompts(config.prompts.train, 1) * 2
+    for score in scores_of(config).values():
+        if score.kind == FUNCTION:
+            score.function(black, prompts)
 
 
 def plan(config, run: StageRun) -> str:
@@ -85,9 +87,10 @@ def run(config, run: StageRun) -> None:
                     values[side][name][chunk] = score.function(images, prompts[chunk])
                 bar.update(len(images))
 
-    check = check_pairs(values["winner"], values["loser"])
-    write_json(run.folder / "check.json", check.to_dict() | {"oracle_points": check.oracle_points})
-    furthest_first = np.argsort(values["loser"]["scorer"] - values["winner"]["scorer"], kind="stable")
+    labels = {name: score.label for name, score in scores.items()}
+    check = check_pairs(values["winner"], values["loser"], labels)
+    write_json(run.folder / "check.json", check.to_dict())
+    furthest_first = np.argsort(values["loser"][TRAINING] - values["winner"][TRAINING], kind="stable")
     half = min(_SHOWN, (len(rows) + 1) // 2)
     listed: dict[str, list] = {}
     for kind, chosen in (("best", furthest_first[:half]), ("worst", furthest_first[half:][::-1][:_SHOWN])):
@@ -106,7 +109,6 @@ def run(config, run: StageRun) -> None:
 def read_check(folder: epath.Path) -> tuple[PairCheck, list[ImagePair], list[ImagePair]]:
     """What this stage found in its folder: the check, and the pairs set apart furthest and least."""
     values = json.loads((folder / "check.json").read_text())
-    values.pop("oracle_points")
     listed = json.loads((folder / "shown.json").read_text())
 
     def image(entry) -> np.ndarray:

@@ -1,23 +1,37 @@
-"""Compares base and tuned model on the held-out prompts, from the same noise, and writes the report."""
+"""Compares models on held-out prompts, from the same noise, by every score, and writes the report (HG-DPO, Sec. 4)."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.artifacts import StageRun, checksum, fingerprint_of, write_text
+from hgdpo_jax.data.folder_images import FolderImages
+from hgdpo_jax.data.pool import Block, Pool, blocks_of
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.evaluation.color_shift import HSVSums, shift_between
+from hgdpo_jax.evaluation.color_shift import shift_between
+from hgdpo_jax.evaluation.compared_models import TUNED, ComparedModel, compared_models
 from hgdpo_jax.evaluation.figures import ImagePair
-from hgdpo_jax.evaluation.report import ReportData, write_report
+from hgdpo_jax.evaluation.measuring import ImageSource, Measured, measure
+from hgdpo_jax.evaluation.report import ModelRow, ReportData, write_report
+from hgdpo_jax.evaluation.scores import Score, headline
 from hgdpo_jax.evaluation.win_rate import compare_scores
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import read_scalars
 from hgdpo_jax.stages.check_pairs import read_check, score_fingerprints, scores_of
-from hgdpo_jax.stages.generate_pool import base_fingerprints
-from hgdpo_jax.stages.sample_images import draw, drawing_settings
+from hgdpo_jax.stages.export_adapter import FILES
+from hgdpo_jax.stages.generate_pool import batch_of_block, draw_parts, drawing_settings, load_base
+from hgdpo_jax.stages.select_pairs import read_statistics
+from hgdpo_jax.weights import lora_files
 
-INPUTS = ("check_pairs", "train_policy", "export_adapter")
+INPUTS = ("select_pairs", "check_pairs", "train_policy", "export_adapter")
 EVERY_HOST = True
+RESULTS = "results.json"
 _EXAMPLES = 24
 _TOON_ATTRIBUTION = (
     "Toon portraits: remix of “ToonHead” (https://www.figma.com/community/file/1589627891082866389) by Johan Melin, "
@@ -27,93 +41,219 @@ _TOON_ATTRIBUTION = (
 
 
 def settings(config) -> dict:
+    models = {model.name: _model_settings(config, model) for model in models_of(config)}
+    return {**comparable_settings(config), "models": models}
+
+
+def comparable_settings(config) -> dict:
+    """What evaluations must share to stand in one table: all that decides the base's images and the scores."""
     return {
-        **base_fingerprints(config),
-        **score_fingerprints(config),
-        "prompts": _prompts(config),
-        "evaluate.seeds": config.evaluate.seeds,
         **drawing_settings(config),
+        **score_fingerprints(config),
+        "evaluate.seeds": config.evaluate.seeds,
+        "prompts.test": fingerprint_of({"texts": held_out_prompts(config)}),
     }
 
 
+def models_of(config) -> list[ComparedModel]:
+    """The models that a config compares."""
+    return compared_models(config.evaluate.models, config.adapter.scale, config.sample.latent_normalization)
+
+
+def held_out_prompts(config) -> list[str]:
+    """The held-out prompts."""
+    return load_prompts(config.prompts.test, config.prompts.test_count)
+
+
+def _model_settings(config, model: ComparedModel) -> dict[str, Any]:
+    """What decides the images of a model."""
+    if model.folder:
+        return {"folder": _folder_images(config, model, epath.Path()).fingerprint}
+    adapter = model.adapter
+    if adapter not in ("", TUNED):
+        if not epath.Path(adapter).is_file():
+            raise UserError(f"evaluate.models has {model.text!r}, but {adapter} does not exist, expected a LoRA file")
+        adapter = checksum(adapter)
+    return {"adapter": adapter, "scale": model.scale, "latent_normalization": model.latent_normalization}
+
+
 def plan(config, run: StageRun) -> str:
-    return f"{len(_prompts(config)):,} prompts x {config.evaluate.seeds} images, base and tuned"
+    names = ", ".join(model.name for model in models_of(config))
+    return f"{len(held_out_prompts(config)):,} prompts x {config.evaluate.seeds} images: {names}"
 
 
 def check(config) -> None:
+    """Raises UserError where a folder lacks images, or a LoRA does not fit."""
     if config.evaluate.seeds < 1:
         raise UserError(f"evaluate.seeds is {config.evaluate.seeds}, expected at least 1 image a prompt")
+    blocks = blocks_of(held_out_prompts(config), config.pool.block)
+    for model in models_of(config):
+        if model.folder:
+            _folder_images(config, model, epath.Path()).complete(blocks, config.evaluate.seeds)
+        elif model.adapter not in ("", TUNED):
+            lora_files.load_adapter(model.adapter, load_base(config).lora_layers)
 
 
 def run(config, run: StageRun) -> None:
-    prompts, seeds = _prompts(config), config.evaluate.seeds
-    scores = scores_of(config)
-    # Base and tuned, by prompt and image.
-    values = {name: np.zeros((2, len(prompts), seeds)) for name in scores}
-    colors = HSVSums(), HSVSums()
-    examples = []
-    for drawn in draw(config, run.input("export_adapter"), prompts, seeds, "evaluate_policy"):
-        if not hosts.is_first():
-            continue
-        texts = [prompts[i] for i in drawn.prompts]
-        for side, images in enumerate((drawn.base, drawn.tuned)):
-            colors[side].add(images)
-            for name, score in scores.items():
-                values[name][side, drawn.prompts, drawn.seeds] = score.function(images, texts)
-        for row in np.flatnonzero((drawn.seeds == 0) & (drawn.prompts < _EXAMPLES)):
-            base, tuned = (
-                {name: float(table[side, drawn.prompts[row], 0]) for name, table in values.items()} for side in (0, 1)
-            )
-            # A copy, so that the rest of the chunk can go.
-            examples.append(ImagePair(texts[row], drawn.base[row].copy(), drawn.tuned[row].copy(), base, tuned))
-
+    models = models_of(config)
+    measured = measure_models(config, run, models, held_out_prompts(config), _EXAMPLES)
     if not hosts.is_first():
         return
-    pair_check, best_pairs, worst_pairs = read_check(run.input("check_pairs"))
-    report = ReportData(
-        title=f"{run.experiment}: base against tuned",
-        subtitle=(
-            f"{len(prompts):,} held-out prompts, {seeds} images each, LoRA at {config.adapter.scale:g}"
-            + (", latent adaptive normalisation" if config.sample.latent_normalization else "")
-        ),
-        headline="judge" if "judge" in scores else "scorer",
-        scores={
-            name: compare_scores(tuned, base, label=scores[name].label, description=scores[name].description)
-            for name, (base, tuned) in values.items()
+    scores = scores_of(config)
+    # In their order, which write_json would not keep.
+    write_text(run.folder / RESULTS, json.dumps(_results(config, run, models, scores, measured), allow_nan=False))
+    report = _report(config, run, models, scores, measured)
+    write_report(epath.Path(run.folder) / "report", report)
+    print(report, flush=True)
+
+
+def measure_models(
+    config, run: StageRun, models: Sequence[ComparedModel], prompts: Sequence[str], examples: int
+) -> dict[str, Measured]:
+    """Draws what is missing of each model's images, measures them, and reads the whole; {} on hosts but the first."""
+    base, blocks, seeds = load_base(config), blocks_of(prompts, config.pool.block), config.evaluate.seeds
+    sources: dict[str, ImageSource] = {
+        model.name: _folder_images(config, model, run.folder / "drawn" / model.name)
+        if model.folder
+        else _DrawnImages(config, run, base, model)
+        for model in models
+    }
+    for source in sources.values():
+        source.complete(blocks, seeds)
+    # Not before: gigabytes of scorers would lie beside the model while it draws.
+    scores = scores_of(config)
+    measured = {name: measure(source, blocks, seeds, scores, examples) for name, source in sources.items()}
+    return {name: values for name, values in measured.items() if values}
+
+
+def _folder_images(config, model: ComparedModel, folder: epath.Path) -> FolderImages:
+    return FolderImages(model.name, model.folder, folder, config.pool.width, config.pool.height)
+
+
+class _DrawnImages:
+    """Images that this run draws: the base's lie with the pools, where experiments share them, others in the stage."""
+
+    def __init__(self, config, run: StageRun, base: StableDiffusion, model: ComparedModel):
+        self._config, self._base, self._description = config, base, f"{run.name}: {model.name}"
+        self.name, self._latent_normalization = model.name, model.latent_normalization
+        self._adapters = []
+        self.folder = run.pools / fingerprint_of(drawing_settings(config))
+        if model.adapter:
+            path = run.input("export_adapter") / FILES["diffusers"] if model.adapter == TUNED else model.adapter
+            # A tracer, not a constant: one program serves all weights.
+            self._adapters = [(lora_files.load_adapter(path), np.float32(model.scale))]
+            self.folder = run.folder / "drawn" / model.name
+
+    def complete(self, blocks: Sequence[Block], seeds: int) -> None:
+        images = seeds * sum(len(block.prompts) for block in blocks)
+        pool = Pool(self.folder)
+        while missing := pool.latents.missing_for_all(blocks, seeds):
+            draw_parts(
+                self._config,
+                self._base,
+                pool,
+                hosts.own(missing),
+                images // hosts.count(),
+                self._description,
+                adapters=self._adapters,
+                latent_normalization=self._latent_normalization,
+            )
+
+    def images(self, block: Block, index: int) -> np.ndarray:
+        batch = batch_of_block(self._config.pool.device_batch, self._config.pool.block)
+        return self._base.decode_latents(Pool(self.folder).latents.read(block, index), batch)
+
+
+def _results(
+    config,
+    run: StageRun,
+    models: Sequence[ComparedModel],
+    scores: Mapping[str, Score],
+    measured: Mapping[str, Measured],
+) -> dict[str, Any]:
+    """All that was measured, for `hgdpo_jax.report`, which joins runs."""
+    statistics = read_statistics(run.input("select_pairs"))
+    adapter = checksum(run.input("export_adapter") / FILES["diffusers"])
+    training = {
+        "prompts.train_count": statistics["prompts"],
+        "pairs": statistics["pairs"],
+        **{f"pool.{name}": config.pool[name] for name in ("size", "steps", "guidance")},
+        **{
+            f"{section}.{name}": value
+            for section in ("pairs", "loss", "train")
+            for name, value in config[section].items()
         },
-        color_shift=shift_between(colors[0].means(), colors[1].means()),
+        "adapter.rank": config.adapter.rank,
+    }
+    return {
+        "experiment": run.experiment,
+        "settings": comparable_settings(config),
+        "training": training,
+        "prompts": held_out_prompts(config),
+        "scores": {name: score.to_dict() for name, score in scores.items()},
+        "headline": headline(list(scores)),
+        "models": {
+            model.name: {
+                "label": model.label,
+                "adapter": adapter if model.adapter == TUNED else model.adapter,
+                "scale": model.scale,
+                "latent_normalization": model.latent_normalization,
+                "scores": {name: values.tolist() for name, values in measured[model.name].scores.items()},
+                "colors": dataclasses.asdict(measured[model.name].colors),
+                "diversity": measured[model.name].diversity,
+            }
+            for model in models
+        },
+        "rank_statistics": statistics["ranks"],
+    }
+
+
+def _report(
+    config,
+    run: StageRun,
+    models: Sequence[ComparedModel],
+    scores: Mapping[str, Score],
+    measured: Mapping[str, Measured],
+) -> ReportData:
+    prompts, (first, second) = held_out_prompts(config), models[:2]
+    pair_check, best_pairs, worst_pairs = read_check(run.input("check_pairs"))
+
+    def compared(model: ComparedModel) -> ModelRow:
+        return ModelRow(
+            label=model.label,
+            scores={
+                name: compare_scores(
+                    measured[model.name].scores[name],
+                    measured[first.name].scores[name],
+                    label=score.label,
+                    description=score.description,
+                )
+                for name, score in scores.items()
+            },
+            color_shift=shift_between(measured[first.name].colors, measured[model.name].colors),
+            diversity=measured[model.name].diversity,
+        )
+
+    def first_scores(model: ComparedModel, row: int) -> dict[str, float]:
+        return {name: float(values[row, 0]) for name, values in measured[model.name].scores.items()}
+
+    pictures = zip(prompts, measured[first.name].examples, measured[second.name].examples, strict=False)
+    examples = [
+        ImagePair(prompt, one, other, first_scores(first, row), first_scores(second, row))
+        for row, (prompt, one, other) in enumerate(pictures)
+    ]
+    return ReportData(
+        title=f"{run.experiment}: {second.label} against {first.label}",
+        subtitle=f"{len(prompts):,} held-out prompts, {config.evaluate.seeds} images each",
+        labels=(first.label, second.label),
+        headline=headline(list(scores)),
+        models=[compared(model) for model in models[1:]],
+        diversity=measured[first.name].diversity,
         examples=examples,
         training=read_scalars(run.input("train_policy")),
         pair_check=pair_check,
         best_pairs=best_pairs,
         worst_pairs=worst_pairs,
-        oracle_accuracy=scores["oracle"].accuracy if "oracle" in scores else None,
         settings=config.to_dict(),
         attribution=_TOON_ATTRIBUTION if config.prompts.test.startswith("toon:") else "",
     )
-    write_report(epath.Path(run.folder) / "report", report)
-    print(_key_figures(report), flush=True)
-
-
-def _prompts(config) -> list[str]:
-    return load_prompts(config.prompts.test, config.prompts.test_count)
-
-
-def _key_figures(report: ReportData) -> str:
-    """What one wants to know first, in a few lines."""
-    lines = [f"tuned over base, {report.subtitle}"]
-    for score in report.scores.values():
-        rate = score.win_rate
-        lines.append(
-            f"  {score.label.lower():16}  win rate {100 * rate.rate:5.1f} % "
-            f"(95 % interval {100 * rate.low:.1f} to {100 * rate.high:.1f}), image by image "
-            f"{100 * score.per_image_win_rate:.1f} %, mean {score.base_mean:.2f} -> {score.tuned_mean:.2f}"
-        )
-    shift = report.color_shift
-    lines.append(
-        f"  colour shift      hue {shift.signed_hue:+.2f} %, saturation {shift.signed_saturation:+.2f} %, "
-        f"value {shift.signed_value:+.2f} %; mean hue {shift.hue_degrees:+.1f} degrees"
-    )
-    if report.pair_check:
-        lines += [f"  {line}" for line in str(report.pair_check).splitlines()]
-    return "\n".join(lines)

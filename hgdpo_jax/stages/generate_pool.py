@@ -1,6 +1,7 @@
 """Draws the pool: for every training prompt the same number of images, as latents (HG-DPO, Eq. 4)."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
 from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
 from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.pipelines.stable_diffusion import Adapters, StableDiffusion
 from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.weights import folders
@@ -136,33 +137,55 @@ def _draw(config, pool: Pool, missing: Sequence[tuple[Block, int]], images: int)
     if hosts.is_first():
         write_json(pool.folder / "settings.json", drawing_settings(config))
     model = load_base(config)
-    shape = model.latent_shape(config.pool.width, config.pool.height)
     if hosts.is_first():
         warn_long_prompts([*_prompts(config), config.pool.negative_prompt], model.tokenizer)
+    draw_parts(config, model, pool, missing, images, "generate_pool", note_rate=pool.note_rate)
+
+
+def draw_parts(
+    config,
+    model: StableDiffusion,
+    pool: Pool,
+    missing: Sequence[tuple[Block, int]],
+    images: int,
+    description: str,
+    *,
+    adapters: Adapters = (),
+    latent_normalization: bool = False,
+    note_rate: Callable[[float], object] | None = None,
+) -> None:
+    """Draws parts that are missing, with a progress bar.
+
+    `images` is how many images this host is to have drawn when all is there; `note_rate` gets images a second.
+    """
+    shape = model.latent_shape(config.pool.width, config.pool.height)
     # As the text encoder's every layer sees it, for diffusers has it so.
-    negative_states = model.encode_prompts([config.pool.negative_prompt])
-    encoded: tuple[Block | None, np.ndarray] = (None, negative_states)
+    negative_states = model.encode_prompts([config.pool.negative_prompt], adapters=adapters)
+    # The images of a block come one after the other.
+    encoded = functools.lru_cache(1)(
+        lambda block: model.encode_prompts(block.prompts, config.pool.clip_skip, adapters=adapters)
+    )
     done = images - sum(len(block.prompts) for block, _ in missing)
     with (
-        progress(total=images, initial=done, description="generate_pool", unit="image") as bar,
+        progress(total=images, initial=done, description=description, unit="image") as bar,
         write_behind() as write,
     ):
         for block, index in missing:
-            if encoded[0] != block:
-                encoded = block, model.encode_prompts(block.prompts, config.pool.clip_skip)
-            indices = np.full(len(block.prompts), index)
+            states = encoded(block)
             latents = model.draw_latents(
-                np.asarray(image_noise(config.seed, block.prompts, indices, shape)),
-                encoded[1],
-                np.broadcast_to(negative_states, encoded[1].shape),
+                np.asarray(image_noise(config.seed, block.prompts, np.full(len(block.prompts), index), shape)),
+                states,
+                np.broadcast_to(negative_states, states.shape),
+                adapters,
                 steps=config.pool.steps,
                 guidance=config.pool.guidance,
+                latent_normalization=latent_normalization,
                 device_batch=batch_of_block(config.pool.device_batch, config.pool.block),
                 report=bar.update,
             )
             write(pool.latents.write, block, index, latents)
-            if rate := bar.rate():
-                write(pool.note_rate, rate)
+            if note_rate and (rate := bar.rate()):
+                write(note_rate, rate)
 
 
 def _prompts(config) -> list[str]:

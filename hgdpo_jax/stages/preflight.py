@@ -23,6 +23,7 @@ from hgdpo_jax.preflight.largest_batch import largest_batch
 from hgdpo_jax.preflight.report import as_json, as_table
 from hgdpo_jax.preflight.targets import Chip, Target, parse_target, target_devices
 from hgdpo_jax.scorers.pick_score import PickScore
+from hgdpo_jax.scorers.sources import ScorerSource
 from hgdpo_jax.sharding import batch_shapes, parameter_shapes, replicated_shapes, training_mesh
 from hgdpo_jax.stages import encode_images, finetune_base, score_pool, select_pairs, train_policy
 from hgdpo_jax.training.accumulation import accumulation_steps
@@ -192,7 +193,7 @@ def _measure_for(settings: Mapping[str, Any], target: Target, name: str, device_
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What decides a program beside its devices: models without weights, `judge` None where the config has none.
+    """What decides a program beside its devices: models without weights.
 
     A device has `device_batch` rows at once, in training in each of `parts` parts of a step.
     """
@@ -200,23 +201,27 @@ class Setup:
     config: ConfigDict
     base: StableDiffusion
     scorer: PickScore
-    judge: PickScore | None
     device_batch: int
     parts: int
 
 
 def make_setup(config, name: str, device_batch: int, devices: int) -> Setup:
     """That of a program on so many devices, with as many parts as the config's batch has there."""
-    weights, parts = config.weights, 1
+    parts = 1
     if section := _TRAINING.get(name):
         parts = accumulation_steps(config[section].batch_size, config[section].device_batch, devices)
 
-    def scorer(source: str) -> PickScore:
-        files = folders.read_json(resolve_source(source, weights=False) / "config.json") if source else _PICK_SCORE
-        return PickScore.without_weights(files, _PREPROCESSOR, config.dtype, config.scoring.framing)
+    return Setup(config, _base(config), _scorer(config), device_batch, parts)
 
-    judge = scorer(weights.judge) if weights.judge else None
-    return Setup(config, _base(config), scorer(weights.scorer), judge, device_batch, parts)
+
+def _scorer(config) -> PickScore:
+    source, files = config.weights.scorer, _PICK_SCORE
+    if source:
+        parsed = ScorerSource.parse(source)
+        if parsed.kind != "pick_score":
+            raise UserError(f"preflight knows PickScore alone, not {source!r}: set config.weights.scorer to '' for it")
+        files = folders.read_json(resolve_source(parsed.source, weights=False) / "config.json")
+    return PickScore.without_weights(files, _PREPROCESSOR, config.dtype, config.scoring.framing)
 
 
 def _base(config) -> StableDiffusion:
@@ -249,10 +254,8 @@ def _build_evaluation(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     targets = lora.find_targets(setup.base.parameters["unet"])
     adapter = jax.eval_shape(lambda: lora.initialize(jax.random.key(0), targets, config.adapter.rank))
     adapter, scale = replicated_shapes((adapter, jax.ShapeDtypeStruct((), jnp.float32)), mesh)
-    scorers = [scorer.parameters for scorer in (setup.scorer, setup.judge) if scorer]
-    resident = [parameters, replicated_shapes(scorers, mesh)]
     arguments = (weights, *_sampling_inputs(setup, mesh), ((adapter, scale),))
-    return Program(jax.jit(sample), arguments, weights=weights, state=adapter, resident=resident)
+    return Program(jax.jit(sample), arguments, weights=weights, state=adapter, resident=parameters)
 
 
 def _build_scoring(setup: Setup, parameters: dict, mesh: Mesh) -> Program:

@@ -1,8 +1,12 @@
 """Scores the images of the pool with the preference model (HG-DPO, Eq. 5)."""
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
+from jaxtyping import Float
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
@@ -12,10 +16,10 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.scorers.pick_score import PickScore
+from hgdpo_jax.scorers.scorer import Scorer
+from hgdpo_jax.scorers.sources import ScorerSource
+from hgdpo_jax.scorers.user_scorer import UserScorer
 from hgdpo_jax.stages.generate_pool import batch_of_block, complete_pool, load_base
-from hgdpo_jax.weights import folders
-from hgdpo_jax.weights.sources import resolve_source
 
 INPUTS = ("generate_pool",)
 EVERY_HOST = True
@@ -23,25 +27,22 @@ EVERY_HOST = True
 
 def settings(config) -> dict:
     return {
-        **scorer_fingerprints(config),
+        "weights.scorer": scorer_source(config).fingerprint(),
         "dtype": config.dtype,
         "scoring.framing": config.scoring.framing,
     }
 
 
-def scorer_fingerprints(config) -> dict[str, str]:
-    """What decides the scorer, by the names of its settings: one left empty decides nothing."""
-    weights = config.weights
-    prints = {"weights.scorer": folders.content_fingerprint(resolve_source(weights.scorer))}
-    if weights.scorer_processor:
-        processor = resolve_source(weights.scorer_processor, weights=False)
-        prints["weights.scorer_processor"] = folders.content_fingerprint(processor, weights=False)
-    return prints
+def scorer_source(config) -> ScorerSource:
+    """The source of the scorer that chooses the pairs; raises UserError where none is given."""
+    if not config.weights.scorer:
+        raise UserError("no scorer is given: set config.weights.scorer, for example to yuvalkirstain/PickScore_v1")
+    return ScorerSource.parse(config.weights.scorer)
 
 
-def load_scorer(config) -> PickScore:
+def load_scorer(config) -> Scorer | UserScorer:
     """The scorer of a config, in the config's type."""
-    return PickScore.load(config.weights.scorer, config.dtype, config.scoring.framing, config.weights.scorer_processor)
+    return scorer_source(config).load(config.dtype, config.scoring.framing)
 
 
 def check(config) -> None:
@@ -84,12 +85,12 @@ def complete_scores(config, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
         _score(config, pool, scores, hosts.own(missing), images // hosts.count())
 
 
-def make_score(model: StableDiffusion, scorer: PickScore):
-    """One compiled function `(model's parameters, scorer's parameters, latents, prompt embeddings) -> scores`."""
+def make_score(model: StableDiffusion, scorer: Scorer):
+    """One compiled function `(model's parameters, scorer's parameters, latents, encoded prompts) -> scores`."""
 
     @jax.jit
-    def score(autoencoder, parameters, latents, embeddings):
-        return scorer.score_pixels(parameters, model.decode(autoencoder, latents), embeddings)
+    def score(autoencoder, parameters, latents, prompts):
+        return scorer.score_pixels(parameters, model.decode(autoencoder, latents), prompts)
 
     return score
 
@@ -97,27 +98,35 @@ def make_score(model: StableDiffusion, scorer: PickScore):
 def _score(config, pool: Pool, scores: Parts, missing: Sequence[tuple[Block, int]], images: int) -> None:
     """Scores parts, this host's share, but for those whose latents are damaged; `images` is the share of the pool."""
     model = load_base(config)
-    scorer = load_scorer(config)
-    autoencoder, score = {"vae": model.parameters["vae"]}, make_score(model, scorer)
     device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
-
-    embedded: tuple[Block | None, object] = (None, None)
     done = images - sum(len(block.prompts) for block, _ in missing)
     with (
         progress(total=images, initial=done, description="score_pool", unit="image") as bar,
         write_behind() as write,
     ):
+        score_part = _make_score_part(model, load_scorer(config), device_batch)
         for block, index in missing:
-            try:
-                latents = pool.latents.read(block, index)
-            except DamagedPartError:
-                continue
-            if embedded[0] != block:
-                embedded = block, scorer.encode_prompts(block.prompts, device_batch)
-            embeddings = embedded[1]
+            with contextlib.suppress(DamagedPartError):
+                write(scores.write, block, index, score_part(block, pool.latents.read(block, index)))
+                bar.update(len(block.prompts))
 
-            def score_rows(rows, latents=latents, embeddings=embeddings):
-                return score(autoencoder, scorer.parameters, on_devices(latents[rows]), on_devices(embeddings[rows]))
 
-            values = map_batches(score_rows, len(latents), device_batch, bar.update)
-            write(scores.write, block, index, values)
+def _make_score_part(
+    model: StableDiffusion, scorer: Scorer | UserScorer, device_batch: int
+) -> Callable[[Block, Float[np.ndarray, "n h w c"]], Float[np.ndarray, " n"]]:
+    """A function of a block and one latent of each of its prompts."""
+    if isinstance(scorer, UserScorer):
+        return lambda block, latents: scorer.score(model.decode_latents(latents, device_batch), block.prompts)
+    autoencoder, score = {"vae": model.parameters["vae"]}, make_score(model, scorer)
+    # The images of a block come one after the other.
+    encoded = functools.lru_cache(1)(lambda block: scorer.encode_prompts(block.prompts, device_batch))
+
+    def score_part(block: Block, latents: np.ndarray) -> np.ndarray:
+        prompts = encoded(block)
+
+        def score_rows(rows):
+            return score(autoencoder, scorer.parameters, on_devices(latents[rows]), on_devices(prompts[rows]))
+
+        return map_batches(score_rows, len(latents), device_batch)
+
+    return score_part

@@ -1,11 +1,13 @@
 """Makes preference pairs of the best and the worst image of each prompt's pool (HG-DPO, Eq. 6)."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Float, Int
 
 from hgdpo_jax import hosts
@@ -15,6 +17,7 @@ from hgdpo_jax.data.pairs import write_pairs
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.evaluation.rank_statistics import RankStatistics
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
@@ -102,6 +105,11 @@ def winners_and_losers(
     return np.where(complete, order[:, 0], -1), np.where(complete, losers, -1)
 
 
+def read_statistics(folder: epath.Path) -> dict[str, Any]:
+    """What this stage wrote of scores and pairs."""
+    return json.loads((folder / "statistics.json").read_text())
+
+
 def make_reencode(model: StableDiffusion):
     """One compiled function `(parameters, latents) -> latents` that decodes and encodes."""
     # As training, and so the pictures that were scored, sees them: through pixels of whole numbers.
@@ -130,6 +138,7 @@ class _Selection:
         self.spreads: list[float] = []
         self.scores_seen: list[np.ndarray] = []
         self.channel_means: list[np.ndarray] = []
+        self.ranks = RankStatistics()
 
     def pairs(self, blocks: Sequence[Block]) -> Iterator[dict[str, Any]]:
         """The pairs in the order of the prompts, without those whose winner and loser have the same score."""
@@ -141,6 +150,8 @@ class _Selection:
     def _pairs_of(self, block: Block) -> Iterator[dict[str, Any]]:
         scores = self.scores.read_block(block, self.config.pool.size)
         kept = self.kept.read_block(block, self.config.pool.size) if self.kept else None
+        pool = self.pool.latents.read_block(block, self.config.pool.size)
+        self.ranks.add(pool, scores)
         winners, losers = winners_and_losers(scores, self.config.pairs.loser_rank, kept)
         rows = np.flatnonzero(winners >= 0)
         self.scores_seen.append(scores)
@@ -149,7 +160,6 @@ class _Selection:
         rows = rows[spreads > 0]
         if not len(rows):
             return
-        pool = self.pool.latents.read_block(block, self.config.pool.size)
         latents = np.concatenate([pool[rows, winners[rows]], pool[rows, losers[rows]]])
         if self.config.pairs.latents == "encoded":
             latents = map_batches(
@@ -184,4 +194,5 @@ class _Selection:
             # How far apart the pairs are in colour, which DPO alone would learn (Fig. 5b).
             "winner_channel_means": winner_mean.tolist(),
             "loser_channel_means": loser_mean.tolist(),
+            "ranks": self.ranks.to_dict(),
         }

@@ -70,7 +70,7 @@ def run(config, run: StageRun) -> None:
         description="train_oracle",
     )
     _, held_out, expected = corpus("test", 0, _HELD_OUT)
-    read = AttributeOracle(trained, {}, "").attributes(held_out)
+    read = AttributeOracle(trained, {}).attributes(held_out)
     accuracy = dict(zip(ATTRIBUTES, (read == expected).mean(axis=0).round(4).tolist(), strict=True))
     folders.write_json(
         run.folder / "oracle" / "accuracy.json", accuracy | {"all": round(float((read == expected).mean()), 4)}

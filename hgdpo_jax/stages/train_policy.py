@@ -29,9 +29,10 @@ from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.pipelines.winner_step import winner_losses
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
+from hgdpo_jax.scorers.scorer import Scorer
 from hgdpo_jax.sharding import on_each_device, shard_parameters, training_mesh
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, sampling_settings
-from hgdpo_jax.stages.score_pool import load_scorer, scorer_fingerprints
+from hgdpo_jax.stages.score_pool import load_scorer, scorer_source
 from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulating_step
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
@@ -48,7 +49,7 @@ _NOT_SETTINGS = ("device_batch", "fsdp", "remat", "checkpoint_every")
 
 
 def settings(config) -> dict:
-    weights = base_fingerprints(config) | scorer_fingerprints(config)
+    weights = base_fingerprints(config) | {"weights.scorer": scorer_source(config).fingerprint()}
     return {
         "seed": config.seed,
         "dtype": config.dtype,
@@ -64,6 +65,11 @@ def settings(config) -> dict:
 
 def _validation_prompts(config) -> list[str]:
     return load_prompts(config.prompts.validation, config.prompts.validation_count)
+
+
+def training_seed(config) -> int:
+    """The seed of what training draws."""
+    return config.seed + config.train.seed
 
 
 def plan(config, run: StageRun) -> str:
@@ -147,7 +153,7 @@ def make_training(config, model: StableDiffusion, mesh: Mesh):
 
     def initial_state():
         targets = lora.find_targets(model.parameters["unet"])
-        parameters = lora.initialize(jax.random.key(config.seed), targets, config.adapter.rank)
+        parameters = lora.initialize(jax.random.key(training_seed(config)), targets, config.adapter.rank)
         return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
 
     parts = accumulation_steps(config.train.batch_size, config.train.device_batch, mesh.size)
@@ -158,7 +164,7 @@ def make_training(config, model: StableDiffusion, mesh: Mesh):
 
 def run(config, run: StageRun) -> None:
     model = load_base(config)
-    pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, config.seed)
+    pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, training_seed(config))
     mesh = training_mesh(config.train.fsdp)
     initial_state, step_function = make_training(config, model, mesh)
     state = initial_state()
@@ -174,7 +180,7 @@ def run(config, run: StageRun) -> None:
             "loser_latents": batch["loser_latents"],
             "token_ids": model.tokenize(batch["prompts"]),
         }
-        return arrays, training_key(config.seed, step)
+        return arrays, training_key(training_seed(config), step)
 
     log = RunLog(run.folder)
     checkpoints = Checkpoints(run.folder / "checkpoints")
@@ -239,9 +245,10 @@ class Validation:
 
     def __init__(self, config, model: StableDiffusion, base: dict, mesh: Mesh, log: RunLog):
         self.config, self.model, self.base_parameters, self.mesh, self.log = config, model, base, mesh, log
-        # On the host, from which each call takes it: training has better use for its 2 GB of a device.
-        scorer = load_scorer(config)
-        self.scorer = dataclasses.replace(scorer, parameters=jax.device_get(scorer.parameters))
+        self.scorer = load_scorer(config)
+        if isinstance(self.scorer, Scorer):
+            # On the host, from which each call takes it: training has better use for its 2 GB of a device.
+            self.scorer = dataclasses.replace(self.scorer, parameters=jax.device_get(self.scorer.parameters))
         self.prompts = _validation_prompts(config)
         self.shape = model.latent_shape(config.pool.width, config.pool.height)
         self.base: tuple[dict[str, np.ndarray], Any] | None = None

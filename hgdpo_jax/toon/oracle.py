@@ -39,7 +39,7 @@ def prompt_labels(prompt: str) -> np.ndarray:
     for split in SPLITS:
         if prompt in (known := _labels_of_split(split)):
             return known[prompt]
-    raise UserError(f"the oracle reads only toon prompts, not {prompt!r}: set config.weights.oracle to ''")
+    raise UserError(f"the oracle reads only toon prompts, not {prompt!r}: leave it out of evaluate.scorers")
 
 
 @functools.cache
@@ -54,7 +54,6 @@ class AttributeOracle:
 
     parameters: dict
     accuracy: dict[str, float]
-    fingerprint: str
 
     @classmethod
     def load(cls, source: str) -> "AttributeOracle":
@@ -65,7 +64,6 @@ class AttributeOracle:
         return cls(
             parameters=to_tree(folders.read_weights(folder, "model"), shapes, where=str(folder)),
             accuracy=folders.read_json(folder / "accuracy.json"),
-            fingerprint=folders.content_fingerprint(folder),
         )
 
     def attributes(self, images: UInt8[np.ndarray, "n 64 48 3"], device_batch: int = 64) -> np.ndarray:
@@ -88,3 +86,28 @@ class AttributeOracle:
             return jnp.stack([jnp.argmax(logits[name], axis=-1) for name in ATTRIBUTES], axis=-1)
 
         return jax.jit(read)
+
+
+class _AttributesShown:
+    """The packaged oracle as a scorer that configs can name."""
+
+    def __call__(self, images: UInt8[np.ndarray, "n 64 48 3"], prompts: Sequence[str]) -> Float[np.ndarray, "n"]:
+        return self._oracle.score(images, prompts)
+
+    @property
+    def description(self) -> str:
+        """What its numbers are, and how far they can be trusted."""
+        right = 100 * self._oracle.accuracy["all"]
+        return f"per cent of the prompt's attributes that the image shows; right on {right:.1f} % of real portraits'"
+
+    @property
+    def fingerprint(self) -> str:
+        """Names its weights."""
+        return folders.content_fingerprint(resolve_source("toon-oracle"))
+
+    @functools.cached_property
+    def _oracle(self) -> AttributeOracle:
+        return AttributeOracle.load("toon-oracle")
+
+
+attributes_shown = _AttributesShown()

@@ -8,8 +8,8 @@ import pytest
 
 from hgdpo_jax.evaluation.color_shift import color_shift
 from hgdpo_jax.evaluation.figures import ImagePair
-from hgdpo_jax.evaluation.pair_check import PairCheck
-from hgdpo_jax.evaluation.report import ReportData, render_page, verdict, write_report
+from hgdpo_jax.evaluation.pair_check import PairCheck, PairScore
+from hgdpo_jax.evaluation.report import ModelRow, ReportData, render_page, verdict, write_report
 from hgdpo_jax.evaluation.win_rate import compare_scores, win_rate
 
 HOSTILE = '<script>alert("1")</script> & <img src=x onerror=alert(2)>'
@@ -48,8 +48,8 @@ def report():
     images = generator.integers(0, 256, (2, 3, 16, 12, 3), dtype=np.uint8)
     scores = generator.normal(20, 1, (2, 3, 4))
     comparisons = {
-        "scorer": compare_scores(scores[0] + 5, scores[1], label="Training scorer", description="chose the pairs"),
-        "judge": compare_scores(scores[0], scores[1], label="Held-out judge"),
+        "scorer": compare_scores(scores[0] + 5, scores[1], label="training scorer", description="chose the pairs"),
+        "judge": compare_scores(scores[0], scores[1], label="held-out judge", description="right on 97.0 %"),
     }
     prompts = ["a woman with red hair", HOSTILE, "a man"]
     examples = [
@@ -59,15 +59,17 @@ def report():
     return ReportData(
         title="A report",
         subtitle="of <nothing>",
+        labels=("base", "LoRA <at> 0.5"),
         headline="judge",
-        scores=comparisons,
-        color_shift=color_shift(images[0], images[1]),
+        models=[ModelRow("LoRA <at> 0.5", comparisons, color_shift(images[0], images[1]), 0.25)],
+        diversity=0.5,
         examples=examples,
         training=[{"step": step, "loss": 0.7, "dpo_loss": 0.69, "validation_win_rate": 0.6} for step in (1, 2, 3)],
-        pair_check=PairCheck(9, 4.2, win_rate(np.ones((9, 1)), np.zeros((9, 1))), 80.0, 65.5),
+        pair_check=PairCheck(
+            9, 4.2, {"judge": PairScore("held-out judge", win_rate(np.ones((9, 1)), np.zeros((9, 1))), 80.0, 65.5)}
+        ),
         best_pairs=examples[:1],
         worst_pairs=examples[1:2],
-        oracle_accuracy=0.97,
         settings={"name": "n", "loss": {"beta": 2500, "note": HOSTILE}},
         attribution="Drawn by someone.",
     )
@@ -100,14 +102,14 @@ def test_prompts_and_settings_are_shown_as_text_never_as_markup(report):
 
 
 def test_page_leads_with_the_headline_score(report):
-    lead = Page(render_page(report)).text.split("Win rate over the base")[0]
+    lead = Page(render_page(report)).text.split("Win rate over base")[0]
     rate = report.scores["judge"].win_rate.rate
     assert f"{100 * rate:.1f}" in lead and "held-out judge" in lead and "100.0" in lead
 
 
 def test_page_shows_pairs_settings_accuracy_and_attribution(report):
     text = Page(render_page(report)).text
-    for words in ("+14.5 points", "loss.beta 2500", "right on 97.0", "Drawn by someone.", "DPO loss"):
+    for words in ("+14.50", "loss.beta 2500", "right on 97.0", "Drawn by someone.", "DPO loss", "0.2500"):
         assert words in text
 
 
@@ -119,7 +121,7 @@ def test_summary_has_the_promised_shape(report, tmp_path):
     assert set(summary["win_rate"]) == {"scorer", "judge"}
     assert {"rate", "low", "high"} <= set(summary["win_rate"]["judge"])
     assert set(summary["color_shift"]) == {"hue", "saturation", "value"}
-    assert summary["pairs"]["oracle_points"] == pytest.approx(14.5)
+    assert summary["pairs"]["judge"]["winner_mean"] - summary["pairs"]["judge"]["loser_mean"] == pytest.approx(14.5)
 
 
 def test_same_data_give_the_same_files(report, tmp_path):
@@ -132,17 +134,18 @@ def test_same_data_give_the_same_files(report, tmp_path):
 
 
 def test_report_of_an_evaluation_alone_leaves_out_what_it_has_no_data_for(report, tmp_path):
-    alone = ReportData("t", "s", "judge", report.scores, report.color_shift, report.examples)
+    alone = ReportData("t", "s", report.labels, "judge", report.models, report.examples)
     write_report(tmp_path, alone)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "index.html", "summary.json"]
     page = Page((tmp_path / "index.html").read_text())
-    assert "Settings" not in page.text and "oracle" not in page.text and "learned" not in page.text
+    assert "Settings" not in page.text and "learned" not in page.text
     assert ("figure", "class", "chart") not in page.attributes
 
 
 def test_change_without_a_finite_value_becomes_null(report, tmp_path):
     shift = dataclasses.replace(report.color_shift, signed_saturation=math.inf)
-    summary = write_report(tmp_path, dataclasses.replace(report, color_shift=shift))
+    models = [dataclasses.replace(report.models[0], color_shift=shift)]
+    summary = write_report(tmp_path, dataclasses.replace(report, models=models))
     assert summary["color_shift"]["saturation"] is None
 
 

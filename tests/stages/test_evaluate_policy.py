@@ -1,6 +1,7 @@
 """The stages that look at pairs and at a trained adapter: what they draw, compare and write."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -10,16 +11,19 @@ from PIL import Image
 
 from hgdpo_jax import artifacts
 from hgdpo_jax.adapters import lora
+from hgdpo_jax.artifacts import write_json
 from hgdpo_jax.base_config import base_config
 from hgdpo_jax.data.pairs import write_pairs
+from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.drawing import draw_base_and_tuned
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
-from hgdpo_jax.stages import check_pairs, evaluate_policy, sample_images
+from hgdpo_jax.stages import check_pairs, evaluate_policy, sample_images, sweep_scale
 from hgdpo_jax.stages.export_adapter import FILES
 from hgdpo_jax.toon.captions import prompts
 from hgdpo_jax.weights import lora_files
 
 PAIRS = 5
+RANKS = {"prompts": PAIRS, "ranks": [2, 3], "mean_distance": [0.1, 0.2]}
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +39,12 @@ def adapter(model):
 
 
 @pytest.fixture(scope="module")
-def config(tiny_base, tiny_scorer, tiny_judge, tiny_oracle):
+def config(tiny_base, tiny_scorer, tiny_judge):
     config = base_config()
     config.name, config.dtype = "test", "float32"
-    config.weights.update(base=str(tiny_base), scorer=str(tiny_scorer), judge=str(tiny_judge), oracle=str(tiny_oracle))
-    config.prompts.update(test="toon:test", test_count=3)
+    config.weights.update(base=str(tiny_base), scorer=str(tiny_scorer))
+    config.evaluate.scorers = (f"judge={tiny_judge}", "oracle=hgdpo_jax.toon.oracle:attributes_shown")
+    config.prompts.update(train="toon:train", train_count=PAIRS, test="toon:test", test_count=3)
     config.pool.update(width=48, height=64, steps=2, guidance=2.0, device_batch=4)
     config.scoring.device_batch = 4
     config.sample.seeds = config.evaluate.seeds = 2
@@ -59,7 +64,11 @@ def runs(config, adapter, model, tmp_path_factory):
         run.finish()
         runs[name] = run
 
-    done("select_pairs", lambda run: write_pairs(run.folder, random_pairs(model), model.latent_shape(48, 64)))
+    def select(run):
+        write_pairs(run.folder, random_pairs(model), model.latent_shape(48, 64))
+        write_json(run.folder / "statistics.json", {"prompts": PAIRS, "pairs": PAIRS, "ranks": RANKS})
+
+    done("select_pairs", select)
     log = "".join(json.dumps({"step": step, "loss": 0.7, "dpo_loss": 0.69}) + "\n" for step in (1, 2))
     done("train_policy", lambda run: (run.folder / "log.jsonl").write_text(log))
     done("export_adapter", lambda run: lora_files.save_adapter(adapter, run.folder / FILES["diffusers"]))
@@ -129,12 +138,12 @@ def test_negative_prompt_and_clip_skip_hold_for_both_models(model, adapter, chan
 
 def test_pairs_are_checked_by_every_score_and_shown_from_the_furthest_to_the_least_apart(runs):
     check, best, worst = check_pairs.read_check(runs["check_pairs"].folder)
-    assert check.pairs == check.judge.prompts == PAIRS
+    assert check.pairs == check.scores["judge"].win_rate.prompts == PAIRS
     spreads = [pair.first_scores["scorer"] - pair.second_scores["scorer"] for pair in [*best, *worst[::-1]]]
     assert spreads == sorted(spreads, reverse=True) and len(spreads) == PAIRS
     assert check.spread == pytest.approx(np.mean(spreads))
     oracle = [pair.first_scores["oracle"] - pair.second_scores["oracle"] for pair in [*best, *worst]]
-    assert check.oracle_points == pytest.approx(np.mean(oracle))
+    assert check.scores["oracle"].difference == pytest.approx(np.mean(oracle))
     assert best[0].first_image.shape == (64, 48, 3)
 
 
@@ -158,3 +167,95 @@ def test_samples_are_named_by_prompt_and_image_and_listed(runs):
     assert [image[model] for image in listed["images"] for model in ("base", "tuned")] == names
     with Image.open(folder / "sheet.png") as sheet:
         assert sheet.width > 2 * 48
+
+
+@pytest.fixture(scope="module")
+def several(config, adapter, runs, tmp_path_factory):
+    """An evaluation of five models in the same workdir, and its results."""
+    folder = epath.Path(tmp_path_factory.mktemp("several"))
+    lora_files.save_adapter(adapter, folder / "other.safetensors")
+    texts = prompts("test", 3)
+    rows = [{"file_name": f"{i}.png", "text": text} for i, text in enumerate(texts * 2)]
+    (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for row in rows:
+        Image.fromarray(np.full((128, 96, 3), 200, np.uint8)).save(folder / row["file_name"])
+    other = config.copy_and_resolve_references()
+    other.evaluate.models = (
+        "base",
+        "tuned",
+        "tuned@1+lan",
+        f"{folder / 'other.safetensors'}@0.5",
+        f"theirs=folder:{folder}",
+    )
+    inputs = {name: runs[name] for name in evaluate_policy.INPUTS}
+    run = artifacts.StageRun(
+        "evaluate_policy", "several", runs["evaluate_policy"].workdir, evaluate_policy.settings(other), inputs
+    )
+    evaluate_policy.check(other)
+    drawn = {path: os.stat(path).st_mtime_ns for path in run.pools.glob("*/*/*.safetensors")}
+    run.start()
+    evaluate_policy.run(other, run)
+    run.finish()
+    assert drawn and {path: os.stat(path).st_mtime_ns for path in drawn} == drawn, "the base was drawn again"
+    return other, run, json.loads((run.folder / "results.json").read_text())
+
+
+def test_every_model_is_measured_on_the_same_prompts_and_noise(several, runs):
+    _, _, results = several
+    models = results["models"]
+    assert list(models) == ["base", "tuned", "tuned_1_lan", "other_0_5", "theirs"]
+    alone = json.loads((runs["evaluate_policy"].folder / "results.json").read_text())
+    for model in ("base", "tuned"):
+        assert models[model]["scores"] == alone["models"][model]["scores"]
+    # The same LoRA from another file, at the same weight.
+    assert models["other_0_5"]["scores"] == models["tuned"]["scores"]
+    assert models["tuned_1_lan"]["scores"] != models["tuned"]["scores"]
+    assert results["settings"] == alone["settings"] and results["experiment"] == "several"
+    grey = models["theirs"]
+    assert grey["colors"]["saturation"] == 0 and grey["colors"]["value"] == pytest.approx(200 / 255)
+    assert np.shape(grey["scores"]["judge"]) == (3, 2)
+
+
+def test_a_damaged_image_is_drawn_again_and_nothing_else(several, capsys):
+    config, run, results = several
+    path = sorted((run.folder / "drawn" / "tuned").glob("*/image-001.safetensors"))[0]
+    before = path.read_bytes()
+    path.write_bytes(before[: len(before) // 2])
+    for scores in (run.folder / "drawn" / "tuned").glob("scores-*/*/image-001.safetensors"):
+        scores.unlink()
+    evaluate_policy.run(config, run)
+    assert "was damaged and is made again" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert json.loads((run.folder / "results.json").read_text()) == results
+
+
+def test_a_folder_without_an_image_of_a_prompt_is_refused_beforehand(config, tmp_path):
+    Image.fromarray(np.zeros((64, 48, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "someone else"}) + "\n")
+    other = config.copy_and_resolve_references()
+    other.evaluate.models = ("base", f"folder:{tmp_path}")
+    with pytest.raises(UserError, match="has 0 images of"):
+        evaluate_policy.check(other)
+
+
+def test_a_sweep_begins_at_the_base_and_shows_every_weight(config, runs):
+    other = config.copy_and_resolve_references()
+    other.sweep.update(scales=(0.0, 0.5), prompts=2)
+    run = artifacts.StageRun(
+        "sweep_scale",
+        "test",
+        runs["evaluate_policy"].workdir,
+        sweep_scale.settings(other),
+        {"export_adapter": runs["export_adapter"]},
+    )
+    run.start()
+    sweep_scale.run(other, run)
+    results = json.loads((run.folder / "results.json").read_text())
+    zero, half = results["points"]
+    # At weight 0 the images are the base's but for the last digit: ties, or nearly.
+    assert zero["scores"]["oracle"]["win_rate"]["rate"] == 0.5
+    assert zero["scores"]["scorer"]["mean"] != half["scores"]["scorer"]["mean"]
+    grid = results["grid"]
+    assert len(grid["prompts"]) == len(grid["images"]) == 2
+    with Image.open(run.folder / grid["images"][1][1]) as image:
+        assert image.size == (48, 64)

@@ -1,0 +1,82 @@
+"""What an evaluation compares, as a config names it.
+
+base                            the base model
+tuned                           with this experiment's LoRA, at adapter.scale; tuned@0.8 at another weight
+loras/other.safetensors@0.5     with a LoRA from a file; without a weight at adapter.scale
+folder:renderings/other_model   images that are there already
+tuned+lan                       with latent adaptive normalisation (HG-DPO, Eq. 7)
+old=loras/other.safetensors     with a name of its own
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from hgdpo_jax.errors import UserError
+
+BASE, TUNED, FOLDER = "base", "tuned", "folder:"
+_TEXT = re.compile(r"(?:(?P<name>\w+)=)?(?P<target>.+?)(?:@(?P<scale>\d*\.?\d+))?(?P<lan>\+lan)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedModel:
+    """One of the models: the base, where `adapter` and `folder` are empty.
+
+    `adapter` is "tuned" for the experiment's own LoRA or a file, `folder` has images; `name` is for files and
+    summaries, `label` for people.
+    """
+
+    text: str
+    name: str
+    label: str
+    adapter: str = ""
+    scale: float = 0.0
+    latent_normalization: bool = False
+    folder: str = ""
+
+    @classmethod
+    def parse(cls, text: str, scale: float, latent_normalization: bool) -> "ComparedModel":
+        """Reads a text as above; `scale` and `latent_normalization` hold for a LoRA where the text does not say."""
+        match = _TEXT.fullmatch(text)
+        if not match:
+            raise UserError(f"evaluate.models has {text!r}, expected base, tuned, a LoRA file or folder:PATH")
+        target, lan = match["target"], bool(match["lan"])
+        if target == BASE or target.startswith(FOLDER):
+            if match["scale"] or lan:
+                raise UserError(f"evaluate.models has {text!r}: only a LoRA has a weight, or +lan")
+            stem = target.removeprefix(FOLDER).rstrip("/").rpartition("/")[2]
+            name = match["name"] or _slug(stem)
+            folder = target.removeprefix(FOLDER) if target.startswith(FOLDER) else ""
+            return cls(text, name, match["name"] or stem, folder=folder)
+        if target != TUNED and not target.endswith(".safetensors"):
+            raise UserError(
+                f"evaluate.models has {text!r}, expected base, tuned, a LoRA's .safetensors file, or folder:PATH"
+            )
+        weight = float(match["scale"]) if match["scale"] else scale
+        stem = target.rpartition("/")[2].removesuffix(".safetensors")
+        given = f"@{match['scale']}" if match["scale"] else ""
+        lan = lan or latent_normalization
+        label = match["name"] or f"{'LoRA' if target == TUNED else stem} at {weight:g}{', LAN' if lan else ''}"
+        return cls(
+            text=text,
+            name=match["name"] or _slug(f"{stem}{given}{match['lan'] or ''}"),
+            label=label,
+            adapter=target,
+            scale=weight,
+            latent_normalization=lan,
+        )
+
+
+def compared_models(texts: Sequence[str], scale: float, latent_normalization: bool) -> list[ComparedModel]:
+    """The models of a config; raises UserError where there are less than two, or two share a name."""
+    models = [ComparedModel.parse(text, scale, latent_normalization) for text in texts]
+    if len(models) < 2:
+        raise UserError(f"evaluate.models is {tuple(texts)}, expected at least two, such as ('base', 'tuned')")
+    names = [model.name for model in models]
+    if twice := [model.text for model in models if names.count(model.name) > 1]:
+        raise UserError(f"evaluate.models has {' and '.join(twice)} under one name: put NAME= before one of them")
+    return models
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"\W+", "_", text).strip("_")

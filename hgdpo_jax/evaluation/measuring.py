@@ -1,0 +1,131 @@
+"""Measuring the images of a model: scores, colours and embeddings, kept part by part, so that a run can go on."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, UInt8
+
+from hgdpo_jax import hosts
+from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, write_behind
+from hgdpo_jax.evaluation.color_shift import HSVMeans, hsv_of_images, means_of
+from hgdpo_jax.evaluation.diversity import diversity
+from hgdpo_jax.evaluation.scores import Score
+from hgdpo_jax.run_log import progress
+
+ImagesOfPrompts = UInt8[np.ndarray, "prompts height width 3"]
+
+
+class ImageSource(Protocol):
+    """Images of a model, the same number of each prompt; what is measured of them goes into `folder`."""
+
+    name: str
+    folder: epath.Path
+
+    def complete(self, blocks: Sequence[Block], seeds: int) -> None:
+        """Makes what is missing, a share on each host."""
+
+    def images(self, block: Block, index: int) -> ImagesOfPrompts:
+        """One image of each prompt of a block; raises DamagedPartError where it has to be made again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was measured of a model's images; `examples` are the first images of the first prompts."""
+
+    scores: Mapping[str, Float[np.ndarray, "prompts seeds"]]
+    colors: HSVMeans
+    diversity: float | None
+    examples: UInt8[np.ndarray, "n height width 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    parts: Parts
+    function: Callable[[ImagesOfPrompts, Sequence[str]], np.ndarray]
+
+
+def measure(
+    source: ImageSource, blocks: Sequence[Block], seeds: int, scores: Mapping[str, Score], examples: int
+) -> Measured | None:
+    """Measures what is not measured yet, a share on each host, and reads the whole; None on hosts but the first."""
+    measures = _measures(source.folder, scores)
+    while True:
+        source.complete(blocks, seeds)
+        missing = {name: each.parts.missing_for_all(blocks, seeds) for name, each in measures.items()}
+        todo = dict.fromkeys(part for parts in missing.values() for part in parts)
+        if todo:
+            _measure(source, measures, {name: set(parts) for name, parts in missing.items()}, hosts.own(list(todo)))
+            continue
+        measured = None
+        if hosts.is_first():
+            # What is damaged is made again in the next round.
+            with contextlib.suppress(DamagedPartError):
+                measured = _read(source, measures, blocks, seeds, scores, examples)
+        if hosts.from_first(measured is not None):
+            return measured
+
+
+def _measures(folder: epath.Path, scores: Mapping[str, Score]) -> dict[str, _Measure]:
+    measures = {
+        name: _Measure(Parts(folder / f"scores-{score.fingerprint}", "scores", np.float32), score.function)
+        for name, score in scores.items()
+    }
+    measures["colors"] = _Measure(
+        Parts(folder / "colors", "colors", np.float32), lambda images, _: hsv_of_images(images)
+    )
+    if embedder := diversity_score(scores):
+        embed: Any = embedder.embed
+        parts = Parts(folder / f"embeddings-{embedder.fingerprint}", "embeddings", np.float32)
+        measures["embeddings"] = _Measure(parts, lambda images, _: embed(images))
+    return measures
+
+
+def diversity_score(scores: Mapping[str, Score]) -> Score | None:
+    """The score whose image embeddings tell how different images are: CLIP's, else the last that has embeddings."""
+    able = [score for score in scores.values() if score.embed]
+    return next((score for score in able if score.kind == "clip_score"), able[-1] if able else None)
+
+
+def _measure(
+    source: ImageSource,
+    measures: Mapping[str, _Measure],
+    missing: Mapping[str, set[tuple[Block, int]]],
+    parts: Sequence[tuple[Block, int]],
+) -> None:
+    total = sum(len(block.prompts) for block, _ in parts)
+    with progress(total=total, description=f"measure {source.name}", unit="image") as bar, write_behind() as write:
+        for block, index in parts:
+            with contextlib.suppress(DamagedPartError):
+                images = source.images(block, index)
+                for name, each in measures.items():
+                    if (block, index) in missing[name]:
+                        write(each.parts.write, block, index, each.function(images, block.prompts))
+                bar.update(len(images))
+
+
+def _read(
+    source: ImageSource,
+    measures: Mapping[str, _Measure],
+    blocks: Sequence[Block],
+    seeds: int,
+    scores: Mapping[str, Score],
+    examples: int,
+) -> Measured:
+    values = {
+        name: np.concatenate([each.parts.read_block(block, seeds) for block in blocks])
+        for name, each in measures.items()
+    }
+    shown: list[np.ndarray] = []
+    for block in blocks:
+        if len(shown) < examples:
+            shown += list(source.images(block, 0)[: examples - len(shown)])
+    return Measured(
+        scores={name: values[name] for name in scores},
+        colors=means_of(values["colors"].reshape(-1, values["colors"].shape[-1])),
+        diversity=diversity(values["embeddings"]) if "embeddings" in values else None,
+        examples=np.stack(shown),
+    )

@@ -1,0 +1,88 @@
+"""Draws test prompts at several weights of the LoRA: score and diversity against the weight (HG-DPO, Fig. 8)."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from hgdpo_jax import hosts
+from hgdpo_jax.artifacts import StageRun, write_bytes, write_text
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.evaluation.compared_models import BASE, TUNED, ComparedModel
+from hgdpo_jax.evaluation.contact_sheet import contact_sheet
+from hgdpo_jax.evaluation.figures import png_bytes
+from hgdpo_jax.evaluation.measuring import Measured
+from hgdpo_jax.evaluation.scores import headline
+from hgdpo_jax.evaluation.win_rate import win_rate
+from hgdpo_jax.stages.check_pairs import scores_of
+from hgdpo_jax.stages.evaluate_policy import RESULTS, comparable_settings, held_out_prompts, measure_models
+
+INPUTS = ("export_adapter",)
+EVERY_HOST = True
+_SHOWN_PROMPTS = 6
+
+
+def settings(config) -> dict:
+    return {
+        **comparable_settings(config),
+        "sweep.scales": config.sweep.scales,
+        "sweep.prompts": config.sweep.prompts,
+        "sample.latent_normalization": config.sample.latent_normalization,
+    }
+
+
+def plan(config, run: StageRun) -> str:
+    return f"{len(_prompts(config)):,} prompts x {config.evaluate.seeds} images at {len(config.sweep.scales)} weights"
+
+
+def check(config) -> None:
+    """Raises UserError where there is nothing to draw, or a weight is named twice."""
+    if config.sweep.prompts < 1:
+        raise UserError(f"sweep.prompts is {config.sweep.prompts}, expected at least 1")
+    if not config.sweep.scales or len(set(config.sweep.scales)) < len(config.sweep.scales):
+        raise UserError(f"sweep.scales is {config.sweep.scales}, expected one weight or more, each once")
+
+
+def run(config, run: StageRun) -> None:
+    prompts, scales = _prompts(config), config.sweep.scales
+    # The base first: win rates are over it.
+    base = ComparedModel.parse(BASE, 0.0, False)
+    tuned = [ComparedModel.parse(f"{TUNED}@{scale:g}", scale, config.sample.latent_normalization) for scale in scales]
+    measured = measure_models(config, run, [base, *tuned], prompts, _SHOWN_PROMPTS)
+    if not hosts.is_first():
+        return
+    scores = scores_of(config)
+    points = [
+        {
+            "scale": scale,
+            "scores": {name: _compared(measured[base.name], measured[model.name], name) for name in scores},
+            "diversity": measured[model.name].diversity,
+        }
+        for scale, model in zip(scales, tuned, strict=True)
+    ]
+    shown = np.stack([measured[model.name].examples for model in tuned], axis=1)
+    names = [[f"images/{i}-{scale:g}.png" for scale in scales] for i in range(len(shown))]
+    for row_names, row in zip(names, shown, strict=True):
+        for name, image in zip(row_names, row, strict=True):
+            write_bytes(run.folder / name, png_bytes(image))
+    write_bytes(run.folder / "sheet.png", png_bytes(contact_sheet(shown.reshape(-1, *shown.shape[2:]), len(scales))))
+    results = {
+        "experiment": run.experiment,
+        "settings": comparable_settings(config) | {"sweep.prompts": config.sweep.prompts},
+        "headline": headline(list(scores)),
+        "scores": {name: score.to_dict() for name, score in scores.items()},
+        "points": points,
+        "grid": {"scales": list(scales), "prompts": prompts[: len(shown)], "images": names},
+    }
+    write_text(run.folder / RESULTS, json.dumps(results, allow_nan=False))
+
+
+def _prompts(config) -> list[str]:
+    return held_out_prompts(config)[: config.sweep.prompts]
+
+
+def _compared(base: Measured, tuned: Measured, score: str) -> dict[str, Any]:
+    rate = win_rate(tuned.scores[score], base.scores[score])
+    mean = float(tuned.scores[score].mean(dtype=np.float64))
+    return {"mean": mean, "win_rate": {key: dataclasses.asdict(rate)[key] for key in ("rate", "low", "high")}}

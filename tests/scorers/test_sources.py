@@ -1,0 +1,77 @@
+import sys
+
+import numpy as np
+import pytest
+
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.evaluation.scores import headline, load_scores, score_sources
+from hgdpo_jax.scorers.sources import ScorerSource
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of the user's own with scorers, good and bad."""
+    (tmp_path / "own_scorers.py").write_text(
+        "def brightness(images, prompts):\n    return images.mean(axis=(1, 2, 3)) + [len(p) for p in prompts]\n"
+        "def one_number(images, prompts):\n    return 1.0\n"
+        "def nothing(images, prompts):\n    return [float('nan')] * len(images)\n"
+        "def crash(images, prompts):\n    return prompts[7]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("own_scorers", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "kind", "source", "options"),
+    [
+        ("studio/scorer", "pick_score", "pick_score", "studio/scorer", {"processor": ""}),
+        ("pick_score:a,processor=b", "pick_score", "pick_score", "a", {"processor": "b"}),
+        ("judge=toon-judge", "judge", "pick_score", "toon-judge", {"processor": ""}),
+        ("my_scorers.people:count", "count", "function", "my_scorers.people:count", {}),
+        ("gs://bucket/scorer", "pick_score", "pick_score", "gs://bucket/scorer", {"processor": ""}),
+    ],
+)
+def test_a_text_names_a_scorer(text, name, kind, source, options):
+    found = ScorerSource.parse(text)
+    assert (found.name, found.kind, found.source, dict(found.options)) == (name, kind, source, options)
+
+
+def test_a_fingerprint_follows_what_decides_the_scores_and_not_the_name(tiny_scorer, tiny_judge, own):
+    def fingerprint(text):
+        return ScorerSource.parse(text).fingerprint()
+
+    assert fingerprint(f"a={tiny_scorer}") == fingerprint(str(tiny_scorer)) != fingerprint(str(tiny_judge))
+    assert fingerprint(str(tiny_scorer)) != fingerprint(f"{tiny_scorer},processor={tiny_judge}")
+    assert fingerprint("own_scorers:brightness") != fingerprint("own_scorers:crash")
+
+
+def test_a_function_of_the_users_own_scores_beside_a_model(tiny_scorer, own):
+    scores = load_scores(str(tiny_scorer), ["own_scorers:brightness"], dtype="float32", framing="crop", device_batch=2)
+    images, prompts = np.full((2, 32, 32, 3), 9, np.uint8), ["a man", "a woman"]
+    assert headline(list(scores)) == "brightness"
+    np.testing.assert_array_equal(scores["brightness"].function(images, prompts), np.float32([14, 16]))
+    assert scores["scorer"].function(images, prompts).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [("one_number", r"shape \[\] for 2 images"), ("nothing", "infinite or no numbers"), ("crash", "IndexError")],
+)
+def test_a_function_that_returns_no_number_for_each_image_is_refused(function, words, own):
+    scorer = ScorerSource.parse(f"own_scorers:{function}").load()
+    with pytest.raises(UserError, match=words):
+        scorer.score(np.zeros((2, 8, 8, 3), np.uint8), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (["a=b", "a=c"], "put NAME= before one of them"),
+        (["pick_score:a,procesor=b"], "option procesor, expected processor"),
+        ([""], "names no scorer"),
+    ],
+)
+def test_texts_that_name_no_scorer_are_refused_in_one_line(others, words):
+    with pytest.raises(UserError, match=words):
+        score_sources("x/y", others)
