@@ -75,13 +75,17 @@ class PickScore(Scorer):
         """Unit embeddings of the prompts."""
         return apply(self.clip, parameters, token_ids, method="embed_text")
 
+    def embed_pixels(self, parameters, pixels: UInt8[Array, "n height width 3"]) -> Float[Array, "n p"]:
+        """Unit embeddings of images."""
+        size = self.clip.config.vision.image_size
+        inputs = preprocess(pixels, size, self.framing, self.mean, self.spread)
+        return apply(self.clip, parameters, inputs, method="embed_images")
+
     def score_pixels(
         self, parameters, pixels: UInt8[Array, "n height width 3"], prompts: Float[Array, "n p"]
     ) -> Float[Array, "n"]:
         """Scores of images, each against its own prompt."""
-        size = self.clip.config.vision.image_size
-        inputs = preprocess(pixels, size, self.framing, self.mean, self.spread)
-        embeddings = apply(self.clip, parameters, inputs, method="embed_images")
+        embeddings = self.embed_pixels(parameters, pixels)
         return jnp.exp(parameters["logit_scale"]) * jnp.sum(embeddings * prompts, axis=-1)
 
     # Public interface
@@ -99,9 +103,21 @@ class PickScore(Scorer):
             lambda rows: self._embed_prompts(self.parameters, on_devices(ids[rows])), len(ids), device_batch
         )
 
+    def embed_images(
+        self, images: UInt8[np.ndarray, "n height width 3"], device_batch: int = 16
+    ) -> Float[np.ndarray, "n p"]:
+        """Unit embeddings of images."""
+        return map_batches(
+            lambda rows: self._embed_pixels(self.parameters, on_devices(images[rows])), len(images), device_batch
+        )
+
     @functools.cached_property
     def _embed_prompts(self):
         return jax.jit(self.embed_prompts)
+
+    @functools.cached_property
+    def _embed_pixels(self):
+        return jax.jit(self.embed_pixels)
 
 
 def parameter_shapes(clip: CLIP) -> dict:

@@ -214,6 +214,8 @@ def test_every_model_is_measured_on_the_same_prompts_and_noise(several, runs):
     grey = models["theirs"]
     assert grey["colors"]["saturation"] == 0 and grey["colors"]["value"] == pytest.approx(200 / 255)
     assert np.shape(grey["scores"]["judge"]) == (3, 2)
+    # Its two images of a prompt are one picture.
+    assert grey["diversity"] == pytest.approx(0, abs=1e-6) and models["base"]["diversity"] > 0
 
 
 def test_a_damaged_image_is_drawn_again_and_nothing_else(several, capsys):
