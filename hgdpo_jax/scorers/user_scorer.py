@@ -17,6 +17,10 @@ class UserScorer:
     function: Callable[[UInt8[np.ndarray, "n height width 3"], Sequence[str]], Any]
     source: str
 
+    def try_out(self, prompt: str, width: int, height: int) -> None:
+        """Asks it about black pictures; raises UserError where it fails."""
+        self.score(np.zeros((2, height, width, 3), np.uint8), [prompt, prompt])
+
     def score(
         self, images: UInt8[np.ndarray, "n height width 3"], prompts: Sequence[str], device_batch: int = 16
     ) -> Float[np.ndarray, "n"]:

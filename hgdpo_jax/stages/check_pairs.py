@@ -14,7 +14,7 @@ from hgdpo_jax.evaluation.figures import ImagePair, png_bytes
 from hgdpo_jax.evaluation.pair_check import PairCheck, check_pairs
 from hgdpo_jax.evaluation.scores import TRAINING, Score, load_scores, score_sources
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.scorers.sources import FUNCTION
+from hgdpo_jax.scorers.user_scorer import UserScorer
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.stages.score_pool import scorer_source
 
@@ -54,11 +54,11 @@ def scores_of(config) -> dict[str, Score]:
 
 def check(config) -> None:
     """Raises UserError where a scorer cannot be loaded, or one of the user's own fails on a black picture."""
-    black = np.zeros((2, config.pool.height, config.pool.width, 3), np.uint8)
-    prompts = load_prompts(config.prompts.train, 1) * 2
-    for score in scores_of(config).values():
-        if score.kind == FUNCTION:
-            score.function(black, prompts)
+    prompt = load_prompts(config.prompts.train, 1)[0]
+    for source in score_sources(config.weights.scorer, config.evaluate.scorers).values():
+        scorer = source.load(config.dtype, config.scoring.framing)
+        if isinstance(scorer, UserScorer):
+            scorer.try_out(prompt, config.pool.width, config.pool.height)
 
 
 def plan(config, run: StageRun) -> str:

@@ -48,6 +48,7 @@ def settings(config) -> dict:
 def comparable_settings(config) -> dict:
     """What evaluations must share to stand in one table: all that decides the base's images and the scores."""
     return {
+        "sampler": "DPM-Solver++ (2M)",
         **drawing_settings(config),
         **score_fingerprints(config),
         "evaluate.seeds": config.evaluate.seeds,

@@ -52,7 +52,9 @@ def check(config) -> None:
     if config.scoring.device_batch < 1:
         raise UserError(f"scoring.device_batch is {config.scoring.device_batch}, expected at least 1")
     # Before the hours of drawing, not after them.
-    load_scorer(config)
+    scorer = load_scorer(config)
+    if isinstance(scorer, UserScorer):
+        scorer.try_out(load_prompts(config.prompts.train, 1)[0], config.pool.width, config.pool.height)
 
 
 def plan(config, run: StageRun) -> str:

@@ -147,6 +147,29 @@ def test_pairs_are_chosen_among_the_images_that_the_filter_keeps(first, config, 
     assert f"{PROMPTS - len(found)} of 6 prompts left out: the filter keeps too few" in capsys.readouterr().out
 
 
+def test_a_function_of_the_users_own_chooses_the_pairs_from_the_pool_that_is_there(
+    first, config, tiny_base, write_filter
+):
+    workdir, model = first["score_pool"].workdir, StableDiffusion.load(tiny_base)
+    drawn = parts(workdir)
+    config.name = "brightest"
+    config.weights.scorer = write_filter("brightness", "images.mean(axis=(1, 2, 3))")
+    pairs = pairs_of(run_stages(config, workdir))
+    assert {name: part for name, part in parts(workdir).items() if name in drawn} == drawn
+    for pair in pairs:
+        winner, loser = model.decode_latents(np.stack([pair["winner_latents"], pair["loser_latents"]]))
+        # As drawn; training sees them encoded once more.
+        assert pair["winner_score"] > pair["loser_score"]
+        assert abs(winner.mean() - pair["winner_score"]) < 20 and abs(loser.mean() - pair["loser_score"]) < 20
+    assert len(pairs) == PROMPTS
+
+
+def test_a_scorer_that_cannot_work_is_refused_before_anything_is_drawn(config, write_filter):
+    config.weights.scorer = write_filter("nothing_scorer", "[]")
+    with pytest.raises(UserError, match="returned an array of shape \\[0\\] for 2 images"):
+        score_pool.check(config)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
