@@ -87,7 +87,7 @@ def test_what_a_stage_holds_is_an_argument_of_its_program_or_lies_beside_it(smal
         ("select_pairs", ("vae",), ("unet", "text_encoder")),
         # For its validation training keeps the decoder; its scorer lies on the host.
         ("train_policy", ("unet", "text_encoder"), ("vae",)),
-        ("evaluate_policy", ("unet",), ("vae", "text_encoder", "scorer")),
+        ("evaluate_policy", ("unet",), ("vae", "text_encoder")),
     ):
         program = build(config, name, 2)
         assert bytes_of(program.weights) == sum(sizes[part] for part in arguments)
