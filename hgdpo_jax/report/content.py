@@ -62,8 +62,9 @@ def _omissions(runs: Sequence[Run], rows: Mapping[str, Row], absent: Sequence[in
     notes = []
     if len({len(row.members) for row in rows.values()}) > 1:
         notes.append(
-            "Rows have different numbers of training seeds. Means over more images vary less, so a win rate over the base "
-            "lies further from 50 % for that alone: compare such rows by the ranges over seeds and by the differences."
+            "Rows have different numbers of training seeds. Means over more images vary less, so a win rate over the "
+            "base lies further from 50 % for that alone: compare such rows by their ranges over seeds, or by the "
+            "differences of scores."
         )
     for row in rows.values():
         if differing := training_differences([run for run, _ in row.members]):
