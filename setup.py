@@ -9,6 +9,7 @@ setup(
     packages=find_packages(include=["hgdpo_jax", "hgdpo_jax.*"]),
     package_data={
         "hgdpo_jax.evaluation": ["*.jinja"],
+        "hgdpo_jax.report": ["*.jinja"],
         # The trained toon weights with their model card and sample sheet, and the portraits' attribution.
         "hgdpo_jax.toon": [
             "*.md",
@@ -44,6 +45,7 @@ setup(
         "pyarrow>=20",
         "resvg-py>=0.5,<0.6",
         "safetensors>=0.7",
+        "scipy>=1.14",
         "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.10",
         "tqdm>=4.66",

@@ -213,3 +213,16 @@ def hub(monkeypatch, tmp_path):
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A running Chromium, that of the variable CHROMIUM or of PATH."""
+    from chromium import Browser, find_chromium
+
+    program = find_chromium()
+    if not program:
+        pytest.skip("needs Chromium: none on PATH, and CHROMIUM names none")
+    running = Browser(program, tmp_path_factory.mktemp("chromium"))
+    yield running
+    running.close()

@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -44,6 +44,30 @@ class Chart:
     series: Mapping[str, str]
     level: float | None = None
     percent: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One curve: values over places on the x axis, and where known their lower and upper bounds; NaN where none is."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """What a chart of results shows: titles, curves, a level to mark; `log_x` marks the places of the first curve."""
+
+    title: str
+    note: str
+    x_label: str
+    series: Sequence[Series]
+    level: float | None = None
+    percent: bool = False
+    log_x: bool = False
 
 
 CHARTS = (
@@ -205,9 +229,19 @@ def charts_with_data(log: Sequence[Mapping[str, float]]) -> list[Chart]:
 
 def chart_svg(chart: Chart, log: Sequence[Mapping[str, float]]) -> str:
     """One chart as SVG markup to inline, its colours CSS variables named as in PALETTE."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.title}):
+    return _inline_svg(lambda axes: _draw_chart(axes, chart, log), salt=chart.title)
+
+
+def curves_svg(curves: Curves, salt: str) -> str:
+    """As `chart_svg`; charts of one page need different salts."""
+    return _inline_svg(lambda axes: _draw_curves(axes, curves), salt)
+
+
+def _inline_svg(draw: Callable[[Axes], None], salt: str) -> str:
+    """What `draw` puts into axes, as markup whose identifiers differ from salt to salt."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure = Figure(figsize=(3.4, 2.2), layout="constrained")
-        _draw_chart(figure.add_subplot(), chart, log)
+        draw(figure.add_subplot())
         stream = io.StringIO()
         # Without metadata there is no date and no address in the file.
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -267,13 +301,7 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _draw_chart(axes: Axes, chart: Chart, log: Sequence[Mapping[str, float]]) -> None:
-    if chart.level is not None:
-        axes.axhline(
-            100 * chart.level if chart.percent else chart.level,
-            color=PALETTE["muted"],
-            linewidth=1,
-            linestyle=":",
-        )
+    _draw_level(axes, chart.level, chart.percent)
     for index, (key, label) in enumerate(chart.series.items()):
         steps, values = _series(log, key)
         if not len(steps):
@@ -290,7 +318,44 @@ def _draw_chart(axes: Axes, chart: Chart, log: Sequence[Mapping[str, float]]) ->
             # One step sees few pairs: the line is a running mean, the values themselves stay in the background.
             axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.2)
             axes.plot(steps, smooth, color=color, label=label, linewidth=1.6)
-    axes.set_xlabel("step", fontsize=8, color=PALETTE["muted"])
+    _style(axes, "step", chart.percent)
+
+
+def _draw_curves(axes: Axes, curves: Curves) -> None:
+    _draw_level(axes, curves.level, curves.percent)
+    factor = 100 if curves.percent else 1
+    for index, series in enumerate(curves.series):
+        color = PALETTE[f"series-{index % 4 + 1}"]
+        # Beyond four curves the colours come again, dashed.
+        style = "-" if index < 4 else "--"
+        if len(series.low):
+            low, high = factor * np.asarray(series.low), factor * np.asarray(series.high)
+            axes.fill_between(series.x, low, high, color=color, alpha=0.18, linewidth=0)
+        axes.plot(
+            series.x,
+            factor * np.asarray(series.y),
+            style,
+            color=color,
+            label=series.label,
+            linewidth=1.6,
+            marker="o",
+            markersize=3,
+        )
+    if curves.log_x:
+        axes.set_xscale("log")
+        places = curves.series[0].x
+        axes.set_xticks(places, [f"{place:,.0f}" for place in places])
+        axes.minorticks_off()
+    _style(axes, curves.x_label, curves.percent)
+
+
+def _draw_level(axes: Axes, level: float | None, percent: bool) -> None:
+    if level is not None:
+        axes.axhline(100 * level if percent else level, color=PALETTE["muted"], linewidth=1, linestyle=":")
+
+
+def _style(axes: Axes, x_label: str, percent: bool) -> None:
+    axes.set_xlabel(x_label, fontsize=8, color=PALETTE["muted"])
     axes.tick_params(labelsize=8, colors=PALETTE["muted"], length=0)
     axes.grid(axis="y", color=PALETTE["line"], linewidth=0.8)
     axes.set_axisbelow(True)
@@ -298,13 +363,15 @@ def _draw_chart(axes: Axes, chart: Chart, log: Sequence[Mapping[str, float]]) ->
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(PALETTE["line"])
     axes.margins(x=0.02)
-    if chart.percent:
+    if percent:
         axes.yaxis.set_major_formatter("{x:.0f} %")
-    if len(axes.get_legend_handles_labels()[1]) > 1:
+    labels = axes.get_legend_handles_labels()[1]
+    if len(labels) > 1:
         axes.legend(
             loc="lower right",
             bbox_to_anchor=(1, 0.98),
-            ncols=3,
+            # Three long names do not fit side by side.
+            ncols=3 if len("".join(labels[:3])) < 36 else 2,
             fontsize=8,
             frameon=False,
             labelcolor=PALETTE["muted"],

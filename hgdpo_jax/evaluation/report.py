@@ -1,13 +1,11 @@
 """The report of an evaluation: one self-contained page, summary.json, and the figures beside it."""
 
 import dataclasses
-import importlib.resources
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import markupsafe
 from etils import epath
 
@@ -15,6 +13,7 @@ from hgdpo_jax.artifacts import write_bytes, write_text
 from hgdpo_jax.evaluation import figures
 from hgdpo_jax.evaluation.color_shift import ColorShift
 from hgdpo_jax.evaluation.figures import ImagePair
+from hgdpo_jax.evaluation.page import page_environment
 from hgdpo_jax.evaluation.pair_check import PairCheck
 from hgdpo_jax.evaluation.win_rate import ScoreComparison, WinRate
 
@@ -150,23 +149,17 @@ def write_report(folder: epath.PathLike, report: ReportData) -> dict[str, Any]:
 
 def render_page(report: ReportData) -> str:
     """The report as one HTML page that needs no other file."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = page_environment()
     environment.filters["score"] = figures.format_score
     environment.filters["signed"] = _signed
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
     environment.filters["picture"] = lambda image: figures.data_uri(image, PAGE_IMAGE_HEIGHT)
-    source = importlib.resources.files("hgdpo_jax.evaluation").joinpath("report.html.jinja")
     charts = [
         # The markup comes from matplotlib and fixed titles alone.
         (chart, markupsafe.Markup(figures.chart_svg(chart, report.training)))
         for chart in figures.charts_with_data(report.training)
     ]
-    return environment.from_string(source.read_text(encoding="utf-8")).render(
+    return environment.get_template("report.html.jinja").render(
         report=report,
         headline=report.scores[report.headline],
         hero=report.examples[:HERO_PAIRS],

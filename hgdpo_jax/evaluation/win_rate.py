@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
+from scipy import stats
 
 # Standard normal quantile of a two-sided 95 % interval.
 Z_95 = 1.959963984540054
@@ -20,6 +21,12 @@ class WinRate:
     ties: int
     losses: int
     prompts: int
+
+    @property
+    def p_value(self) -> float:
+        """Of the two-sided exact sign test that A is no better than B: ties are left out; 1 where all are ties."""
+        decided = self.wins + self.losses
+        return float(stats.binomtest(self.wins, decided).pvalue) if decided else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +53,28 @@ def wilson_interval(rate: float, count: int) -> tuple[float, float]:
     return max(0.0, min(rate, center - half_width)), min(1.0, max(rate, center + half_width))
 
 
+def comparable(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in float64; raises ValueError where they are not finite scores [prompts, seeds] of the same prompts."""
+    scores_a, scores_b = (
+        np.asarray(scores_a, np.float64),
+        np.asarray(scores_b, np.float64),
+    )
+    if scores_a.ndim != 2 or scores_b.ndim != 2 or len(scores_a) != len(scores_b) or not scores_a.size * scores_b.size:
+        raise ValueError(
+            f"expected scores [prompts, seeds] of the same prompts, got {scores_a.shape}, {scores_b.shape}"
+        )
+    if not (np.isfinite(scores_a).all() and np.isfinite(scores_b).all()):
+        raise ValueError("scores must be finite to be compared")
+    return scores_a, scores_b
+
+
 def win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> WinRate:
     """Win rate of A over B from scores [prompts, seeds]; the seeds are averaged within the prompt first.
 
     Scores compare only within one prompt, and images of one prompt are not independent: the prompt is the trial. Exact
     equality of the float64 means is a tie. The two sides may have different numbers of seeds.
     """
-    scores_a, scores_b = _checked(scores_a, scores_b)
+    scores_a, scores_b = comparable(scores_a, scores_b)
     return _count(scores_a.mean(axis=1), scores_b.mean(axis=1))
 
 
@@ -61,7 +83,7 @@ def per_image_win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> float:
 
     It has no interval: the images of one prompt are not independent trials.
     """
-    scores_a, scores_b = _checked(scores_a, scores_b)
+    scores_a, scores_b = comparable(scores_a, scores_b)
     if scores_a.shape != scores_b.shape:
         raise ValueError(f"images are compared seed by seed, but the scores are {scores_a.shape} and {scores_b.shape}")
     return _count(scores_a.ravel(), scores_b.ravel()).rate
@@ -83,20 +105,6 @@ def compare_scores(
         base_mean=float(np.mean(base_scores, dtype=np.float64)),
         tuned_mean=float(np.mean(tuned_scores, dtype=np.float64)),
     )
-
-
-def _checked(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scores_a, scores_b = (
-        np.asarray(scores_a, np.float64),
-        np.asarray(scores_b, np.float64),
-    )
-    if scores_a.ndim != 2 or scores_b.ndim != 2 or len(scores_a) != len(scores_b) or not scores_a.size * scores_b.size:
-        raise ValueError(
-            f"expected scores [prompts, seeds] of the same prompts, got {scores_a.shape}, {scores_b.shape}"
-        )
-    if not (np.isfinite(scores_a).all() and np.isfinite(scores_b).all()):
-        raise ValueError("scores must be finite to be compared")
-    return scores_a, scores_b
 
 
 def _count(values_a: np.ndarray, values_b: np.ndarray) -> WinRate:

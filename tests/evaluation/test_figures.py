@@ -1,5 +1,6 @@
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -73,3 +74,19 @@ def test_inlined_chart_has_no_identifiers_to_clash_no_address_and_no_fixed_colou
 def test_curves_are_the_same_bytes_each_time_whatever_the_number_of_steps():
     for steps in (1, 2, 60):
         assert figures.curves_figure(log_of(steps)) == figures.curves_figure(log_of(steps))
+
+
+def test_inlined_curves_are_the_same_bytes_each_time_and_have_identifiers_of_their_own():
+    series = [figures.Series(f"score {index}", [0, 1, 2], [0.5, 0.6, 0.4], [0.4] * 3, [0.7] * 3) for index in range(5)]
+    curves = figures.Curves("Win rate", "", "weight", series, level=0.5, percent=True)
+    one, other = figures.curves_svg(curves, "one"), figures.curves_svg(curves, "other")
+    assert one == figures.curves_svg(curves, "one") and "http" not in one
+    identifiers = [set(re.findall(r'id="([^"]+)"', markup)) for markup in (one, other)]
+    assert identifiers[0] and not identifiers[0] & identifiers[1]
+    assert all(f"var(--series-{index})" in one for index in (1, 2, 3, 4)) and "60 %" in one
+
+
+def test_a_logarithmic_axis_names_the_places_of_the_points():
+    series = figures.Series("judge", [2000, 50000, 100000], [0.7, 0.8, 0.9])
+    markup = figures.curves_svg(figures.Curves("Win rate", "", "prompts", [series], log_x=True), "salt")
+    assert all(f">{place}<" in markup for place in ("2,000", "50,000", "100,000"))

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from pages import assert_reads_well
 
 from hgdpo_jax.evaluation.color_shift import color_shift
 from hgdpo_jax.evaluation.figures import ImagePair
@@ -154,3 +155,9 @@ def test_verdict_follows_the_interval():
     assert verdict(better) == "better"
     assert verdict(win_rate(np.zeros((30, 1)), np.ones((30, 1)))) == "worse"
     assert verdict(win_rate(np.ones((3, 1)), np.ones((3, 1)))) == "no difference shown"
+
+
+def test_a_browser_reads_the_page_well(browser, report, tmp_path):
+    path = tmp_path / "index.html"
+    path.write_text(render_page(report))
+    assert_reads_well(browser, path, openable=".openable")

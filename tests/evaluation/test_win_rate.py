@@ -68,3 +68,17 @@ def test_comparison_holds_both_win_rates_and_both_means():
 def test_scores_that_cannot_be_compared_are_refused(scores_a, scores_b):
     with pytest.raises(ValueError, match="scores"):
         win_rate(scores_a, scores_b)
+
+
+def test_sign_test_leaves_ties_out_and_is_exact():
+    # 6 wins of 7 decided prompts: 2 * (7 + 1) / 2^7.
+    wins, ties = np.array([[1.0]] * 6 + [[0.0]] * 5), np.array([[0.0]] * 6 + [[0.0]] * 4 + [[1.0]])
+    result = win_rate(wins, ties)
+    assert (result.wins, result.ties, result.losses) == (6, 4, 1)
+    assert result.p_value == pytest.approx(16 / 128)
+    assert win_rate(ties, wins).p_value == pytest.approx(16 / 128)
+    assert win_rate(np.ones((5, 1)), np.zeros((5, 1))).p_value == pytest.approx(2 / 32)
+
+
+def test_sign_test_of_ties_alone_shows_nothing():
+    assert win_rate(np.ones((5, 1)), np.ones((5, 1))).p_value == 1.0

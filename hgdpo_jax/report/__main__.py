@@ -1,0 +1,84 @@
+"""Joins the evaluations of many runs into the tables and figures of the paper.
+
+    python -m hgdpo_jax.report workdir/runs/n20-* workdir/runs/n20_sml-*
+    python -m hgdpo_jax.report workdir/runs/n2 workdir/runs/n5 --output=tables
+
+A run is a folder WORKDIR/runs/NAME whose evaluate_policy is done. NAME is an experiment of the paper, as in configs/:
+n2, n20_sml, sft_winners, ..., with "-SEED" behind it where several differ in train.seed: they become one row. Runs of
+other names are listed too. All must have evaluated the same base on the same prompts by the same scorers. Written are
+index.html (one file), report.md, report.tex and report.json; the tables are printed as well.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from absl import flags
+from etils import epath
+
+from hgdpo_jax.errors import UserError, first_line
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line `arguments` (without the program's name); returns the exit status."""
+    try:
+        _run(arguments)
+        return 0
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
+    except UserError as error:
+        message, status = str(error), 2
+    except Exception as error:
+        if os.environ.get("HGDPO_DEBUG", "") not in ("", "0"):
+            traceback.print_exc()
+        message, status = f"unexpected {type(error).__name__}: {first_line(error)}; HGDPO_DEBUG=1 shows where", 1
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return status
+
+
+def _run(arguments: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_string("output", None, "Folder to write to; else WORKDIR/report of the first run.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
+    try:
+        folders = values(["hgdpo_jax.report", *arguments])[1:]
+    except flags.Error as error:
+        raise UserError(f"{first_line(error)}; --help lists the flags") from error
+    if values.help:
+        lines = [f"  --{name:8}  {values[name].help}" for name in ("output", "help")]
+        print("\n".join([(__doc__ or "").strip(), "", "Flags:", *lines]))
+        return
+    if not folders:
+        raise UserError("no runs given, expected their folders, for example workdir/runs/n20-* workdir/runs/n20_sml-*")
+
+    # Not at the top: --help does without.
+    from hgdpo_jax.artifacts import write_text
+    from hgdpo_jax.files import require_store
+    from hgdpo_jax.report.content import build
+    from hgdpo_jax.report.page import as_page
+    from hgdpo_jax.report.runs import read_runs
+    from hgdpo_jax.report.texts import as_json, as_latex, as_markdown, as_plain_text
+
+    for folder in folders:
+        require_store(folder)
+    document = build(read_runs(folders))
+    output = epath.Path(values.output or epath.Path(folders[0]).expanduser().resolve().parent.parent / "report")
+    output = output.expanduser()
+    texts = {
+        "index.html": as_page(document),
+        "report.md": as_markdown(document),
+        "report.tex": as_latex(document),
+        "report.json": as_json(document),
+    }
+    try:
+        for name, text in texts.items():
+            write_text(output / name, text)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror}): give another with --output=DIR") from error
+    print(as_plain_text(document), end="")
+    print(f"report: {output / 'index.html'}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

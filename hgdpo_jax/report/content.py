@@ -1,0 +1,79 @@
+"""The report on runs: which tables and figures of the paper they fill, and how their claims stand."""
+
+from collections.abc import Mapping, Sequence
+
+from hgdpo_jax.evaluation.paper import TABLES
+from hgdpo_jax.report.cells import counted
+from hgdpo_jax.report.document import FAILS, HOLDS, UNDECIDED, Document
+from hgdpo_jax.report.paper_figures import rank_section, sweep_sections
+from hgdpo_jax.report.paper_tables import called, missing_rows, table_section
+from hgdpo_jax.report.run_tables import runs_section, training_sections
+from hgdpo_jax.report.runs import Row, Run, rows_of, training_differences
+
+_NOTES = (
+    "Win rate: the share of prompts on which the first model's mean score over its images is higher, ties counted "
+    "half, with the Wilson 95 % interval. Drawing seeds and training seeds are averaged within the prompt first.",
+    "A claim holds at 95 % if the interval of the mean difference of scores, prompt by prompt (paired t), lies on the "
+    "claimed side of zero, fails if it lies on the other side, and is undecided if it covers zero. The p-value beside "
+    "the direct win rate is that of the two-sided sign test.",
+    "The intervals are over prompts, for the LoRAs that were trained: how much another training seed would change is "
+    "shown by the range over training seeds, where there are several. Of twenty comparisons without a difference one "
+    "would still be decided, by chance.",
+    "The paper's numbers are of its own model, prompts and scorers, and stand beside ours for the order of the rows.",
+)
+
+
+def build(runs: Sequence[Run]) -> Document:
+    """The report on runs that `read_runs` found comparable, one or more.
+
+    Raises UserError where two runs of a row hold one LoRA.
+    """
+    rows, first = rows_of(runs), runs[0]
+    tables = {number: table_section(number, first, rows) for number in TABLES}
+    sections = [section for section in tables.values() if section]
+    sections += [rank_section(runs)] if any(run.rank_statistics for run in runs) else []
+    sections += [*sweep_sections(runs), runs_section(runs), *training_sections(runs)]
+    cells = [cell for section in sections for table in section.tables for row in table.rows for cell in row]
+    claims = {verdict: [cell.mark for cell in cells].count(verdict) for verdict in (HOLDS, FAILS, UNDECIDED)}
+    prompts, seeds = first.base.scores[first.headline].shape
+    return Document(
+        title="Runs side by side",
+        subtitle=f"{counted(len(runs), 'run')}, {counted(prompts, 'prompt')}, {counted(seeds, 'image')} each. "
+        f"Headline score: {first.scores[first.headline].label}.",
+        lead=_lead(claims),
+        claims=claims,
+        sections=sections,
+        notes=[*_NOTES, *_omissions(runs, rows, [number for number in tables if not tables[number]])],
+        settings=first.settings,
+    )
+
+
+def _lead(claims: Mapping[str, int]) -> str:
+    total = sum(claims.values())
+    if not total:
+        return "No claim of the paper can be tested on these runs: it takes two rows of one of its tables."
+    parts = [
+        f"{claims[verdict]} {words}" for verdict, words in ((HOLDS, "hold"), (FAILS, "fail"), (UNDECIDED, "undecided"))
+    ]
+    return f"Of the {counted(total, 'comparison')} that the paper claims and these runs can test: {', '.join(parts)}."
+
+
+def _omissions(runs: Sequence[Run], rows: Mapping[str, Row], absent: Sequence[int]) -> list[str]:
+    notes = []
+    if len({len(row.members) for row in rows.values()}) > 1:
+        notes.append(
+            "Rows have different numbers of training seeds. Means over more images vary less, so a win rate over the "
+            "base lies further from 50 % for that alone: compare such rows by their ranges over seeds, or by the "
+            "differences of scores."
+        )
+    for row in rows.values():
+        if differing := training_differences([run for run, _ in row.members]):
+            notes.append(f"The runs of {row.label} differ in more than their seed: {', '.join(differing)}.")
+    for number in absent:
+        names = called(missing_rows(number, rows))
+        notes.append(f"Table {number} is left out, for it takes two of its rows. Not among the runs: {names}.")
+    if not any(run.rank_statistics for run in runs):
+        notes.append("Figure 5b is left out: no run has statistics of its pool.")
+    if not any(run.sweep for run in runs):
+        notes.append("Figure 8 is left out: no run has done the stage sweep_scale.")
+    return notes

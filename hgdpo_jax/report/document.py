@@ -1,0 +1,65 @@
+"""A report as plain values: sections of tables and figures, which every format writes in its own way."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from hgdpo_jax.evaluation.figures import Curves
+
+HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What a cell shows, smaller remarks below it parted by "; ", and the figures behind both; `mark` is a verdict."""
+
+    text: str
+    detail: str = ""
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of one cell a column; `folded` says that it is long and only looked up."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    folded: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageGrid:
+    """Image files, one row a prompt, one column a label."""
+
+    columns: Sequence[str]
+    prompts: Sequence[str]
+    images: Sequence[Sequence[epath.Path]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A table or figure of the paper: what to say first, what is shown, and what to know of it."""
+
+    title: str
+    tables: Sequence[Table] = ()
+    charts: Sequence[Curves] = ()
+    lead: str = ""
+    notes: Sequence[str] = ()
+    grid: ImageGrid | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """The whole report; `claims` counts the verdicts, `settings` are those that all runs share."""
+
+    title: str
+    subtitle: str
+    lead: str
+    claims: Mapping[str, int]
+    sections: Sequence[Section]
+    notes: Sequence[str]
+    settings: Mapping[str, Any]

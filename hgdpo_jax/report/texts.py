@@ -1,0 +1,152 @@
+"""A report as plain text, Markdown, LaTeX and JSON."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hgdpo_jax.report.document import Cell, Document, Table
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "–": "--",
+    "\N{NO-BREAK SPACE}": "~",
+}
+
+
+def as_plain_text(document: Document) -> str:
+    """Tables in columns, for a terminal."""
+    lines = [document.title, document.subtitle, document.lead]
+    for section in document.sections:
+        lines += ["", section.title]
+        lines += [section.lead] if section.lead else []
+        for table in section.tables:
+            lines += ["", *([table.title] if table.title else []), *_aligned(table)]
+        lines += ["", *section.notes] if section.notes else []
+    return "\n".join([*lines, "", *document.notes]) + "\n"
+
+
+def as_markdown(document: Document) -> str:
+    """GitHub's Markdown."""
+    blocks = [f"# {_markdown(document.title)}", _markdown(document.subtitle), _markdown(document.lead)]
+    for section in document.sections:
+        blocks.append(f"## {_markdown(section.title)}")
+        blocks += [_markdown(section.lead)] if section.lead else []
+        for table in section.tables:
+            blocks += [f"### {_markdown(table.title)}"] if table.title else []
+            ruler = "|---|" + "---:|" * (len(table.columns) - 1)
+            rows = [[_joined(cell) for cell in row] for row in table.rows]
+            lines = ["| " + " | ".join(_markdown(text) for text in row) + " |" for row in [table.columns, *rows]]
+            blocks.append("\n".join([lines[0], ruler, *lines[1:]]))
+        blocks += [_markdown(note) for note in section.notes]
+    blocks += ["## Reading", *(_markdown(note) for note in document.notes)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def as_latex(document: Document) -> str:
+    """A file to \\input: one table environment a table, of nothing but LaTeX's own commands."""
+    blocks = [f"% {document.title}. {document.subtitle}\n% {document.lead}"]
+    for section in document.sections:
+        for table in section.tables:
+            caption = ". ".join(text for text in (section.title, table.title) if text)
+            rows = [[_latex(_joined(cell)) for cell in row] for row in table.rows]
+            lines = [" & ".join(row) + r" \\" for row in [[_latex(text) for text in table.columns], *rows]]
+            blocks.append(
+                "\n".join(
+                    [
+                        r"\begin{table}",
+                        rf"\caption{{{_latex(caption)}.}}",
+                        rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+                        r"\hline",
+                        lines[0],
+                        r"\hline",
+                        *lines[1:],
+                        r"\hline",
+                        r"\end{tabular}",
+                        r"\end{table}",
+                    ]
+                )
+            )
+    return "\n\n".join(blocks) + "\n"
+
+
+def as_json(document: Document) -> str:
+    """All figures of the report; what is not finite is null."""
+    sections = [
+        {
+            "title": section.title,
+            "lead": section.lead,
+            "notes": list(section.notes),
+            "tables": [
+                {
+                    "title": table.title,
+                    "columns": list(table.columns),
+                    "rows": [[_cell_values(cell) for cell in row] for row in table.rows],
+                }
+                for table in section.tables
+            ],
+            "charts": [dataclasses.asdict(chart) for chart in section.charts],
+        }
+        for section in document.sections
+    ]
+    values = {
+        "title": document.title,
+        "subtitle": document.subtitle,
+        "lead": document.lead,
+        "claims": dict(document.claims),
+        "sections": sections,
+        "notes": list(document.notes),
+        "settings": dict(document.settings),
+    }
+    return json.dumps(_finite_or_none(values), indent=2, allow_nan=False) + "\n"
+
+
+def _cell_values(cell: Cell) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(cell).items() if value not in ("", {})}
+
+
+def _finite_or_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _joined(cell: Cell) -> str:
+    return f"{cell.text} ({cell.detail})" if cell.text and cell.detail else cell.text or cell.detail
+
+
+def _aligned(table: Table) -> list[str]:
+    rows = [list(table.columns), *([_joined(cell) for cell in row] for row in table.rows)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
+    return ["  ".join(_padded(row, widths)).rstrip() for row in rows]
+
+
+def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is, in a table too."""
+    for character in "\\`*_{}[]<>#|~":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
