@@ -2,7 +2,7 @@
 
 import re
 
-_TABLES = "document.querySelectorAll('table').length"
+_TABLES = "document.querySelectorAll('table:not([role=presentation])').length"
 _TOO_WIDE = """[...document.querySelectorAll("*")]
     .filter(each => !each.closest(".scroll") && each.getBoundingClientRect().right > innerWidth + 1)
     .map(each => each.tagName + "." + each.className)"""

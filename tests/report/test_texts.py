@@ -82,7 +82,7 @@ def test_signs_of_the_formats_are_escaped():
     document = Document("t", "s", hostile, {}, [Section(hostile, [table], lead=hostile)], [hostile], {})
     (markdown,) = tables_of_markdown(as_markdown(document))
     assert [len(line) for line in markdown] == [2, 2, 2]
-    assert markdown[2][0] == r"50 % of\_a\|b & \<b\>\*c\*\</b\> {d} \#1 \\e \~f ^g $h"
+    assert markdown[2][0] == r"50 % of\_a\|b & \<b\>\*c\*\</b\> \{d\} \#1 \\e \~f ^g $h"
     (latex,) = tables_of_latex(as_latex(document))
     assert [len(line) for line in latex] == [2, 2]
     expected = (
