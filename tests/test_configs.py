@@ -76,6 +76,7 @@ def test_a_row_in_miniature_differs_from_the_others_as_its_paper_experiment_does
         "name",
         "loss.beta",
         "loss.statistic_weight",
+        "loss.statistic_stride",
         "train.seed",
     }
     assert (sml["prompts.train_count"], data["prompts.train_count"], beta["train.seed"]) == (384, 8, 2)
