@@ -8,7 +8,7 @@ from configs.toon import get_config as toon_config
 def get_config() -> ConfigDict:
     config = toon_config()
     config.prompts.train_count = 384
-    config.prompts.test_count = 192
+    config.prompts.test_count = 160
     config.pool.size = 28
     # Sixty-four choose the best step within a noise of six points.
     config.prompts.validation_count = 192
