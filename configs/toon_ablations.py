@@ -27,8 +27,8 @@ def get_config(row: str = "n20_sml-0") -> ConfigDict:
     config.loss.beta = paper.loss.beta
     config.loss.statistic_weight = paper.loss.statistic_weight
     if config.loss.statistic_weight:
-        # As one of 50 sampler steps: back to the step before, as the paper is worded, the loss is too weak to be seen in
-        # so short a training.
+        # As one of 50 sampler steps: back to the step before, as the paper is worded, the loss is too weak to be seen
+        # in so short a training.
         config.loss.statistic_stride = 20
     config.sample.latent_normalization = paper.sample.latent_normalization
     config.prompts.train_count = round(PROMPTS * paper.prompts.train_count / _PAPERS_PROMPTS)

@@ -147,10 +147,12 @@ def test_pairs_are_chosen_among_the_images_that_the_filter_keeps(first, config, 
     assert f"{PROMPTS - len(found)} of 6 prompts left out: the filter keeps too few" in capsys.readouterr().out
 
 
-def test_a_function_of_the_users_own_chooses_the_pairs_from_the_pool_that_is_there(
-    first, config, tiny_base, write_filter
+def test_a_function_of_the_users_own_chooses_pairs_from_the_pool_that_is_there(
+    first, config, tiny_base, write_filter, tmp_path
 ):
-    workdir, model = first["score_pool"].workdir, StableDiffusion.load(tiny_base)
+    # A copy: other tests count what the first one holds.
+    workdir = shutil.copytree(first["score_pool"].workdir, tmp_path / "workdir")
+    model = StableDiffusion.load(tiny_base)
     drawn = parts(workdir)
     config.name = "brightest"
     config.weights.scorer = write_filter("brightness", "images.mean(axis=(1, 2, 3))")
