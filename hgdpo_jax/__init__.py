@@ -7,6 +7,7 @@ from typing import Any
 _HOMES = {
     "StableDiffusion": "hgdpo_jax.pipelines.stable_diffusion",
     "PickScore": "hgdpo_jax.scorers.pick_score",
+    "ImageReward": "hgdpo_jax.scorers.image_reward",
     "load_adapter": "hgdpo_jax.weights.lora_files",
     "save_adapter": "hgdpo_jax.weights.lora_files",
 }

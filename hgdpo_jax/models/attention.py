@@ -20,10 +20,10 @@ def attention(
     key: Float[Array, "n k d"],
     value: Float[Array, "n k d"],
     heads: int,
-    mask: Float[Array, "q k"] | None = None,
+    mask: Float[Array, "..."] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "n q d"]:
-    """Multi-head attention, softmax in float32; `mask` is added to the scores.
+    """Multi-head attention, softmax in float32; `mask` is added to the scores `[n, heads, q, k]`.
 
     Few scores, and those with a mask, are made at once and kept. Many go one block of queries after another, and the
     gradient makes each block's scores again: of a 704x1024 image's 11,264 tokens all scores are 4 GB. With "auto" a

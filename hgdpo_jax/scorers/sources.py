@@ -24,6 +24,7 @@ FUNCTION = "function"
 # Loaded at first use, by module and class.
 KINDS = {
     "pick_score": "hgdpo_jax.scorers.pick_score:PickScore",
+    "image_reward": "hgdpo_jax.scorers.image_reward:ImageReward",
 }
 
 _NAMED = re.compile(r"(?:(?P<name>\w+)=)?(?P<target>.+)")
