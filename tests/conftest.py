@@ -100,7 +100,7 @@ def tiny_judge(tmp_path_factory, toon_tokenizer):
 
 def write_tiny_scorer(folder, tokenizer, seed):
     from hgdpo_jax.models.clip import CLIP, CLIPConfig
-    from hgdpo_jax.scorers.pick_score import parameter_shapes
+    from hgdpo_jax.scorers.clip_scorer import parameter_shapes
     from hgdpo_jax.weights import clip_files
     from hgdpo_jax.weights.conversion import from_tree
 
