@@ -5,6 +5,7 @@ import http.server
 import json
 import tempfile
 import threading
+import urllib.parse
 
 import jax
 import numpy as np
@@ -172,7 +173,7 @@ def hub(monkeypatch, tmp_path):
 
         def do_GET(self):
             server.requests.append(self.path)
-            parts = self.path.partition("?")[0].strip("/").split("/")
+            parts = urllib.parse.unquote(self.path).partition("?")[0].strip("/").split("/")
             if parts[0] == "api":
                 name, revision = "/".join(parts[2:4]), (parts[5:] or ["main"])[0]
                 if parts[1] == "datasets":
