@@ -24,6 +24,9 @@ FUNCTION = "function"
 # Loaded at first use, by module and class.
 KINDS = {
     "pick_score": "hgdpo_jax.scorers.pick_score:PickScore",
+    "clip_score": "hgdpo_jax.scorers.clip_score:CLIPScore",
+    "hps_v2": "hgdpo_jax.scorers.hps_v2:HPSv2",
+    "aesthetic": "hgdpo_jax.scorers.aesthetic:Aesthetic",
 }
 
 _NAMED = re.compile(r"(?:(?P<name>\w+)=)?(?P<target>.+)")
