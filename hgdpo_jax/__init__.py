@@ -8,6 +8,9 @@ _HOMES = {
     "StableDiffusion": "hgdpo_jax.pipelines.stable_diffusion",
     "PickScore": "hgdpo_jax.scorers.pick_score",
     "ImageReward": "hgdpo_jax.scorers.image_reward",
+    "CLIPScore": "hgdpo_jax.scorers.clip_score",
+    "HPSv2": "hgdpo_jax.scorers.hps_v2",
+    "Aesthetic": "hgdpo_jax.scorers.aesthetic",
     "load_adapter": "hgdpo_jax.weights.lora_files",
     "save_adapter": "hgdpo_jax.weights.lora_files",
 }

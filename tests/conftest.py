@@ -5,6 +5,7 @@ import http.server
 import json
 import tempfile
 import threading
+import urllib.parse
 
 import jax
 import numpy as np
@@ -100,7 +101,7 @@ def tiny_judge(tmp_path_factory, toon_tokenizer):
 
 def write_tiny_scorer(folder, tokenizer, seed):
     from hgdpo_jax.models.clip import CLIP, CLIPConfig
-    from hgdpo_jax.scorers.pick_score import parameter_shapes
+    from hgdpo_jax.scorers.clip_scorer import parameter_shapes
     from hgdpo_jax.weights import clip_files
     from hgdpo_jax.weights.conversion import from_tree
 
@@ -134,6 +135,85 @@ def random_parameters(shapes, seed):
         return (offset + random.normal(size=leaf.shape) / np.sqrt(fan_in)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="session")
+def make_open_clip():
+    """Makes a CLIP in PyTorch as open_clip builds it: names, fused projections, tokens of two towers.
+
+    Widths are those of a block; the heads are ViT-H/14's, of 80 in the image tower and 64 in the other.
+    """
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self, width, head):
+            super().__init__()
+            self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.attn = nn.MultiheadAttention(width, width // head, batch_first=True)
+            self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
+
+        def forward(self, x, mask):
+            h = self.ln_1(x)
+            x = x + self.attn(h, h, h, need_weights=False, attn_mask=mask)[0]
+            return x + self.mlp["c_proj"](nn.functional.gelu(self.mlp["c_fc"](self.ln_2(x))))
+
+    class Tower(nn.Module):
+        def __init__(self, width, head, layers):
+            super().__init__()
+            self.resblocks = nn.ModuleList(Block(width, head) for _ in range(layers))
+
+        def forward(self, x, mask=None):
+            for block in self.resblocks:
+                x = block(x, mask)
+            return x
+
+    class ImageTower(nn.Module):
+        def __init__(self, width, layers, size, projection):
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, width, 14, 14, bias=False)
+            self.class_embedding = nn.Parameter(torch.zeros(width))
+            self.positional_embedding = nn.Parameter(torch.zeros((size // 14) ** 2 + 1, width))
+            self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.transformer = Tower(width, 80, layers)
+            self.proj = nn.Parameter(torch.zeros(width, projection))
+
+        def forward(self, pixels):
+            patches = self.conv1(pixels).flatten(2).transpose(1, 2)
+            x = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+            x = self.transformer(self.ln_pre(x + self.positional_embedding))
+            return nn.functional.normalize(self.ln_post(x[:, 0]) @ self.proj, dim=-1)
+
+    class OpenCLIP(nn.Module):
+        def __init__(self, image_width, text_width, layers, size, vocabulary, projection):
+            super().__init__()
+            self.visual = ImageTower(image_width, layers, size, projection)
+            self.token_embedding = nn.Embedding(vocabulary, text_width)
+            self.positional_embedding = nn.Parameter(torch.zeros(77, text_width))
+            self.transformer = Tower(text_width, 64, layers)
+            self.ln_final = nn.LayerNorm(text_width)
+            self.text_projection = nn.Parameter(torch.zeros(text_width, projection))
+            self.logit_scale = nn.Parameter(torch.zeros([]))
+
+        def forward(self, tokens):
+            mask = torch.full((77, 77), -torch.inf).triu(1)
+            x = self.ln_final(self.transformer(self.token_embedding(tokens) + self.positional_embedding, mask))
+            x = x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ self.text_projection
+            return nn.functional.normalize(x, dim=-1)
+
+    def make(**sizes):
+        torch.manual_seed(5)
+        model = OpenCLIP(**sizes).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0.0, float(np.prod(parameter.shape[1:])) ** -0.5)
+                else:
+                    # Gains and shifts: at 1 and 0 they hide mistakes.
+                    parameter.normal_(1.0 if name.endswith("weight") else 0.0, 0.1)
+        return model
+
+    return make
 
 
 def answer_at(monkeypatch, port: int) -> None:
@@ -172,7 +252,7 @@ def hub(monkeypatch, tmp_path):
 
         def do_GET(self):
             server.requests.append(self.path)
-            parts = self.path.partition("?")[0].strip("/").split("/")
+            parts = urllib.parse.unquote(self.path).partition("?")[0].strip("/").split("/")
             if parts[0] == "api":
                 name, revision = "/".join(parts[2:4]), (parts[5:] or ["main"])[0]
                 if parts[1] == "datasets":

@@ -14,7 +14,13 @@ from hgdpo_jax.stages.generate_pool import drawing_settings
 
 ROOT = Path(__file__).parent.parent
 
-SHARED = {"prompts.train_count": 100_000, "pool.block": 125}
+SCORERS = (
+    "hps_v2:xswu/HPSv2/HPS_v2_compressed.pt",
+    "image_reward:THUDM/ImageReward/ImageReward.pt",
+    "aesthetic:trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth",
+    "clip_score:openai/clip-vit-large-patch14",
+)
+SHARED = {"prompts.train_count": 100_000, "pool.block": 125, "evaluate.scorers": SCORERS}
 DPO_ONLY = SHARED | {"loss.statistic_weight": 0.0}
 # What differs from base_config, whose values are the paper's.
 EXPERIMENTS = {

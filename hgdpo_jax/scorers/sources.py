@@ -25,6 +25,9 @@ FUNCTION = "function"
 KINDS = {
     "pick_score": "hgdpo_jax.scorers.pick_score:PickScore",
     "image_reward": "hgdpo_jax.scorers.image_reward:ImageReward",
+    "clip_score": "hgdpo_jax.scorers.clip_score:CLIPScore",
+    "hps_v2": "hgdpo_jax.scorers.hps_v2:HPSv2",
+    "aesthetic": "hgdpo_jax.scorers.aesthetic:Aesthetic",
 }
 
 _NAMED = re.compile(r"(?:(?P<name>\w+)=)?(?P<target>.+)")

@@ -16,6 +16,7 @@ from hgdpo_jax.weights.folders import (
     write_json,
     write_weights,
 )
+from hgdpo_jax.weights.sources import resolve_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,11 @@ def read_folder(folder: epath.PathLike, processor: epath.PathLike = "") -> CLIPF
         tokenizer=require_tokenizer(processor),
         tensors=read_weights(folder, "model"),
     )
+
+
+def read_source(source: str, processor: str = "") -> CLIPFiles:
+    """`read_folder` of what the two sources name; of `processor` no weights are fetched."""
+    return read_folder(resolve_source(source), resolve_source(processor, weights=False) if processor else "")
 
 
 def write_folder(folder: epath.PathLike, files: CLIPFiles, storage: str = "float16") -> None:

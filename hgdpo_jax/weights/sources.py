@@ -1,4 +1,4 @@
-"""What a source of weights names: a part of the package, a folder or file, or a repository of the Hugging Face hub."""
+"""What a source of weights names: a part of the package, a folder or file, or a repository of the hub or its file."""
 
 import functools
 import re
@@ -14,6 +14,9 @@ _PACKAGED = epath.Path(__file__).parent.parent / "toon" / "weights"
 _PACKAGED_NAMES = {"toon": "base", "toon-scorer": "scorer", "toon-judge": "judge", "toon-oracle": "oracle"}
 
 _REPOSITORY = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
+_FILE = re.compile(
+    r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<path>.+\.(?:safetensors|bin|ckpt|pt|pth))"
+)
 
 _SHARD = re.compile(r"(?P<stem>.+?)(?:\.fp16)?-\d+-of-\d+(?:\.fp16)?\.safetensors")
 
@@ -24,8 +27,9 @@ def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
 
     "toon", "toon-scorer", "toon-judge" and "toon-oracle" lie in the package. `owner/name` or `owner/name@revision`,
     where no such folder exists, is fetched from the hub into its cache, without `weights` only its configs and
-    vocabularies; without a network the cached one is used. A program asks the hub
-    once, so that what it reads stays the same.
+    vocabularies; without a network the cached one is used. `owner/name/path/file.pt` or
+    `owner/name@revision/path/file.pt` is one file of a repository, fetched alone. A program asks the hub once, so that
+    what it reads stays the same.
     Raises UserError, with what was looked for, where there is none.
     """
     if not str(source):
@@ -38,6 +42,12 @@ def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
     path = epath.Path(source)
     if path.exists():
         return path
+    if (match := _FILE.fullmatch(str(source))) and not epath.Path(match["name"]).exists():
+        name, revision, file = match["name"], match["revision"], match["path"]
+        path = fetch(name, revision, lambda files: [file], cached=[file]) / file
+        if not path.exists():
+            raise UserError(f"{source} is not an existing file, and the repository {name} of the hub has no {file}")
+        return path
     if match := _REPOSITORY.fullmatch(str(source)):
         return fetch(
             match["name"],
@@ -47,13 +57,15 @@ def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
         )
     raise UserError(
         f"{source} is not an existing folder or file, expected a folder in the diffusers or transformers layout, "
-        f"a base or VAE in one file, a repository of the hub (owner/name), or one of {', '.join(_PACKAGED_NAMES)}"
+        f"weights in one file, a repository of the hub (owner/name) or a file of one (owner/name/file.pt), or one of "
+        f"{', '.join(_PACKAGED_NAMES)}"
     )
 
 
 def public_name(source: epath.PathLike) -> str:
     """How a source may be called in public: a repository by its name, a file or folder without where it lies."""
-    match = None if epath.Path(source).exists() else _REPOSITORY.fullmatch(str(source))
+    exists = epath.Path(source).exists()
+    match = None if exists else _FILE.fullmatch(str(source)) or _REPOSITORY.fullmatch(str(source))
     return match["name"] if match else epath.Path(source).name
 
 

@@ -93,6 +93,22 @@ def scorer_folder(make_folder, toon_tokenizer):
     return folder
 
 
+@pytest.fixture(scope="session")
+def clip_l_folder(make_folder, toon_tokenizer):
+    """Folder of a CLIP of ViT-L/14's widths with two layers a tower, in float32: 370 MB."""
+    transformers = pytest.importorskip("transformers")
+    few = {"num_hidden_layers": 2, "projection_dim": 768}
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "patch_size": 14}
+    config = transformers.CLIPConfig(
+        text_config={**CLIP_L_TEXT, **WORDS, **few}, vision_config={**vision, **few}, projection_dim=768
+    )
+    folder = make_folder("clip_l")
+    draw_weights(transformers.CLIPModel(config), seed=6).save_pretrained(folder)
+    transformers.CLIPImageProcessorPil().save_pretrained(folder)
+    copy_tokenizer(toon_tokenizer, folder)
+    return folder
+
+
 def copy_tokenizer(source, target):
     target.mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:

@@ -29,6 +29,14 @@ def own(tmp_path, monkeypatch):
         ("pick_score:a,processor=b", "pick_score", "pick_score", "a", {"processor": "b"}),
         ("judge=toon-judge", "judge", "pick_score", "toon-judge", {"processor": ""}),
         ("my_scorers.people:count", "count", "function", "my_scorers.people:count", {}),
+        (
+            "hps_v2:xswu/HPSv2/HPS_v2.1_compressed.pt",
+            "hps_v2",
+            "hps_v2",
+            "xswu/HPSv2/HPS_v2.1_compressed.pt",
+            {"tokenizer": "openai/clip-vit-large-patch14"},
+        ),
+        ("beauty=aesthetic:head.pth,clip=clip", "beauty", "aesthetic", "head.pth", {"clip": "clip"}),
         ("gs://bucket/scorer", "pick_score", "pick_score", "gs://bucket/scorer", {"processor": ""}),
     ],
 )

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.weights.folders import content_fingerprint
-from hgdpo_jax.weights.sources import resolve_source
+from hgdpo_jax.weights.sources import public_name, resolve_source
 
 
 @pytest.fixture
@@ -89,3 +91,37 @@ def test_what_the_hub_does_not_have_is_told_in_one_line(repository, source, mess
     with pytest.raises(UserError, match=message) as error:
         resolve_source(source)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.fixture
+def repository_of_files(hub):
+    """A repository of the hub with weights in files of their own."""
+    hub.files["studio/judges"] = {"heads/ava+logos.pth": b"head", "judge.pt": b"judge", "config.json": b"{}"}
+    return "studio/judges"
+
+
+@pytest.mark.parametrize("revision", ["", "@v2"])
+def test_a_file_of_a_repository_is_fetched_alone(repository_of_files, revision, hub):
+    source = f"{repository_of_files}{revision}/heads/ava+logos.pth"
+    path = resolve_source(source)
+    assert path.read_bytes() == b"head" and public_name(source) == "studio/judges"
+    assert [name for _, _, names in os.walk(path.parent.parent) for name in names] == ["ava+logos.pth"]
+    hub.disconnect()
+    assert resolve_source(source) == path
+    with pytest.raises(UserError, match="judge.pt|hub's cache"):
+        resolve_source(f"{repository_of_files}{revision}/judge.pt")
+
+
+def test_a_file_that_a_repository_lacks_is_told(repository_of_files):
+    with pytest.raises(UserError, match="the repository studio/judges of the hub has no judge.bin") as error:
+        resolve_source("studio/judges/judge.bin")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_of_a_folder_that_exists_is_not_asked_of_the_hub(hub, tmp_path):
+    (tmp_path / "studio" / "judges").mkdir(parents=True)
+    (tmp_path / "studio" / "judges" / "judge.pt").write_bytes(b"here")
+    assert resolve_source("studio/judges/judge.pt").read_bytes() == b"here"
+    with pytest.raises(UserError, match="studio/judges/judge.bin is not an existing folder or file"):
+        resolve_source("studio/judges/judge.bin")
+    assert hub.requests == []

@@ -1,0 +1,65 @@
+"""LAION's aesthetic predictor: how beautiful people would find an image, whatever its prompt."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from hgdpo_jax.models.score_head import ScoreHead
+from hgdpo_jax.pipelines.stable_diffusion import apply
+from hgdpo_jax.scorers.clip_score import CLIPScore
+from hgdpo_jax.scorers.clip_scorer import CLIPScorer
+from hgdpo_jax.scorers.scorer import Option, Scorer
+from hgdpo_jax.sharding import data_mesh, replicate
+from hgdpo_jax.weights.conversion import to_tree
+from hgdpo_jax.weights.folders import read_tensor_file
+from hgdpo_jax.weights.sources import resolve_source
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Aesthetic(Scorer):
+    """A head on the unit image embedding of CLIP ViT-L/14; parameters are `clip`, without a text tower, and `head`."""
+
+    label = "Aesthetic"
+    options = {"clip": Option("openai/clip-vit-large-patch14", weights=True)}
+
+    embedder: CLIPScorer
+
+    @classmethod
+    def load(
+        cls, source: str, dtype: str = "float32", framing: str = "crop", clip: str = "openai/clip-vit-large-patch14"
+    ) -> "Aesthetic":
+        """Reads the head, a file such as sac+logos+ava1-l14-linearMSE.pth, and a CLIP it was trained on.
+
+        In the hub the head lies at trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth. `framing` is "crop" or "pad".
+        The head stays in float32. Raises UserError where a source is missing, damaged, or another architecture.
+        """
+        head = read_tensor_file(resolve_source(source))
+        embedder = CLIPScore.load(clip, dtype, framing)
+        width = embedder.clip.config.projection_dim
+        shapes = jax.eval_shape(ScoreHead().init, jax.random.key(0), jnp.zeros((1, width)))["params"]
+        parameters = {
+            "clip": {name: leaf for name, leaf in embedder.parameters.items() if not name.startswith("text_")},
+            "head": to_tree(head, shapes, source, place=functools.partial(replicate, mesh=data_mesh())),
+        }
+        return cls(parameters=parameters, embedder=dataclasses.replace(embedder, parameters=parameters["clip"]))
+
+    def score_pixels(
+        self, parameters, pixels: UInt8[Array, "n height width 3"], prompts: Float[Array, "n 0"]
+    ) -> Float[Array, "n"]:
+        """Scores of images."""
+        return apply(ScoreHead(), parameters["head"], self.embedder.embed_pixels(parameters["clip"], pixels))
+
+    def encode_prompts(self, prompts: Sequence[str], device_batch: int = 16) -> Float[np.ndarray, "n 0"]:
+        """Nothing: prompts do not count."""
+        return np.zeros((len(prompts), 0), np.float32)
+
+    def embed_images(
+        self, images: UInt8[np.ndarray, "n height width 3"], device_batch: int = 16
+    ) -> Float[np.ndarray, "n p"]:
+        """Unit embeddings of images."""
+        return self.embedder.embed_images(images, device_batch)

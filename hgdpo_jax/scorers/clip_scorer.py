@@ -1,0 +1,115 @@
+"""What the scorers that compare an image with its prompt in a CLIP's common space have in common."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.models.clip import CLIP, CLIPConfig
+from hgdpo_jax.pipelines.batching import map_batches, on_devices
+from hgdpo_jax.pipelines.stable_diffusion import apply, load_tokenizer
+from hgdpo_jax.scorers.preprocess import preprocess
+from hgdpo_jax.scorers.scorer import Scorer
+from hgdpo_jax.sharding import data_mesh, replicate
+from hgdpo_jax.weights.clip_files import CLIPFiles
+from hgdpo_jax.weights.conversion import to_tree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CLIPScorer(Scorer):
+    """A CLIP model and how it wants its images; a kind says how a score comes of the two embeddings."""
+
+    clip: CLIP
+    tokenizer: Any
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+    framing: str
+
+    @classmethod
+    def from_files(cls, files: CLIPFiles, where: str, dtype: str, framing: str) -> Self:
+        """The scorer of such files, which `where` names in messages; `framing` is "crop" or "pad".
+
+        Raises UserError where the weights are not those that the config describes.
+        """
+        scorer = cls.without_weights(files.config, files.preprocessor, dtype, framing)
+        place = functools.partial(replicate, mesh=data_mesh())
+        parameters = to_tree(files.tensors, scorer.parameters, where, dtype, place)
+        # In bfloat16 exp(logit_scale) is off by a tenth, alike for all images, but scores should compare across runs.
+        parameters["logit_scale"] = place(np.array(files.tensors["logit_scale"], np.float32))
+        return dataclasses.replace(scorer, parameters=parameters, tokenizer=load_tokenizer(files.tokenizer))
+
+    @classmethod
+    def without_weights(
+        cls, config: Mapping[str, Any], preprocessor: Mapping[str, Any], dtype: str = "float32", framing: str = "crop"
+    ) -> Self:
+        """The scorer of such configs with shapes in place of parameters, and no tokenizer."""
+        if framing not in ("crop", "pad"):
+            raise UserError(f"scoring.framing is {framing!r}, expected 'crop' or 'pad'")
+        clip = CLIP(CLIPConfig.from_dict(config), jnp.dtype(dtype))
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), parameter_shapes(clip))
+        return cls(
+            clip=clip,
+            parameters=shapes,
+            tokenizer=None,
+            mean=tuple(preprocessor["image_mean"]),
+            spread=tuple(preprocessor["image_std"]),
+            framing=framing,
+        )
+
+    # Pure functions
+
+    def embed_prompts(self, parameters, token_ids: Int[Array, "n t"]) -> Float[Array, "n p"]:
+        """Unit embeddings of the prompts."""
+        return apply(self.clip, parameters, token_ids, method="embed_text")
+
+    def preprocess(self, pixels: UInt8[Array, "n height width 3"]) -> Float[Array, "n size size 3"]:
+        """Images as the image tower wants them."""
+        return preprocess(pixels, self.clip.config.vision.image_size, self.framing, self.mean, self.spread)
+
+    def embed_pixels(self, parameters, pixels: UInt8[Array, "n height width 3"]) -> Float[Array, "n p"]:
+        """Unit embeddings of images."""
+        return apply(self.clip, parameters, self.preprocess(pixels), method="embed_images")
+
+    # Public interface
+
+    def tokenize(self, prompts: Sequence[str]) -> Int[np.ndarray, "n t"]:
+        """Token ids, cut and padded to the text tower's length."""
+        length = self.clip.config.text.max_position_embeddings
+        encoded = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length)
+        return np.asarray(encoded["input_ids"], np.int32)
+
+    def encode_prompts(self, prompts: Sequence[str], device_batch: int = 16) -> Float[np.ndarray, "n p"]:
+        """Unit embeddings of the prompts."""
+        ids = self.tokenize(prompts)
+        return map_batches(
+            lambda rows: self._embed_prompts(self.parameters, on_devices(ids[rows])), len(ids), device_batch
+        )
+
+    def embed_images(
+        self, images: UInt8[np.ndarray, "n height width 3"], device_batch: int = 16
+    ) -> Float[np.ndarray, "n p"]:
+        """Unit embeddings of images."""
+        return map_batches(
+            lambda rows: self._embed_pixels(self.parameters, on_devices(images[rows])), len(images), device_batch
+        )
+
+    @functools.cached_property
+    def _embed_prompts(self):
+        return jax.jit(self.embed_prompts)
+
+    @functools.cached_property
+    def _embed_pixels(self):
+        return jax.jit(self.embed_pixels)
+
+
+def parameter_shapes(clip: CLIP) -> dict:
+    """Shapes of a CLIP model's parameters, without making any."""
+    size = clip.config.vision.image_size
+    ids, pixels = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, size, size, 3))
+    return jax.eval_shape(clip.init, jax.random.key(0), ids, pixels)["params"]
