@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 # Colours of the figures; the report replaces each by its CSS variable, so that inlined curves follow the dark mode.
@@ -346,6 +347,8 @@ def _draw_curves(axes: Axes, curves: Curves) -> None:
         places = curves.series[0].x
         axes.set_xticks(places, [f"{place:,.0f}" for place in places])
         axes.minorticks_off()
+    elif all(float(place).is_integer() for series in curves.series for place in series.x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _style(axes, curves.x_label, curves.percent)
 
 

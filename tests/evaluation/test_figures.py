@@ -90,3 +90,9 @@ def test_a_logarithmic_axis_names_the_places_of_the_points():
     series = figures.Series("judge", [2000, 50000, 100000], [0.7, 0.8, 0.9])
     markup = figures.curves_svg(figures.Curves("Win rate", "", "prompts", [series], log_x=True), "salt")
     assert all(f">{place}<" in markup for place in ("2,000", "50,000", "100,000"))
+
+
+def test_ranks_are_counted_in_whole_numbers():
+    series = figures.Series("means", list(range(2, 21)), [0.1] * 19)
+    markup = figures.curves_svg(figures.Curves("Distance", "", "rank", [series]), "salt")
+    assert ">20<" in markup and ">2.5<" not in markup

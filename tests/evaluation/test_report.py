@@ -72,7 +72,7 @@ def report():
         best_pairs=examples[:1],
         worst_pairs=examples[1:2],
         settings={"name": "n", "loss": {"beta": 2500, "note": HOSTILE}},
-        attribution="Drawn by someone.",
+        attribution="Drawn by someone. " + "an/address/that/does/not/break/" * 3,
     )
 
 

@@ -4,7 +4,7 @@ import re
 
 _TABLES = "document.querySelectorAll('table:not([role=presentation])').length"
 _TOO_WIDE = """[...document.querySelectorAll("*")]
-    .filter(each => !each.closest(".scroll") && each.getBoundingClientRect().right > innerWidth + 1)
+    .filter(each => !each.closest(".scroll") && each.getBoundingClientRect().right > 390 + 1)
     .map(each => each.tagName + "." + each.className)"""
 _CLIPPED = """[...document.querySelectorAll(".scroll")]
     .filter(each => each.scrollWidth > each.clientWidth + 1 || each.getBoundingClientRect().right > innerWidth + 1)

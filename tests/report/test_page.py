@@ -68,7 +68,7 @@ def test_tables_of_five_scores_and_their_sweep_fit_as_well(browser, tmp_path):
     kinds = ("pick_score", "hps_v2", "image_reward", "aesthetic", "clip_score")
     scores = {kind: {"kind": kind, "label": f"score by {kind}", "description": ""} for kind in kinds}
     sweep = make_sweep("n20_sml", [0, 0.2, 0.4, 0.5, 0.6, 0.8, 1], [0.5, 0.6, 0.6, 0.7, 0.7, 0.6, 0.4], scores)
-    runs = [make_results(name, lead=0.1, scores=scores) for name in ("n2", "n20", "n20_sml")]
+    runs = [make_results(name, lead=0.1, scores=scores) for name in ("n2", "n20", "n20_sml", "long_name" * 9)]
     folders = [write_run(tmp_path, run, sweep if run["experiment"] == "n20_sml" else None) for run in runs]
     path = tmp_path / "index.html"
     path.write_text(as_page(build(read_runs(folders))))
