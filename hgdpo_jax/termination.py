@@ -5,8 +5,11 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+from hgdpo_jax.errors import UserError, first_line
 
 
 class Terminated(BaseException):
@@ -22,6 +25,27 @@ def leave(status: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def exit_status(run: Callable[[], None]) -> int:
+    """Calls `run`; tells what went wrong in one line, and returns a command's exit status."""
+    try:
+        # An exception, so that what was started within it ends too.
+        with raised_on_sigterm():
+            run()
+        return 0
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
+    except Terminated:
+        message, status = "terminated", 143
+    except UserError as error:
+        message, status = str(error), 2
+    except Exception as error:
+        if os.environ.get("HGDPO_DEBUG", "") not in ("", "0"):
+            traceback.print_exc()
+        message, status = f"unexpected {type(error).__name__}: {first_line(error)}; HGDPO_DEBUG=1 shows where", 1
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return status
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ or preflight-tpu for TPUs. Without weights in the config the shapes are those of
 import json
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 from absl import flags
@@ -20,28 +19,12 @@ from etils import epath
 
 from hgdpo_jax.config_files import config_changes, read_config
 from hgdpo_jax.errors import UserError, first_line
-from hgdpo_jax.termination import Terminated, raised_on_sigterm
+from hgdpo_jax.termination import exit_status
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line `arguments` (without the program's name); returns the exit status."""
-    try:
-        # An exception, so that the compiler's process ends too.
-        with raised_on_sigterm():
-            _run(arguments)
-        return 0
-    except KeyboardInterrupt:
-        message, status = "interrupted", 130
-    except Terminated:
-        message, status = "terminated", 143
-    except UserError as error:
-        message, status = str(error), 2
-    except Exception as error:
-        if os.environ.get("HGDPO_DEBUG", "") not in ("", "0"):
-            traceback.print_exc()
-        message, status = f"unexpected {type(error).__name__}: {first_line(error)}; HGDPO_DEBUG=1 shows where", 1
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return status
+    return exit_status(lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -9,32 +9,19 @@ other names are listed too. All must have evaluated the same base on the same pr
 index.html (one file), report.md, report.tex and report.json; the tables are printed as well.
 """
 
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 from absl import flags
 from etils import epath
 
 from hgdpo_jax.errors import UserError, first_line
+from hgdpo_jax.termination import exit_status
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line `arguments` (without the program's name); returns the exit status."""
-    try:
-        _run(arguments)
-        return 0
-    except KeyboardInterrupt:
-        message, status = "interrupted", 130
-    except UserError as error:
-        message, status = str(error), 2
-    except Exception as error:
-        if os.environ.get("HGDPO_DEBUG", "") not in ("", "0"):
-            traceback.print_exc()
-        message, status = f"unexpected {type(error).__name__}: {first_line(error)}; HGDPO_DEBUG=1 shows where", 1
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return status
+    return exit_status(lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -15,15 +15,17 @@ from hgdpo_jax.models.clip import CLIP, CLIPConfig
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import apply, load_tokenizer
 from hgdpo_jax.scorers.preprocess import preprocess
-from hgdpo_jax.scorers.scorer import Scorer
+from hgdpo_jax.scorers.scorer import Option, Scorer
 from hgdpo_jax.sharding import data_mesh, replicate
-from hgdpo_jax.weights.clip_files import CLIPFiles
+from hgdpo_jax.weights import clip_files
 from hgdpo_jax.weights.conversion import to_tree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CLIPScorer(Scorer):
     """A CLIP model and how it wants its images; a kind says how a score comes of the two embeddings."""
+
+    options = {"processor": Option("")}
 
     clip: CLIP
     tokenizer: Any
@@ -32,7 +34,16 @@ class CLIPScorer(Scorer):
     framing: str
 
     @classmethod
-    def from_files(cls, files: CLIPFiles, where: str, dtype: str, framing: str) -> Self:
+    def load(cls, source: str, dtype: str = "float32", framing: str = "crop", processor: str = "") -> Self:
+        """Reads a transformers CLIPModel folder or a repository of the hub, such as openai/clip-vit-large-patch14.
+
+        `framing` is "crop" or "pad"; `processor`, a folder or repository, has preprocessor_config.json and tokenizer
+        where the source has not. Raises UserError where a source is missing, damaged, or another architecture.
+        """
+        return cls.from_files(clip_files.read_source(source, processor), source, dtype, framing)
+
+    @classmethod
+    def from_files(cls, files: clip_files.CLIPFiles, where: str, dtype: str, framing: str) -> Self:
         """The scorer of such files, which `where` names in messages; `framing` is "crop" or "pad".
 
         Raises UserError where the weights are not those that the config describes.
