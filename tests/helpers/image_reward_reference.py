@@ -82,6 +82,12 @@ class ImageRewardReference(nn.Module):
             {"layers": nn.Sequential(linear[0], drop, linear[1], drop, linear[2], drop, linear[3], linear[4])}
         )
         self.size = size
+        # As they are initialised, rewards hardly depend on image and prompt.
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight)
         self.eval()
 
     def preprocess(self, image):

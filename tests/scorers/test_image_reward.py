@@ -43,16 +43,16 @@ def portraits(height, width, count=3):
     return pictures
 
 
-@pytest.mark.parametrize(("height", "width"), [(160, 96), (96, 160), (64, 64)])
-def test_rewards_are_those_of_the_reference(checkpoint, reference, vocabulary, height, width):
+# Where a picture is resized, PIL rounds a grey level here and there the other way.
+@pytest.mark.parametrize(("height", "width", "limit"), [(160, 96, 5e-3), (96, 160, 5e-3), (64, 64, 5e-5)])
+def test_rewards_are_those_of_the_reference(checkpoint, reference, vocabulary, height, width, limit):
     import torch
 
     scorer = ImageReward.load(str(checkpoint), tokenizer=str(vocabulary))
     images = portraits(height, width)
     with torch.no_grad():
         theirs = reference(images, scorer.encode_prompts(PROMPTS)).numpy()
-    # A grey level here and there, which PIL rounds the other way.
-    np.testing.assert_allclose(scorer.score(images, PROMPTS), theirs, atol=2e-3 * np.abs(theirs).max())
+    np.testing.assert_allclose(scorer.score(images, PROMPTS), theirs, rtol=0, atol=limit * theirs.std())
 
 
 def test_a_prompt_is_cut_and_padded_to_thirty_five_tokens_between_its_marks(checkpoint, vocabulary):
