@@ -107,4 +107,8 @@ def _load_tokenizer(source: str):
     # Slow to import.
     from transformers import BertTokenizer
 
-    return BertTokenizer.from_pretrained(str(cached_folder(folder, ("vocab.txt", "tokenizer_config.json"))))
+    tokenizer = BertTokenizer.from_pretrained(str(cached_folder(folder, ("vocab.txt", "tokenizer_config.json"))))
+    # By which the text encoder knows padding.
+    if tokenizer.pad_token_id != 0:
+        raise UserError(f"{folder / 'vocab.txt'} begins with another word than [PAD], expected BERT's vocabulary")
+    return tokenizer

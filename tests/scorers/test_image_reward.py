@@ -105,3 +105,6 @@ def test_other_files_are_refused_by_what_they_lack(tmp_path, vocabulary, checkpo
         ImageReward.load(str(tmp_path / "cut.pt"), tokenizer=str(vocabulary))
     with pytest.raises(UserError, match=r"holds no vocab\.txt"):
         ImageReward.load(str(checkpoint), tokenizer=str(tmp_path))
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[PAD]\n[CLS]\n[SEP]\n[MASK]\n")
+    with pytest.raises(UserError, match=r"begins with another word than \[PAD\]"):
+        ImageReward.load(str(checkpoint), tokenizer=str(tmp_path))
