@@ -301,6 +301,7 @@ def browser(tmp_path_factory):
     from chromium import Browser, find_chromium
 
     program = find_chromium()
+    # A browser comes from the system: the suite must run where there are only packages of PyPI.
     if not program:
         pytest.skip("needs Chromium: none on PATH, and CHROMIUM names none")
     running = Browser(program, tmp_path_factory.mktemp("chromium"))

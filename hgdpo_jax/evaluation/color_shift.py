@@ -70,7 +70,7 @@ def rgb_to_hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def hsv_of_images(images: UInt8[np.ndarray, "n height width 3"]) -> Float[np.ndarray, "n 5"]:
-    """Of each image the mean hue, saturation and value, and the sums over its hues' cosines and sines per pixel."""
+    """Of each image the means over its pixels of hue, saturation, value, and of the hue's cosine and sine."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise ValueError(f"expected uint8 images [n, height, width, 3], got {images.dtype} {images.shape}")
     rows = []

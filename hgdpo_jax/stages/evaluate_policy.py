@@ -97,10 +97,9 @@ def check(config) -> None:
 
 def run(config, run: StageRun) -> None:
     models = models_of(config)
-    measured = measure_models(config, run, models, held_out_prompts(config), _EXAMPLES)
+    scores, measured = measure_models(config, run, models, held_out_prompts(config), _EXAMPLES)
     if not hosts.is_first():
         return
-    scores = scores_of(config)
     # In their order, which write_json would not keep.
     write_text(run.folder / RESULTS, json.dumps(_results(config, run, models, scores, measured), allow_nan=False))
     report = _report(config, run, models, scores, measured)
@@ -110,8 +109,11 @@ def run(config, run: StageRun) -> None:
 
 def measure_models(
     config, run: StageRun, models: Sequence[ComparedModel], prompts: Sequence[str], examples: int
-) -> dict[str, Measured]:
-    """Draws what is missing of each model's images, measures them, and reads the whole; {} on hosts but the first."""
+) -> tuple[dict[str, Score], dict[str, Measured]]:
+    """Draws what is missing of each model's images, measures them, and reads the whole.
+
+    Gives the scores, and what was measured by the models' names: {} on hosts but the first.
+    """
     base, blocks, seeds = load_base(config), blocks_of(prompts, config.pool.block), config.evaluate.seeds
     sources: dict[str, ImageSource] = {
         model.name: _folder_images(config, model, run.folder / "drawn" / model.name)
@@ -124,7 +126,7 @@ def measure_models(
     # Not before: gigabytes of scorers would lie beside the model while it draws.
     scores = scores_of(config)
     measured = {name: measure(source, blocks, seeds, scores, examples) for name, source in sources.items()}
-    return {name: values for name, values in measured.items() if values}
+    return scores, {name: values for name, values in measured.items() if values}
 
 
 def _folder_images(config, model: ComparedModel, folder: epath.Path) -> FolderImages:

@@ -380,7 +380,7 @@ def work(config) -> list[Work]:
             Work("train_policy: validation", "score_pool", images),
         ]
     if "evaluate_policy" in config.stages:
-        images = 2 * _prompts(config, "test") * config.evaluate.seeds
+        images = len(config.evaluate.models) * _prompts(config, "test") * config.evaluate.seeds
         items += [Work("evaluate_policy", "evaluate_policy", images), Work("evaluate_policy", "score_pool", images)]
     if "finetune_base" in config.stages:
         images = config.finetune.steps * config.finetune.batch_size

@@ -15,7 +15,6 @@ from hgdpo_jax.evaluation.figures import png_bytes
 from hgdpo_jax.evaluation.measuring import Measured
 from hgdpo_jax.evaluation.scores import headline
 from hgdpo_jax.evaluation.win_rate import win_rate
-from hgdpo_jax.stages.check_pairs import scores_of
 from hgdpo_jax.stages.evaluate_policy import RESULTS, comparable_settings, held_out_prompts, measure_models
 
 INPUTS = ("export_adapter",)
@@ -49,10 +48,9 @@ def run(config, run: StageRun) -> None:
     # The base first: win rates are over it.
     base = ComparedModel.parse(BASE, 0.0, False)
     tuned = [ComparedModel.parse(f"{TUNED}@{scale:g}", scale, config.sample.latent_normalization) for scale in scales]
-    measured = measure_models(config, run, [base, *tuned], prompts, _SHOWN_PROMPTS)
+    scores, measured = measure_models(config, run, [base, *tuned], prompts, _SHOWN_PROMPTS)
     if not hosts.is_first():
         return
-    scores = scores_of(config)
     points = [
         {
             "scale": scale,
