@@ -1,28 +1,16 @@
-"""Pictures for people: images at a size that can be looked at, grids of pairs, and training curves."""
+"""Pictures for people: images at a size that can be looked at, and grids of pairs."""
 
 import base64
 import dataclasses
 import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-# Colours of the figures; the report replaces each by its CSS variable, so that inlined curves follow the dark mode.
-PALETTE = {
-    "ink": "#23262b",
-    "muted": "#6b7078",
-    "line": "#dfe1e5",
-    "series-1": "#0f766e",
-    "series-2": "#c2410c",
-    "series-3": "#4f46e5",
-    "series-4": "#a16207",
-}
+from hgdpo_jax.evaluation.charts import PALETTE
+from hgdpo_jax.evaluation.numbers import format_score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,103 +22,6 @@ class ImagePair:
     second_image: np.ndarray
     first_scores: Mapping[str, float]
     second_scores: Mapping[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Chart:
-    """What one small chart of the training curves shows: a title, the series (key -> label), and a level to mark."""
-
-    title: str
-    note: str
-    series: Mapping[str, str]
-    level: float | None = None
-    percent: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Series:
-    """One curve: values over places on the x axis, and where known their lower and upper bounds; NaN where none is."""
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Curves:
-    """What a chart of results shows: titles, curves, a level to mark; `log_x` marks the places of the first curve."""
-
-    title: str
-    note: str
-    x_label: str
-    series: Sequence[Series]
-    level: float | None = None
-    percent: bool = False
-    log_x: bool = False
-
-
-CHARTS = (
-    Chart(
-        "DPO loss",
-        "Dotted: log 2, where training starts.",
-        {"dpo_loss": "DPO term", "loss": "total"},
-        np.log(2),
-    ),
-    Chart(
-        "Statistic matching loss",
-        "Squared distance of channel means.",
-        {"statistic_loss": "statistic term"},
-    ),
-    Chart(
-        "Implicit accuracy",
-        "Share of pairs leaning to the winner.",
-        {"implicit_accuracy": "training pairs"},
-        0.5,
-        percent=True,
-    ),
-    Chart(
-        "Margin",
-        "Implicit reward, winner less loser.",
-        {"margin": "training pairs"},
-        0.0,
-    ),
-    Chart(
-        "Noise prediction error",
-        "Dashes: the reference on the same noise.",
-        {
-            "policy_winner_error": "winner",
-            "policy_loser_error": "loser",
-            "reference_winner_error": "winner, reference",
-            "reference_loser_error": "loser, reference",
-        },
-    ),
-    Chart(
-        "Error against the reference",
-        "Policy minus reference, by image.",
-        {"winner_error_change": "winner", "loser_error_change": "loser"},
-        0.0,
-    ),
-    Chart("Gradient norm", "Before clipping.", {"gradient_norm": "LoRA gradient"}),
-    Chart(
-        "Validation win rate",
-        "Over the base, by the training scorer.",
-        {"validation_win_rate": "validation prompts"},
-        0.5,
-        percent=True,
-    ),
-    Chart(
-        "Validation colour shift",
-        "Per cent of the base.",
-        {
-            "validation_hue_shift": "hue",
-            "validation_saturation_shift": "saturation",
-            "validation_value_shift": "value",
-        },
-        0.0,
-    ),
-)
 
 
 def resize_for_display(image: np.ndarray, height: int) -> Image.Image:
@@ -173,7 +64,9 @@ def pair_grid(
         raise ValueError("a grid needs at least one pair")
     tiles = [[resize_for_display(image, height) for image in (pair.first_image, pair.second_image)] for pair in pairs]
     width, height = tiles[0][0].size
-    gap, label_width, score_height, line_height, prompt_lines = 12, 64, 20, 15, 5
+    gap, score_height, line_height, prompt_lines = 12, 20, 15, 5
+    bold, regular = _font(13, bold=True), _font(12)
+    label_width = gap + round(max(bold.getlength(label) for label in (first_label, second_label)))
     total_width = gap + label_width + len(pairs) * (width + gap)
     row_height = height + score_height + gap // 2
     canvas = Image.new(
@@ -182,7 +75,6 @@ def pair_grid(
         "white",
     )
     draw = ImageDraw.Draw(canvas)
-    bold, regular = _font(13, bold=True), _font(12)
     for row, label in enumerate((first_label, second_label)):
         draw.text(
             (gap, gap + row * row_height + height / 2),
@@ -214,174 +106,6 @@ def pair_grid(
     stream = io.BytesIO()
     canvas.save(stream, "PNG", optimize=True)
     return stream.getvalue()
-
-
-def format_score(value: float | None) -> str:
-    """A score in four significant digits, whole numbers as such, or a dash where there is none."""
-    if value is None or not np.isfinite(value):
-        return "–"
-    return (f"{value:.0f}" if value == round(value) else f"{value:#.4g}").replace("-", "−")
-
-
-def charts_with_data(log: Sequence[Mapping[str, float]]) -> list[Chart]:
-    """The charts whose first series has at least one value in the log, one mapping of scalars a step."""
-    return [chart for chart in CHARTS if len(_series(log, next(iter(chart.series)))[0])]
-
-
-def chart_svg(chart: Chart, log: Sequence[Mapping[str, float]]) -> str:
-    """One chart as SVG markup to inline, its colours CSS variables named as in PALETTE."""
-    return _inline_svg(lambda axes: _draw_chart(axes, chart, log), salt=chart.title)
-
-
-def curves_svg(curves: Curves, salt: str) -> str:
-    """As `chart_svg`; charts of one page need different salts."""
-    return _inline_svg(lambda axes: _draw_curves(axes, curves), salt)
-
-
-def _inline_svg(draw: Callable[[Axes], None], salt: str) -> str:
-    """What `draw` puts into axes, as markup whose identifiers differ from salt to salt."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        figure = Figure(figsize=(3.4, 2.2), layout="constrained")
-        draw(figure.add_subplot())
-        stream = io.StringIO()
-        # Without metadata there is no date and no address in the file.
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
-    markup = stream.getvalue()
-    markup = markup[markup.index("<svg") :]
-    view_box = re.search(r'viewBox="[^"]*"', markup)
-    assert view_box is not None
-    markup = re.sub(r"<svg[^>]*>", f'<svg {view_box.group()} role="img">', markup, count=1)
-    # Group names repeat from chart to chart; an HTML page needs each id once, and these are not referred to.
-    markup = re.sub(r'<g id="[\w.]+"', "<g", markup)
-    for name, color in PALETTE.items():
-        markup = markup.replace(color, f"var(--{name})")
-    return markup
-
-
-def curves_figure(log: Sequence[Mapping[str, float]]) -> bytes:
-    """All charts that have data as one PNG."""
-    charts = charts_with_data(log)
-    columns = min(3, max(1, len(charts)))
-    rows = max(1, -(-len(charts) // columns))
-    figure = Figure(figsize=(3.7 * columns, 2.6 * rows), layout="constrained")
-    for index, chart in enumerate(charts):
-        axes = figure.add_subplot(rows, columns, index + 1)
-        _draw_chart(axes, chart, log)
-        # The legend has the line below the title.
-        axes.set_title(chart.title, loc="left", fontsize=10, color=PALETTE["ink"], weight="bold", y=1, pad=20)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
-    return stream.getvalue()
-
-
-def _series(log: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one series; the error changes are differences of two logged ones."""
-    if key.endswith("_error_change"):
-        side = key.removesuffix("_error_change")
-        policy, reference = f"policy_{side}_error", f"reference_{side}_error"
-        points = [
-            (line["step"], line[policy] - line[reference]) for line in log if policy in line and reference in line
-        ]
-    else:
-        points = [(line["step"], line[key]) for line in log if key in line]
-    points = [(step, value) for step, value in points if np.isfinite(value)]
-    steps, values = np.array(points, np.float64).reshape(-1, 2).T
-    return steps, values
-
-
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of each value and the ones within half a window of it; shorter at both ends."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    center = np.arange(len(values))
-    first, last = (
-        np.maximum(center - window // 2, 0),
-        np.minimum(center + window // 2 + 1, len(values)),
-    )
-    return (sums[last] - sums[first]) / (last - first)
-
-
-def _draw_chart(axes: Axes, chart: Chart, log: Sequence[Mapping[str, float]]) -> None:
-    _draw_level(axes, chart.level, chart.percent)
-    for index, (key, label) in enumerate(chart.series.items()):
-        steps, values = _series(log, key)
-        if not len(steps):
-            continue
-        values = 100 * values if chart.percent else values
-        is_reference = key.startswith("reference_")
-        color = PALETTE["ink" if is_reference else f"series-{index + 1}"]
-        smooth = _running_mean(values, len(values) // 20)
-        if key.startswith("validation_"):
-            axes.plot(steps, values, color=color, label=label, linewidth=1.6, marker="o", markersize=3.5)
-        elif is_reference:
-            axes.plot(steps, smooth, color=color, linewidth=0.9, linestyle=(0, (2, 3)))
-        else:
-            # One step sees few pairs: the line is a running mean, the values themselves stay in the background.
-            axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.2)
-            axes.plot(steps, smooth, color=color, label=label, linewidth=1.6)
-    _style(axes, "step", chart.percent)
-
-
-def _draw_curves(axes: Axes, curves: Curves) -> None:
-    _draw_level(axes, curves.level, curves.percent)
-    factor = 100 if curves.percent else 1
-    for index, series in enumerate(curves.series):
-        color = PALETTE[f"series-{index % 4 + 1}"]
-        # Beyond four curves the colours come again, dashed.
-        style = "-" if index < 4 else "--"
-        if len(series.low):
-            low, high = factor * np.asarray(series.low), factor * np.asarray(series.high)
-            axes.fill_between(series.x, low, high, color=color, alpha=0.18, linewidth=0)
-        axes.plot(
-            series.x,
-            factor * np.asarray(series.y),
-            style,
-            color=color,
-            label=series.label,
-            linewidth=1.6,
-            marker="o",
-            markersize=3,
-        )
-    if curves.log_x:
-        axes.set_xscale("log")
-        places = curves.series[0].x
-        axes.set_xticks(places, [f"{place:,.0f}" for place in places])
-        axes.minorticks_off()
-    elif all(float(place).is_integer() for series in curves.series for place in series.x):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _style(axes, curves.x_label, curves.percent)
-
-
-def _draw_level(axes: Axes, level: float | None, percent: bool) -> None:
-    if level is not None:
-        axes.axhline(100 * level if percent else level, color=PALETTE["muted"], linewidth=1, linestyle=":")
-
-
-def _style(axes: Axes, x_label: str, percent: bool) -> None:
-    axes.set_xlabel(x_label, fontsize=8, color=PALETTE["muted"])
-    axes.tick_params(labelsize=8, colors=PALETTE["muted"], length=0)
-    axes.grid(axis="y", color=PALETTE["line"], linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(PALETTE["line"])
-    axes.margins(x=0.02)
-    if percent:
-        axes.yaxis.set_major_formatter("{x:.0f} %")
-    labels = axes.get_legend_handles_labels()[1]
-    if len(labels) > 1:
-        axes.legend(
-            loc="lower right",
-            bbox_to_anchor=(1, 0.98),
-            # Three long names do not fit side by side.
-            ncols=3 if len("".join(labels[:3])) < 36 else 2,
-            fontsize=8,
-            frameon=False,
-            labelcolor=PALETTE["muted"],
-            handlelength=1,
-            columnspacing=1,
-            borderaxespad=0,
-        )
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,10 @@ import markupsafe
 from etils import epath
 
 from hgdpo_jax.artifacts import write_bytes, write_text
-from hgdpo_jax.evaluation import figures
+from hgdpo_jax.evaluation import charts, figures
 from hgdpo_jax.evaluation.color_shift import ColorShift
 from hgdpo_jax.evaluation.figures import ImagePair
+from hgdpo_jax.evaluation.numbers import finite_or_none, format_score, signed
 from hgdpo_jax.evaluation.page import page_environment
 from hgdpo_jax.evaluation.pair_check import PairCheck
 from hgdpo_jax.evaluation.win_rate import ScoreComparison, WinRate
@@ -121,7 +121,7 @@ def summarize(report: ReportData) -> dict[str, Any]:
         for name, score in check.scores.items():
             rates = {key: getattr(score.win_rate, key) for key in ("rate", "low", "high")}
             summary["pairs"][name] = rates | {"winner_mean": score.winner_mean, "loser_mean": score.loser_mean}
-    return _finite_or_none(summary)
+    return finite_or_none(summary)
 
 
 def write_report(folder: epath.PathLike, report: ReportData) -> dict[str, Any]:
@@ -135,8 +135,8 @@ def write_report(folder: epath.PathLike, report: ReportData) -> dict[str, Any]:
     hero = report.examples[:HERO_PAIRS]
     if hero:
         write_bytes(path / "grid.png", figures.pair_grid(hero, *report.labels, report.headline))
-    if figures.charts_with_data(report.training):
-        write_bytes(path / "curves.png", figures.curves_figure(report.training))
+    if charts.charts_with_data(report.training):
+        write_bytes(path / "curves.png", charts.curves_figure(report.training))
     pairs = [
         *report.best_pairs[: HERO_PAIRS // 2],
         *report.worst_pairs[: HERO_PAIRS // 2],
@@ -150,20 +150,20 @@ def write_report(folder: epath.PathLike, report: ReportData) -> dict[str, Any]:
 def render_page(report: ReportData) -> str:
     """The report as one HTML page that needs no other file."""
     environment = page_environment()
-    environment.filters["score"] = figures.format_score
-    environment.filters["signed"] = _signed
+    environment.filters["score"] = format_score
+    environment.filters["signed"] = lambda value, digits=2: signed(value, digits)
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
     environment.filters["picture"] = lambda image: figures.data_uri(image, PAGE_IMAGE_HEIGHT)
-    charts = [
+    drawn = [
         # The markup comes from matplotlib and fixed titles alone.
-        (chart, markupsafe.Markup(figures.chart_svg(chart, report.training)))
-        for chart in figures.charts_with_data(report.training)
+        (chart, markupsafe.Markup(charts.chart_svg(chart, report.training)))
+        for chart in charts.charts_with_data(report.training)
     ]
     return environment.get_template("report.html.jinja").render(
         report=report,
         headline=report.scores[report.headline],
         hero=report.examples[:HERO_PAIRS],
-        charts=charts,
+        charts=drawn,
         settings=_flatten(report.settings),
         verdict=verdict,
     )
@@ -178,13 +178,6 @@ def verdict(win_rate: WinRate) -> str:
     return "no difference shown"
 
 
-def _signed(value: float, digits: int = 2) -> str:
-    if not math.isfinite(value):
-        return "–"
-    # Adding zero turns a rounded -0.0 into 0.0.
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
-
-
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for name, value in settings.items():
@@ -193,9 +186,3 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, A
         else:
             rows.append((f"{prefix}{name}", value))
     return rows
-
-
-def _finite_or_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite_or_none(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

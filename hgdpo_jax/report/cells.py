@@ -5,10 +5,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from hgdpo_jax.evaluation.numbers import DASH
 from hgdpo_jax.evaluation.win_rate import WinRate
 from hgdpo_jax.report.document import Cell
 
-DASH = "–"
 _SPACE = "\N{NO-BREAK SPACE}"
 
 
@@ -56,15 +56,6 @@ def percent(share: float) -> str:
 def percent_points(value: float) -> str:
     """A value in per cent."""
     return f"{value:.2f}{_SPACE}%" if math.isfinite(value) else DASH
-
-
-def signed(value: float, digits: int | None = None) -> str:
-    """A difference with its sign, in three significant digits or so many after the point."""
-    if not math.isfinite(value):
-        return DASH
-    # Adding zero turns a rounded -0.0 into 0.0.
-    text = f"{value:+.3g}" if digits is None else f"{round(value, digits) + 0.0:+.{digits}f}"
-    return text.replace("-", "−")
 
 
 def plain(value: float, digits: int = 3) -> str:

@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from hgdpo_jax.evaluation import paper
-from hgdpo_jax.evaluation.paired_difference import PairedDifference, paired_difference
+from hgdpo_jax.evaluation.numbers import signed
 from hgdpo_jax.evaluation.win_rate import win_rate
-from hgdpo_jax.report.cells import interval, mean_of, p_value, percent, percent_points, rate_values, signed
+from hgdpo_jax.report import paper
+from hgdpo_jax.report.cells import interval, mean_of, p_value, percent, percent_points, rate_values
 from hgdpo_jax.report.document import FAILS, HOLDS, UNDECIDED, Cell, Table
+from hgdpo_jax.report.paired_difference import PairedDifference, paired_difference
 from hgdpo_jax.report.runs import Row, Run
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from hgdpo_jax.evaluation.paper import TABLES
 from hgdpo_jax.report.cells import counted
 from hgdpo_jax.report.document import FAILS, HOLDS, UNDECIDED, Document
+from hgdpo_jax.report.paper import TABLES
 from hgdpo_jax.report.paper_figures import rank_section, sweep_sections
 from hgdpo_jax.report.paper_tables import called, missing_rows, table_section
 from hgdpo_jax.report.run_tables import runs_section, training_sections

@@ -7,7 +7,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from hgdpo_jax.evaluation import figures
+from hgdpo_jax.evaluation.charts import curves_svg
+from hgdpo_jax.evaluation.figures import data_uri
 from hgdpo_jax.evaluation.page import page_environment
 from hgdpo_jax.report.document import Document
 
@@ -22,8 +23,7 @@ def as_page(document: Document) -> str:
     charts = {
         # The markup comes from matplotlib and escapes what is written in it.
         section.title: [
-            (chart, markupsafe.Markup(figures.curves_svg(chart, f"{section.title}: {chart.title}")))
-            for chart in section.charts
+            (chart, markupsafe.Markup(curves_svg(chart, f"{section.title}: {chart.title}"))) for chart in section.charts
         ]
         for section in document.sections
     }
@@ -32,4 +32,4 @@ def as_page(document: Document) -> str:
 
 def _picture(path: epath.Path) -> str:
     image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
-    return figures.data_uri(np.asarray(image), _IMAGE_HEIGHT)
+    return data_uri(np.asarray(image), _IMAGE_HEIGHT)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hgdpo_jax.evaluation import paper
-from hgdpo_jax.evaluation.figures import Curves, Series, format_score
-from hgdpo_jax.report.cells import counted, mean_of, number_cell, percent, plain, signed, span
+from hgdpo_jax.evaluation.charts import Curves, Series
+from hgdpo_jax.evaluation.numbers import format_score, signed
+from hgdpo_jax.report import paper
+from hgdpo_jax.report.cells import counted, mean_of, number_cell, percent, plain, span
 from hgdpo_jax.report.document import Cell, ImageGrid, Section, Table
 from hgdpo_jax.report.runs import RankStatistics, Run, ScalePoint
 

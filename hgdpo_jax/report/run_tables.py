@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from hgdpo_jax.evaluation import paper
 from hgdpo_jax.evaluation.color_shift import shift_between
-from hgdpo_jax.evaluation.figures import format_score
+from hgdpo_jax.evaluation.numbers import DASH, format_score, signed
 from hgdpo_jax.evaluation.win_rate import win_rate
-from hgdpo_jax.report.cells import DASH, interval, number_cell, percent, rate_values, signed
+from hgdpo_jax.report import paper
+from hgdpo_jax.report.cells import interval, number_cell, percent, rate_values
 from hgdpo_jax.report.document import Cell, Section, Table
 from hgdpo_jax.report.runs import BASE, TUNED, Model, Run
 

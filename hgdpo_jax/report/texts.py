@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from hgdpo_jax.evaluation.numbers import finite_or_none
 from hgdpo_jax.report.document import Cell, Document, Table
 
 _LATEX = {
@@ -112,19 +112,11 @@ def as_json(document: Document) -> str:
         "notes": list(document.notes),
         "settings": dict(document.settings),
     }
-    return json.dumps(_finite_or_none(values), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite_or_none(values), indent=2, allow_nan=False) + "\n"
 
 
 def _cell_values(cell: Cell) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(cell).items() if value not in ("", {})}
-
-
-def _finite_or_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite_or_none(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite_or_none(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _joined(cell: Cell) -> str:

@@ -1,6 +1,5 @@
 import base64
 import io
-import re
 
 import numpy as np
 import pytest
@@ -12,13 +11,6 @@ from hgdpo_jax.evaluation.figures import ImagePair
 
 def picture(height=64, width=48, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def log_of(steps):
-    return [
-        {"step": step, "loss": 0.7 - step / 1000, "dpo_loss": 0.69 - step / 1000, "policy_winner_error": 0.1}
-        for step in range(1, steps + 1)
-    ]
 
 
 @pytest.mark.parametrize(
@@ -48,51 +40,13 @@ def test_grid_has_a_column_for_every_pair_and_is_the_same_each_time():
     assert figures.pair_grid(pairs, "Base", "Tuned", "judge") == figures.pair_grid(pairs, "Base", "Tuned", "judge")
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (float("nan"), "–"), (5.0, "5"), (21.25, "21.25"), (4.47, "4.470"), (-0.5, "−0.5000")],
-)
-def test_scores_are_written_in_four_digits(value, text):
-    assert figures.format_score(value) == text
-
-
-def test_only_charts_with_values_are_drawn():
-    assert [chart.title for chart in figures.charts_with_data(log_of(3))] == ["DPO loss", "Noise prediction error"]
-    assert figures.charts_with_data([]) == []
-    assert figures.charts_with_data([{"step": 1, "margin": float("nan")}]) == []
-
-
-def test_inlined_chart_has_no_identifiers_to_clash_no_address_and_no_fixed_colour():
-    log = log_of(30)
-    for chart in figures.charts_with_data(log):
-        markup = figures.chart_svg(chart, log)
-        assert markup == figures.chart_svg(chart, log)
-        assert "http" not in markup and "#0f766e" not in markup and "var(--series-1)" in markup
-        assert '<g id="' not in markup
-
-
-def test_curves_are_the_same_bytes_each_time_whatever_the_number_of_steps():
-    for steps in (1, 2, 60):
-        assert figures.curves_figure(log_of(steps)) == figures.curves_figure(log_of(steps))
-
-
-def test_inlined_curves_are_the_same_bytes_each_time_and_have_identifiers_of_their_own():
-    series = [figures.Series(f"score {index}", [0, 1, 2], [0.5, 0.6, 0.4], [0.4] * 3, [0.7] * 3) for index in range(5)]
-    curves = figures.Curves("Win rate", "", "weight", series, level=0.5, percent=True)
-    one, other = figures.curves_svg(curves, "one"), figures.curves_svg(curves, "other")
-    assert one == figures.curves_svg(curves, "one") and "http" not in one
-    identifiers = [set(re.findall(r'id="([^"]+)"', markup)) for markup in (one, other)]
-    assert identifiers[0] and not identifiers[0] & identifiers[1]
-    assert all(f"var(--series-{index})" in one for index in (1, 2, 3, 4)) and "60 %" in one
-
-
-def test_a_logarithmic_axis_names_the_places_of_the_points():
-    series = figures.Series("judge", [2000, 50000, 100000], [0.7, 0.8, 0.9])
-    markup = figures.curves_svg(figures.Curves("Win rate", "", "prompts", [series], log_x=True), "salt")
-    assert all(f">{place}<" in markup for place in ("2,000", "50,000", "100,000"))
-
-
-def test_ranks_are_counted_in_whole_numbers():
-    series = figures.Series("means", list(range(2, 21)), [0.1] * 19)
-    markup = figures.curves_svg(figures.Curves("Distance", "", "rank", [series]), "salt")
-    assert ">20<" in markup and ">2.5<" not in markup
+def test_a_grid_shows_its_labels_whole():
+    pair = ImagePair("a man", np.full((64, 48, 3), 255, np.uint8), np.full((64, 48, 3), 255, np.uint8), {}, {})
+    widths = [
+        Image.open(io.BytesIO(figures.pair_grid([pair], "base", label, "judge"))).width
+        for label in ("base", "LoRA at 0.5", "a LoRA of another name at 0.25, LAN")
+    ]
+    # White pictures: all ink left of the prompt's column is that of the labels.
+    grid = np.asarray(Image.open(io.BytesIO(figures.pair_grid([pair], "base", "LoRA at 0.5", "judge"))).convert("L"))
+    inked = np.flatnonzero((grid[:220] < 128).any(axis=0))
+    assert widths == sorted(set(widths)) and inked.max() < grid.shape[1] - 12 - 144

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hgdpo_jax.evaluation import paper
+from hgdpo_jax.report import paper
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -1,0 +1,26 @@
+import pytest
+
+from hgdpo_jax.evaluation.numbers import finite_or_none, format_score, signed
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (float("nan"), "–"), (5.0, "5"), (21.25, "21.25"), (4.47, "4.470"), (-0.5, "−0.5000")],
+)
+def test_scores_are_written_in_four_digits(value, text):
+    assert format_score(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(0.1234, None, "+0.123"), (-0.001, 2, "+0.00"), (-1.5, 1, "−1.5"), (float("inf"), 2, "–")],
+)
+def test_differences_are_written_with_their_sign(value, digits, text):
+    assert signed(value, digits) == text
+
+
+def test_what_json_does_not_have_becomes_none_at_any_depth():
+    assert finite_or_none({"a": [1.5, float("nan")], "b": {"c": (float("inf"), "x")}}) == {
+        "a": [1.5, None],
+        "b": {"c": [None, "x"]},
+    }
