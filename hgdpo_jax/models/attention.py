@@ -1,5 +1,7 @@
 """Scaled dot-product attention whose memory grows with the number of tokens, not with its square."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -11,8 +13,10 @@ IMPLEMENTATIONS = ("auto", "chunked")
 
 # Scores of one head up to which all are made at once and kept for the gradient: CLIP's 257 patches have half as many.
 FEW_SCORES = 2**17
-# Scores of one head that exist at once. At 512x512 a whole first level has 8 times as many, at 704x1024 60 times.
-MOST_SCORES = 2**21
+# Scores of an image that exist at once. At 512x512 a whole first level has 8 times as many, at 704x1024 60 times.
+MOST_SCORES = 2**24
+# On a CPU, what its caches hold: three times as fast at 512x512.
+MOST_SCORES_ON_CPU = 2**20
 
 
 def attention(
@@ -25,18 +29,23 @@ def attention(
 ) -> Float[Array, "n q d"]:
     """Multi-head attention, softmax in float32; `mask` is added to the scores `[n, heads, q, k]`.
 
-    Few scores, and those with a mask, are made at once and kept. Many go one block of queries after another, and the
-    gradient makes each block's scores again: of a 704x1024 image's 11,264 tokens all scores are 4 GB. With "auto" a
-    program for an NVIDIA GPU has cuDNN's fused kernels instead of the blocks, where they support type and head size.
+    Few scores, and those with a mask, are made at once and kept. Many go in blocks, some heads or some queries of one
+    head after another, and the gradient makes each block's scores again: of a 704x1024 image's 11,264 tokens all
+    scores are 4 GB. With "auto" a program for an NVIDIA GPU has cuDNN's fused kernels instead of the blocks, where they
+    support type and head size.
     """
     query, key, value = (rearrange(x, "n t (h d) -> n h t d", h=heads) for x in (query, key, value))
     if mask is not None or query.shape[2] * key.shape[2] <= FEW_SCORES:
         attended = keep(_attend(query, key, value, mask))
-    elif implementation == "auto" and _cudnn_supports(query, key):
-        # Chosen where a program is lowered, not where it is traced: it may be compiled for a machine that is not here.
-        attended = jax.lax.platform_dependent(query, key, value, cuda=_attend_by_cudnn, default=_attend_in_blocks)
     else:
-        attended = _attend_in_blocks(query, key, value)
+        # Chosen where a program is lowered, not where it is traced: it may be compiled for a machine that is not here.
+        ways = {
+            "cpu": functools.partial(_attend_in_blocks, most_scores=MOST_SCORES_ON_CPU),
+            "default": functools.partial(_attend_in_blocks, most_scores=MOST_SCORES),
+        }
+        if implementation == "auto" and _cudnn_supports(query, key):
+            ways["cuda"] = _attend_by_cudnn
+        attended = jax.lax.platform_dependent(query, key, value, **ways)
     return rearrange(attended, "n h t d -> n t (h d)")
 
 
@@ -49,22 +58,28 @@ def _attend(query, key, value, mask=None):
     return jnp.einsum("nhqk,nhkd->nhqd", weights, value)
 
 
-def _attend_in_blocks(query, key, value):
-    """The same, for at most `MOST_SCORES` at once; every block has as many queries, the last one filled up."""
-    queries = query.shape[2]
-    count = -(-queries // max(1, MOST_SCORES // key.shape[2]))
+def _attend_in_blocks(query, key, value, most_scores):
+    """The same, for at most `most_scores` of an image at once; every block has as many queries, the last filled up."""
+    heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
+    together = next(n for n in range(heads, 0, -1) if heads % n == 0 and (n == 1 or n * queries * keys <= most_scores))
+    count = -(-together * queries // max(1, most_scores // keys))
     size = -(-queries // count)
     padded = jnp.pad(query, ((0, 0), (0, 0), (0, count * size - queries), (0, 0)))
-    blocks = rearrange(padded, "n h (b q) d -> b n h q d", b=count)
+    blocks = rearrange(padded, "n (p h) (b q) d -> p b n h q d", h=together, b=count)
     # The gradients of all blocks are summed in this type: sixty in bfloat16 would be off by a hundredth.
-    key32, value32 = key.astype(jnp.float32), value.astype(jnp.float32)
+    key32, value32 = (rearrange(x.astype(jnp.float32), "n (p h) k d -> p n h k d", h=together) for x in (key, value))
 
-    @jax.checkpoint
-    def attend(block):
-        return _attend(block, key32.astype(key.dtype), value32.astype(value.dtype))
+    def attend_heads(some_heads):
+        blocks, key32, value32 = some_heads
 
-    attended = jax.lax.map(attend, blocks)
-    return keep(rearrange(attended, "b n h q d -> n h (b q) d")[:, :, :queries])
+        @jax.checkpoint
+        def attend(block):
+            return _attend(block, key32.astype(key.dtype), value32.astype(value.dtype))
+
+        return jax.lax.map(attend, blocks)
+
+    attended = jax.lax.map(attend_heads, (blocks, key32, value32))
+    return keep(rearrange(attended, "p b n h q d -> n (p h) (b q) d")[:, :, :queries])
 
 
 def _attend_by_cudnn(query, key, value):

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hgdpo_jax.models.attention import FEW_SCORES, MOST_SCORES, attention
+from hgdpo_jax.models.attention import FEW_SCORES, MOST_SCORES_ON_CPU, attention
 
 HEADS = 2
 KEYS = 1500
 LENGTHS = {
     "few scores": (100, 77),
     "one block": (FEW_SCORES // 77 + 100, 77),
-    "nine blocks, the last not full": (8 * (MOST_SCORES // KEYS) + 700, KEYS),
+    "nine blocks a head, the last not full": (8 * (MOST_SCORES_ON_CPU // KEYS) + 500, KEYS),
 }
-# A first level at 512x512, with the head size of Stable Diffusion.
-SHAPE = (2, 4096, HEADS * 40)
+# Two thirds of a first level at 704x1024, with the head size of Stable Diffusion.
+SHAPE = (2, 8192, HEADS * 40)
 
 
 def plain(query, key, value):
@@ -56,13 +56,13 @@ def test_attention_and_its_gradients_are_those_of_all_scores_at_once(queries, ke
 
 
 def test_scores_of_many_queries_never_exist_at_once():
-    shapes = [jax.ShapeDtypeStruct((1, count, 16), jnp.float32) for count in (16 * MOST_SCORES // KEYS, KEYS, KEYS)]
+    shapes = [jax.ShapeDtypeStruct((1, count, 16), jnp.float32) for count in (16 * MOST_SCORES_ON_CPU // KEYS, KEYS, KEYS)]
 
     def temporaries(function):
         gradient = jax.jit(jax.grad(lambda *x: function(*x).sum(), (0, 1, 2)))
         return gradient.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
-    # Sixteen blocks: room for the scores of a few, and for queries and results.
+    # Thirty-two blocks: room for the scores of a few, and for queries and results.
     assert temporaries(attend) < temporaries(plain) / 3
 
 
@@ -82,7 +82,7 @@ def lowered(platform, shape=SHAPE, dtype="bfloat16", implementation="auto"):
 
 def has_scores(program):
     """Whether an array in the program has queries and keys, of a block or of all."""
-    return bool(re.search(r"tensor<\dx2x\d+x4096xf32>", program))
+    return bool(re.search(r"tensor<\dx1x\d+x8192xf32>", program))
 
 
 def test_a_program_for_a_gpu_calls_cudnn_and_has_no_scores(cuda_plugin):
@@ -98,7 +98,7 @@ def test_a_program_for_a_gpu_calls_cudnn_and_has_no_scores(cuda_plugin):
         ("tpu", {}),
         ("cpu", {}),
         ("cuda", {"dtype": "float32"}),
-        ("cuda", {"shape": (2, 4096, HEADS * 160)}),
+        ("cuda", {"shape": (2, 8192, HEADS * 160)}),
         ("cuda", {"implementation": "chunked"}),
     ],
     ids=["TPU", "CPU", "float32", "large heads", "chunked"],
@@ -107,7 +107,7 @@ def test_elsewhere_scores_are_made_in_blocks(cuda_plugin, platform, options):
     program = lowered(platform, **options)
     assert "cudnn" not in program
     assert has_scores(program)
-    assert "4096x4096" not in program
+    assert "8192x8192" not in program
 
 
 def test_without_the_cuda_plugin_scores_are_made_in_blocks():

@@ -1,0 +1,103 @@
+"""The toon demo from end to end: where its time goes, and how much of it compiled programs are running."""
+
+import multiprocessing
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CONFIG = "configs/toon.py"
+_INTERVAL = 0.05
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Seconds of each stage in a fresh process, with nothing compiled before, and the share that programs run.
+
+    A program runs where at an instant one of XLA's threads does; this is looked at 20 times a second.
+    """
+    folder = folder / "toon_demo"
+    shutil.rmtree(folder, ignore_errors=True)
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(sender, folder))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(sender: Any, folder: Path) -> None:
+    import os
+
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "xla")
+    stages: dict[str, dict[str, float]] = {}
+
+    def timed(name: str, call: Callable[[], object]) -> Any:
+        with _Watch() as watch:
+            result = call()
+        stages[name] = {"seconds": watch.seconds, "in_programs": watch.busy * watch.seconds}
+        return result
+
+    main, config = timed("starting", _load)
+    for stage in config.stages:
+        status = timed(
+            stage, lambda stage=stage: main([f"--config={CONFIG}", f"--workdir={folder}", f"--stage={stage}"])
+        )
+        if status:
+            raise SystemExit(f"{stage} ended with status {status}")
+    seconds, in_programs = (sum(stage[key] for stage in stages.values()) for key in ("seconds", "in_programs"))
+    sender.send({"seconds": seconds, "share_in_programs": in_programs / seconds, "stages": stages})
+
+
+def _load() -> tuple[Callable[[list[str]], int], Any]:
+    import jax
+
+    from hgdpo_jax.config_files import read_config
+    from hgdpo_jax.main import main
+
+    # Else the first stage would be taken to import it.
+    assert jax.__name__
+    return main, read_config(CONFIG, [])
+
+
+class _Watch:
+    """Seconds of a block, and the share of instants at which a thread ran that is neither Python's nor a compiler's."""
+
+    def __enter__(self) -> "_Watch":
+        self._ended = threading.Event()
+        self._seen = self._busy = 0
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._begin = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.seconds = time.monotonic() - self._begin
+        self._ended.set()
+        self._thread.join()
+        self.busy = self._busy / max(1, self._seen)
+
+    def _look(self) -> None:
+        while not self._ended.wait(_INTERVAL):
+            self._seen += 1
+            self._busy += _programs_run()
+
+
+def _programs_run() -> bool:
+    pythons = {str(thread.native_id) for thread in threading.enumerate()}
+    for task in Path("/proc/self/task").iterdir():
+        if task.name in pythons:
+            continue
+        try:
+            # "2655 (tf_XLAEigen) R ..."
+            name, _, rest = (task / "stat").read_text().partition(" (")[2].rpartition(") ")
+        except OSError:
+            continue
+        if rest.startswith("R") and not name.startswith("llvm"):
+            return True
+    return False
