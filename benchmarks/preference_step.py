@@ -40,7 +40,7 @@ def prepare_ours(base: Path) -> Prepared:
 
     from configs.n20_sml import get_config
     from hgdpo_jax import StableDiffusion
-    from hgdpo_jax.sharding import training_mesh
+    from hgdpo_jax.sharding import shard_batch, shard_parameters, training_mesh
     from hgdpo_jax.stages.train_policy import make_training
 
     config = get_config()
@@ -48,14 +48,16 @@ def prepare_ours(base: Path) -> Prepared:
     config.train.batch_size = config.train.device_batch = 1
     config.train.remat = "none"
     model = StableDiffusion.load(str(base))
-    initial_state, step = make_training(config, model, training_mesh(1, jax.devices()))
-    frozen = {name: model.parameters[name] for name in ("unet", "text_encoder")}
-    batch, key = pair(), jax.random.key(0)
-    state = initial_state()
+    mesh = training_mesh(1, jax.devices())
+    initial_state, step = make_training(config, model, mesh)
+    state = shard_parameters(initial_state(), mesh)
+    frozen = shard_parameters({name: model.parameters[name] for name in ("unet", "text_encoder")}, mesh)
+    model = model.with_parameters(unet={}, text_encoder={})
+    batch = shard_batch((pair(), jax.random.key(0)), mesh)
 
     def call():
         nonlocal state
-        state, scalars = step(state, frozen, batch, key)
+        state, scalars = step(state, frozen, *batch)
         jax.block_until_ready(scalars)
 
     return [(call, 1.0)], "jit"

@@ -3,7 +3,8 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from hgdpo_jax.models.layers import GroupNorm, convolution
+from hgdpo_jax.models.convolution import convolution
+from hgdpo_jax.models.layers import GroupNorm
 
 
 class AttributeClassifier(nn.Module):

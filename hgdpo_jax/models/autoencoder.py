@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hgdpo_jax.models.attention import attention
-from hgdpo_jax.models.layers import GroupNorm, convolution, upsample
+from hgdpo_jax.models.convolution import convolution
+from hgdpo_jax.models.layers import GroupNorm, upsample
 
 _EPSILON = 1e-6
 

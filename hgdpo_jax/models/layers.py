@@ -40,11 +40,6 @@ class GroupNorm(nn.Module):
         return (x32 * gain[:, None, None] + shift[:, None, None]).astype(self.dtype)
 
 
-def convolution(features: int, name: str, dtype: jnp.dtype, kernel: int = 3, stride: int = 1) -> nn.Conv:
-    """A square convolution padded as PyTorch pads it: `kernel // 2` zeros on every side."""
-    return nn.Conv(features, (kernel, kernel), strides=(stride, stride), padding=kernel // 2, dtype=dtype, name=name)
-
-
 def upsample(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
     """Nearest-neighbour enlargement by two, as a broadcast: `jax.image.resize` gathers instead, four times slower."""
     n, h, w, c = x.shape

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.attention import attention
-from hgdpo_jax.models.layers import GroupNorm, convolution, upsample
+from hgdpo_jax.models.convolution import convolution
+from hgdpo_jax.models.layers import GroupNorm, upsample
 from hgdpo_jax.models.remat import keep, rematerialized
 
 # Values of a diffusers config.json that other architectures change and this module does not implement.

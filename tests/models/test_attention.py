@@ -56,7 +56,9 @@ def test_attention_and_its_gradients_are_those_of_all_scores_at_once(queries, ke
 
 
 def test_scores_of_many_queries_never_exist_at_once():
-    shapes = [jax.ShapeDtypeStruct((1, count, 16), jnp.float32) for count in (16 * MOST_SCORES_ON_CPU // KEYS, KEYS, KEYS)]
+    shapes = [
+        jax.ShapeDtypeStruct((1, count, 16), jnp.float32) for count in (16 * MOST_SCORES_ON_CPU // KEYS, KEYS, KEYS)
+    ]
 
     def temporaries(function):
         gradient = jax.jit(jax.grad(lambda *x: function(*x).sum(), (0, 1, 2)))
