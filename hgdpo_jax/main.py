@@ -256,7 +256,8 @@ def _prepare(workdir: epath.Path) -> None:
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(epath.Path("~/.cache/hgdpo_jax/xla").expanduser()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # Small programs too: a start has hundreds.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _disk_trouble(error: BaseException) -> str:

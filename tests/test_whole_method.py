@@ -1,6 +1,7 @@
 """The smallest experiment, on the weights that ship: from prompts to LoRA files and report."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,17 @@ STAGES = 8
 
 def run(workdir: Path, *arguments: str) -> list[str]:
     command = [sys.executable, "-m", "hgdpo_jax.main", "--config=configs/toon_smoke.py", f"--workdir={workdir}"]
-    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs_of(workdir))}
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def programs_of(workdir: Path) -> Path:
+    """Where the compiled programs lie; every one is kept."""
+    return workdir.parent / "programs"
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +66,14 @@ def test_second_run_skips_every_stage(workdir):
     lines = run(workdir)
     assert sum("done before, skipped" in line for line in lines) == STAGES
     assert lines[-1].startswith("report: ")
+
+
+@pytest.mark.slow
+def test_a_second_start_of_every_stage_compiles_nothing(workdir):
+    programs = {path.name for path in programs_of(workdir).iterdir()}
+    assert len(programs) > 20
+    run(workdir.with_name("another"))
+    assert {path.name for path in programs_of(workdir).iterdir()} == programs
 
 
 def test_sft_on_the_winners_trains_on_the_pool_that_is_there(workdir):
