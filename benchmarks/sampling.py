@@ -59,10 +59,7 @@ def prepare_diffusers(base: Path, scorer: Path) -> Prepared:
     import torch
     import transformers
 
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-        base, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
-    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(base)
     pipeline.set_progress_bar_config(disable=True)
     clip = transformers.CLIPModel.from_pretrained(scorer).eval()
     processor = transformers.CLIPImageProcessorPil.from_pretrained(scorer)

@@ -20,16 +20,7 @@ def initial_latents():
 def in_diffusers(folder):
     """The image in [0, 1] that diffusers draws."""
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
-    pipeline = diffusers.StableDiffusionPipeline(
-        unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
-        vae=diffusers.AutoencoderKL.from_pretrained(folder / "vae"),
-        text_encoder=pytest.importorskip("transformers").CLIPTextModel.from_pretrained(folder / "text_encoder"),
-        tokenizer=pytest.importorskip("transformers").CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        scheduler=diffusers.DPMSolverMultistepScheduler.from_pretrained(folder / "scheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     (image,) = pipeline(
         PROMPT,

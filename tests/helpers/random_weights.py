@@ -26,13 +26,27 @@ def write_stable_diffusion(folder, tokenizer):
     import diffusers
     import transformers
 
-    draw_weights(diffusers.UNet2DConditionModel(**SD_UNET), seed=1).save_pretrained(folder / "unet")
-    draw_weights(diffusers.AutoencoderKL(**SD_VAE), seed=2).save_pretrained(folder / "vae")
     text_config = transformers.CLIPTextConfig(**CLIP_L_TEXT, **WORDS, hidden_act="quick_gelu")
-    draw_weights(transformers.CLIPTextModel(text_config), seed=3).save_pretrained(folder / "text_encoder")
+    models = {
+        "unet": draw_weights(diffusers.UNet2DConditionModel(**SD_UNET), seed=1),
+        "vae": draw_weights(diffusers.AutoencoderKL(**SD_VAE), seed=2),
+        "text_encoder": draw_weights(transformers.CLIPTextModel(text_config), seed=3),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(STABLE_DIFFUSION))
     copy_tokenizer(tokenizer, folder / "tokenizer")
+    pipeline = diffusers.StableDiffusionPipeline(
+        **models,
+        tokenizer=transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler=diffusers.DPMSolverMultistepScheduler.from_pretrained(folder / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    # model_index.json.
+    pipeline.save_config(folder)
 
 
 def write_pick_score(folder, tokenizer):
