@@ -25,8 +25,9 @@ def require_compiler(target: Target) -> None:
 
 def compiler_environment(target: Target) -> dict[str, str]:
     """Variables that must be set before a process starts that compiles for a target."""
-    # Nothing runs on what this machine has, and the compilers' warnings are about hardware that is not there.
-    common = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # Nothing runs on what this machine has, and the compilers' warnings are about hardware that is not there. What they
+    # tell in files they tell only when they run.
+    common = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     if target.chip.platform == "tpu":
         return common | {
             "XLA_FLAGS": "",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax.extend import core
@@ -37,10 +37,7 @@ def matrix_products(jaxpr: core.Jaxpr, platform: str, times: int = 1) -> Iterato
         elif name == "conv_general_dilated":
             yield Product(_convolution_flops(equation), _moved(equation), times)
         elif name in _FUSED_ATTENTION:
-            query, key = _shape(equation.invars[0]), _shape(equation.invars[1])
-            # [n, tokens, heads, size] and [n, heads, tokens, size] give the same number.
-            flops = 2.0 * math.prod(query) * math.prod(key[1:]) / (_heads(equation) * query[-1])
-            yield Product(_FUSED_ATTENTION[name] * flops, _moved(equation), times)
+            yield Product(_FUSED_ATTENTION[name] * _scores_flops(equation), _moved(equation), times)
         elif name == "pallas_call":
             rounds = math.prod(parameters["grid_mapping"].grid)
             flops = sum(p.flops * p.times for p in matrix_products(parameters["jaxpr"], platform, rounds))
@@ -63,6 +60,54 @@ def matrix_products(jaxpr: core.Jaxpr, platform: str, times: int = 1) -> Iterato
             yield from inside
 
 
+def least_flops(jaxpr: core.Jaxpr, tuned: Sequence[bool], platform: str) -> float:
+    """Operations that a traced function and its gradient to its `tuned` arguments take at the least.
+
+    Read off the function as it stands, which nobody differentiated: every product is made once, and once more for each
+    operand that depends on a tuned argument. So nothing is made again, and frozen weights have no gradient.
+    """
+    return _least(jaxpr, tuned, platform)[0]
+
+
+def _least(jaxpr: core.Jaxpr, tuned: Sequence[bool], platform: str) -> tuple[float, list[bool]]:
+    """Also which results depend on a tuned argument."""
+    depends = dict(zip(jaxpr.invars, tuned, strict=True))
+    total = 0.0
+
+    def of(variables):
+        return [not isinstance(variable, core.Literal) and depends.get(variable, False) for variable in variables]
+
+    for equation in jaxpr.eqns:
+        name, parameters, given = equation.primitive.name, equation.params, of(equation.invars)
+        inside, found = list(core.jaxprs_in_params(parameters)), [any(given)] * len(equation.outvars)
+        if name == "dot_general":
+            total += _dot_flops(equation) * (1 + sum(given))
+        elif name == "conv_general_dilated":
+            total += _convolution_flops(equation) * (1 + sum(given))
+        elif name in _FUSED_ATTENTION:
+            query, key, value = given[:3]
+            total += _scores_flops(equation) * (2 + sum((query, key, query or key, value)))
+        elif name == "scan":
+            # What one round makes of a tuned argument the next one reads.
+            first = parameters["num_consts"]
+            carried = slice(first, first + parameters["num_carry"])
+            for _ in given[carried]:
+                found = _least(inside[0], given, platform)[1]
+                given[carried] = [a or b for a, b in zip(given[carried], found[: parameters["num_carry"]], strict=True)]
+            flops, found = _least(inside[0], given, platform)
+            total += parameters["length"] * flops
+        elif name == "cond":
+            flops, found = _least(_branch_of(parameters, platform) or inside[0], given[1:], platform)
+            total += flops
+        elif inside and name != "while":
+            # Products in a loop whose number of rounds is not known are refused by `matrix_products`.
+            (nested,) = inside
+            flops, found = _least(nested, given, platform)
+            total += flops
+        depends |= dict(zip(equation.outvars, found, strict=True))
+    return total, of(jaxpr.outvars)
+
+
 def total_flops(products: list[Product]) -> float:
     """Operations of all products."""
     return sum(product.flops * product.times for product in products)
@@ -76,6 +121,13 @@ def total_bytes(products: list[Product]) -> float:
 def roofline_seconds(products: list[Product], peak_flops: float, bandwidth: float) -> float:
     """Least time for the products one after another: of each what takes longer, computing or moving."""
     return sum(max(p.flops / peak_flops, p.bytes / bandwidth) * p.times for p in products)
+
+
+def _scores_flops(equation: Any) -> float:
+    """Of one product of a fused attention's queries and keys."""
+    query, key = _shape(equation.invars[0]), _shape(equation.invars[1])
+    # [n, tokens, heads, size] and [n, heads, tokens, size] give the same number.
+    return 2.0 * math.prod(query) * math.prod(key[1:]) / (_heads(equation) * query[-1])
 
 
 def _dot_flops(equation: Any) -> float:
@@ -109,8 +161,16 @@ def _moved(equation: Any) -> float:
 
 def _branch_taken(parameters: Any, platform: str, times: int) -> list[Product]:
     """Of a choice of platform the products of its branch, of another choice those of the branch that has most."""
+    branch = _branch_of(parameters, platform)
+    if branch is not None:
+        return list(matrix_products(branch, platform, times))
     branches = [list(matrix_products(branch.jaxpr, platform, times)) for branch in parameters["branches"]]
-    for platforms, products in zip(parameters.get("branches_platforms") or (), branches, strict=False):
-        if platforms is None or platform in platforms:
-            return products
     return max(branches, key=total_flops)
+
+
+def _branch_of(parameters: Any, platform: str) -> core.Jaxpr | None:
+    """A platform's branch, where it is the platform that chooses."""
+    for platforms, branch in zip(parameters.get("branches_platforms") or (), parameters["branches"], strict=False):
+        if platforms is None or platform in platforms:
+            return branch.jaxpr
+    return None

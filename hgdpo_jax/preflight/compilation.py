@@ -3,20 +3,27 @@
 import dataclasses
 import math
 import re
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from hgdpo_jax.preflight.arithmetic import matrix_products, roofline_seconds, total_bytes, total_flops
+from hgdpo_jax.preflight.hlo import Hlo, Temporary
 from hgdpo_jax.preflight.targets import Chip
 from hgdpo_jax.sharding import data_mesh
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # What the TPU's compiler says that it needs: "Used 17.5G of 15.75G hbm", "required for HLO temporaries (50.00G)".
 _NEEDED = re.compile(r"(?:Used |temporaries \()(\d+(?:\.\d+)?)([KMGT])")
+# Elements from which an array counts as a whole activation.
+_WHOLE_ACTIVATION = 2**20
+# Kinds of temporaries that are listed.
+_TEMPORARIES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +31,8 @@ class Program:
     """A jitted function with shapes and shardings for arguments.
 
     `weights` and `state` are those arguments, or parts of them, that are frozen and that the program changes.
-    `resident` are arrays that lie on the devices while it runs and are no arguments of it.
+    `resident` are arrays that lie on the devices while it runs and are no arguments of it. `least_flops(platform)` is
+    what its method asks for at the least, where that is known.
     """
 
     function: Any
@@ -32,6 +40,25 @@ class Program:
     weights: Any = None
     state: Any = None
     resident: Any = None
+    least_flops: Callable[[str], float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a program, on one device.
+
+    `flops` are those of its matrix products and convolutions: less than was traced where it found the same thing
+    twice. Of products with an operand in float32, and of activations that are written in another order, as often as
+    they occur, with their sources. `donated_bytes` are those of arguments that may be written over, `reused_bytes` of
+    those that are. `temporaries` are the largest while most memory is in use.
+    """
+
+    flops: float
+    float32_products: dict[str, int]
+    transposes: dict[str, int]
+    donated_bytes: int
+    reused_bytes: int
+    temporaries: list[Temporary]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +66,8 @@ class Measurement:
     """What one call of a program takes on one device.
 
     `peak_bytes` is the sum of the next four: weights and state, what else lies on the device, and the rest: the call's
-    own inputs, outputs and temporaries. Where a compiler refuses without saying what it needs, it is 0.
+    own inputs, outputs and temporaries. Where a compiler refuses without saying what it needs, it is 0. `least_flops`
+    is what the program's method asks for, None where that is not known; `compiled` is None where it was refused.
     """
 
     fits: bool
@@ -52,20 +80,23 @@ class Measurement:
     bytes: float
     roofline_seconds: float
     compile_seconds: float
+    least_flops: float | None = None
+    compiled: Compiled | None = None
 
 
 def measure(build: Callable[[Mesh], Program], devices: Sequence[jax.Device], chip: Chip) -> Measurement:
     """Compiles what `build` makes for a mesh of all devices, and counts the arithmetic of what it makes for one."""
     program = build(data_mesh(devices))
+    alone = program if len(devices) == 1 else build(data_mesh(devices[:1]))
     weights, state, resident = (_device_bytes(tree) for tree in (program.weights, program.state, program.resident))
     begin = time.monotonic()
     traced = program.function.trace(*program.arguments)
-    alone = traced if len(devices) == 1 else _trace(build(data_mesh(devices[:1])))
-    products = list(matrix_products(alone.jaxpr.jaxpr, chip.platform))
-    needed, refused = _compiled_bytes(traced, chip)
+    traced_alone = traced if alone is program else alone.function.trace(*alone.arguments)
+    products = list(matrix_products(traced_alone.jaxpr.jaxpr, chip.platform))
+    needed, compiled = _compile(program, traced, chip)
     peak = needed + resident if needed else 0
     return Measurement(
-        fits=not refused and peak <= chip.usable_bytes,
+        fits=compiled is not None and peak <= chip.usable_bytes,
         peak_bytes=peak,
         weight_bytes=weights,
         state_bytes=state,
@@ -75,29 +106,44 @@ def measure(build: Callable[[Mesh], Program], devices: Sequence[jax.Device], chi
         bytes=total_bytes(products),
         roofline_seconds=roofline_seconds(products, chip.peak_flops, chip.bandwidth),
         compile_seconds=time.monotonic() - begin,
+        least_flops=alone.least_flops(chip.platform) if alone.least_flops else None,
+        compiled=compiled,
     )
 
 
-def _trace(program: Program) -> Any:
-    return program.function.trace(*program.arguments)
-
-
-def _compiled_bytes(traced: Any, chip: Chip) -> tuple[int, bool]:
-    """What the compiled program needs on a device, 0 where it does not say, and whether the compiler refused it."""
-    try:
-        memory = traced.lower(lowering_platforms=(chip.platform,)).compile().memory_analysis()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        found = _NEEDED.search(str(error))
-        return int(float(found[1]) * _UNITS[found[2]]) if found else 0, True
-    return (
+def _compile(program: Program, traced: Any, chip: Chip) -> tuple[int, Compiled | None]:
+    """What the compiled program needs on a device, 0 where it does not say, and what was made of it unless refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Which arrays exist at once the compilers tell in files only.
+        options: dict[str, Any] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            made = traced.lower(lowering_platforms=(chip.platform,)).compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            found = _NEEDED.search(str(error))
+            return int(float(found[1]) * _UNITS[found[2]]) if found else 0, None
+        live_ranges = [path.read_text() for path in epath.Path(folder).glob("*live-range.txt")]
+    hlo, memory = Hlo(made.as_text()), made.memory_analysis()
+    donated = zip(jax.tree.leaves(program.arguments), jax.tree.leaves(traced.args_info), strict=True)
+    needed = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
-    ), False
+    )
+    return needed, Compiled(
+        flops=hlo.flops(),
+        float32_products=dict(hlo.float32_products()),
+        transposes=dict(
+            hlo.transposes(_WHOLE_ACTIVATION, besides=[leaf.shape for leaf in jax.tree.leaves(program.weights)])
+        ),
+        donated_bytes=_device_bytes([leaf for leaf, argument in donated if argument.donated]),
+        reused_bytes=hlo.reused_bytes(),
+        # Those of other programs, which the compiler runs to choose among kernels, are smaller.
+        temporaries=hlo.temporaries(max(live_ranges, key=len, default=""), _TEMPORARIES),
+    )
 
 
 def _device_bytes(tree: Any) -> int:

@@ -8,6 +8,8 @@ from hgdpo_jax.preflight.experiment import Examined
 from hgdpo_jax.preflight.targets import GPU_SHARE, Target
 
 _GB = 1e9
+# Temporaries of each program in the table; the JSON has more.
+_LISTED = 5
 
 
 def as_json(
@@ -47,6 +49,9 @@ def as_table(values: Mapping[str, Any], target: Target) -> str:
             [_program_row(name, program) for name, program in values["programs"].items()],
         ),
         *_largest_lines(values["programs"]),
+        "",
+        "What the compiler made of them; of the call's own memory, the largest while most is in use, GB",
+        *(line for name, program in values["programs"].items() for line in _compiled_lines(name, program)),
         "",
         f"The whole experiment: {total['flops']:.3g} FLOP; matrix products only, at full batches",
         _columns(
@@ -93,6 +98,27 @@ def _program_row(name: str, program: Mapping[str, Any]) -> tuple[str, ...]:
         f"{program['compile_seconds']:.0f}",
         "-" if program["largest_batch"] is None else str(program["largest_batch"]),
     )
+
+
+def _compiled_lines(name: str, program: Mapping[str, Any]) -> list[str]:
+    compiled, least = program["compiled"], program["least_flops"]
+    if compiled is None:
+        return [f"{name}: refused"]
+    kept = compiled["donated_bytes"] - compiled["reused_bytes"]
+    parts = [
+        f"{compiled['flops'] / 1e12:,.1f} TFLOP"
+        + (f", {compiled['flops'] / least:.3f} of the least for the method" if least else ""),
+        f"{sum(compiled['float32_products'].values())} products in float32",
+        f"{sum(compiled['transposes'].values())} transpositions of whole activations",
+        f"{_size(compiled['reused_bytes'])} of its arguments reused" + (f", {_size(kept)} NOT" if kept > 0 else ""),
+    ]
+    return [
+        f"{name}: {'; '.join(parts)}",
+        *(
+            f"  {kind['bytes'] / _GB:5.2f}  {kind['count']} x {kind['array']}  {kind['source']}"
+            for kind in compiled["temporaries"][:_LISTED]
+        ),
+    ]
 
 
 def _largest_lines(programs: Mapping[str, Mapping[str, Any]]) -> list[str]:

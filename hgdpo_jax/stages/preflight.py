@@ -17,6 +17,7 @@ from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.preflight.apart import compiler_environment, require_compiler, run_apart
+from hgdpo_jax.preflight.arithmetic import least_flops
 from hgdpo_jax.preflight.compilation import Measurement, Program, measure
 from hgdpo_jax.preflight.experiment import Examined, Work, totals
 from hgdpo_jax.preflight.largest_batch import largest_batch
@@ -251,9 +252,7 @@ def _build_evaluation(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
         guidance=config.pool.guidance,
         latent_normalization=config.sample.latent_normalization,
     )
-    targets = lora.find_targets(setup.base.parameters["unet"])
-    adapter = jax.eval_shape(lambda: lora.initialize(jax.random.key(0), targets, config.adapter.rank))
-    adapter, scale = replicated_shapes((adapter, jax.ShapeDtypeStruct((), jnp.float32)), mesh)
+    adapter, scale = replicated_shapes((_adapter(setup), jax.ShapeDtypeStruct((), jnp.float32)), mesh)
     arguments = (weights, *_sampling_inputs(setup, mesh), ((adapter, scale),))
     return Program(jax.jit(sample), arguments, weights=weights, state=adapter, resident=parameters)
 
@@ -280,7 +279,46 @@ def _build_training(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     latents = _latents(setup, mesh)
     tokens = _rows(_states_shape(setup.base)[:1], setup, mesh, jnp.int32)
     batch = {"winner_latents": latents, "loser_latents": latents, "token_ids": tokens}
-    return Program(step, (state, base, batch, _key(mesh)), weights=base, state=state, resident=parameters)
+    return Program(
+        step,
+        (state, base, batch, _key(mesh)),
+        weights=base,
+        state=state,
+        resident=parameters,
+        least_flops=functools.partial(_least_training_flops, setup),
+    )
+
+
+def _least_training_flops(setup: Setup, platform: str) -> float:
+    """Operations that learning from a device's pairs takes at the least, whatever the step does.
+
+    The prompts once through the text encoder, the images once through the reference, and once through the policy with
+    its gradient to activations and LoRA; learning from winners alone needs neither reference nor losers.
+    """
+    base, pairs, winners_alone = setup.base, setup.parts * setup.device_batch, setup.config.loss.kind == "sft"
+    images = pairs if winners_alone else 2 * pairs
+    tokens, width = _states_shape(base)
+    inputs = (
+        jax.ShapeDtypeStruct((images, *_latent_shape(setup)), jnp.float32),
+        jax.ShapeDtypeStruct((images,), jnp.int32),
+        jax.ShapeDtypeStruct((images, tokens, width), jnp.float32),
+    )
+    token_ids = jax.ShapeDtypeStruct((pairs, tokens), jnp.int32)
+    parameters = {name: base.parameters[name] for name in ("unet", "text_encoder")}
+    adapter = _adapter(setup)
+
+    def least(function, *arguments, tuned=0):
+        """The first `tuned` arrays are those that are trained."""
+        jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+        return least_flops(jaxpr, [place < tuned for place in range(len(jaxpr.invars))], platform)
+
+    def policy(adapter, *arguments):
+        return base.noise(*arguments, adapters=[(adapter, 1.0)])
+
+    text_states = functools.partial(base.text_states, clip_skip=setup.config.pool.clip_skip)
+    states = least(text_states, parameters, token_ids)
+    tuned = least(policy, adapter, parameters, *inputs, tuned=len(jax.tree.leaves(adapter)))
+    return states + tuned + (0.0 if winners_alone else least(base.noise, parameters, *inputs))
 
 
 def _build_encoding(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
@@ -325,6 +363,11 @@ def _cut(setup: Setup, section: str, mesh: Mesh) -> ConfigDict:
     config[section].device_batch = setup.device_batch
     config[section].batch_size = setup.parts * setup.device_batch * mesh.size
     return config
+
+
+def _adapter(setup: Setup) -> Any:
+    targets = lora.find_targets(setup.base.parameters["unet"])
+    return jax.eval_shape(lambda: lora.initialize(jax.random.key(0), targets, setup.config.adapter.rank))
 
 
 def _sampling_inputs(setup: Setup, mesh: Mesh) -> tuple:

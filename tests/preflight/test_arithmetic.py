@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from hgdpo_jax.models.unet import UNet, UNetConfig
-from hgdpo_jax.preflight.arithmetic import matrix_products, roofline_seconds, total_bytes, total_flops
+from hgdpo_jax.preflight.arithmetic import least_flops, matrix_products, roofline_seconds, total_bytes, total_flops
 
 
 def shape(*sizes, dtype=jnp.float32):
@@ -146,6 +146,47 @@ def test_the_roofline_is_what_takes_longer_of_computing_and_moving_for_each_prod
     found = products(both, shape(100, 100), shape(100, 1))
     computing, moving = 2 * 100**3 / 1e6, 4 * (100 * 100 + 100 + 100) / 1e4
     assert roofline_seconds(found, peak_flops=1e6, bandwidth=1e4 * 10) == pytest.approx(computing + moving / 10)
+
+
+def least(function, *arguments, tuned, platform="cuda"):
+    return least_flops(jax.make_jaxpr(function)(*arguments).jaxpr, tuned, platform)
+
+
+def test_the_least_for_a_gradient_is_one_product_more_for_each_operand_that_a_tuned_argument_reaches():
+    def layers(down, up, w, x):
+        first = jnp.tanh(x @ w)
+        second = jnp.tanh(first @ w + (first @ down) @ up)
+        return jnp.tanh(second @ w)
+
+    arguments = shape(5, 2), shape(2, 5), shape(5, 5), shape(3, 5)
+    whole, low_rank = 2 * 3 * 5 * 5, 2 * 3 * 5 * 2
+    # The first two products with w need no gradient, the third one needs that of its input; `down` meets a frozen
+    # input, `up` one that is tuned.
+    expected = 3 * whole + whole + low_rank * 2 + low_rank * 3
+    assert least(layers, *arguments, tuned=[True, True, False, False]) == expected
+    assert least(layers, *arguments, tuned=[False] * 4) == flops(layers, *arguments)
+    gradient = jax.value_and_grad(lambda *x: layers(*x).sum(), argnums=(0, 1))
+    assert flops(gradient, *arguments) == expected
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, lambda f: lambda x, w: jax.lax.cond(True, f, f, x, w)])
+def test_the_least_of_a_gradient_looks_into_functions_and_counts_nothing_twice(wrap):
+    def layer(x, w):
+        return jnp.sin(jnp.sin(x @ w) @ w)
+
+    one, arguments = 2 * 5**3, (shape(5, 5), shape(5, 5))
+    assert least(wrap(layer), *arguments, tuned=[True, True]) == 6 * one
+    assert least(wrap(layer), *arguments, tuned=[True, False]) == 4 * one
+    assert least(wrap(layer), *arguments, tuned=[False, True]) == 5 * one
+
+
+def test_the_least_of_a_loop_is_that_of_all_its_rounds_once_a_tuned_argument_has_reached_what_is_carried():
+    def repeated(x, w, scale):
+        return jax.lax.scan(lambda x, _: (jnp.sin(x @ w) * scale, None), x, length=7)[0]
+
+    one, arguments = 2 * 5**3, (shape(5, 5), shape(5, 5), shape())
+    assert least(repeated, *arguments, tuned=[True, False, False]) == 2 * 7 * one
+    assert least(repeated, *arguments, tuned=[False, False, True]) == 2 * 7 * one
 
 
 @pytest.mark.parametrize(("height", "width", "teraflops"), [(512, 512, 0.80), (1024, 704, 2.79)])

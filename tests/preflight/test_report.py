@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from hgdpo_jax.preflight.compilation import Measurement
+from hgdpo_jax.preflight.compilation import Compiled, Measurement
 from hgdpo_jax.preflight.experiment import Examined, Work, totals
+from hgdpo_jax.preflight.hlo import Temporary
 from hgdpo_jax.preflight.report import as_json, as_table
 from hgdpo_jax.preflight.targets import parse_target
 
@@ -25,6 +26,17 @@ def measurement(fits=True, peak=20 * GB, seconds=2.0):
         bytes=1e12,
         roofline_seconds=seconds,
         compile_seconds=60.0,
+        least_flops=4e14,
+        compiled=Compiled(
+            flops=4.2e14,
+            float32_products={"models/attention.py:7 attn1/dot_general": 3},
+            transposes={"bf16[8,40] attn2/transpose": 2},
+            donated_bytes=GB,
+            reused_bytes=GB if fits else GB // 4,
+            temporaries=[Temporary("bf16[8,40]", 2, 3 * GB, "models/unet.py:1 ff/gelu")],
+        )
+        if peak
+        else None,
     )
 
 
@@ -104,3 +116,17 @@ def test_the_table_says_of_a_refused_program_that_its_memory_is_unknown():
     values = as_json(TARGET, refused, total(), "small")
     line = next(line for line in as_table(values, TARGET).splitlines() if line.startswith("train_policy"))
     assert line.split()[2:4] == ["NO", "?"]
+
+
+def test_the_table_says_what_the_compiler_made_of_each_program():
+    table = as_table(as_json(TARGET, PROGRAMS, total(), "small"), TARGET)
+    expected = "420.0 TFLOP, 1.050 of the least for the method; 3 products in float32; 2 transpositions of whole"
+    assert f"generate_pool: {expected} activations; 1 GB of its arguments reused\n" in table
+    assert "train_policy: 420.0 TFLOP" in table
+    assert "250 MB of its arguments reused, 750 MB NOT" in table
+    assert "   3.00  2 x bf16[8,40]  models/unet.py:1 ff/gelu" in table
+
+
+def test_the_table_has_nothing_to_say_of_a_refused_program_but_that_it_was():
+    refused = {"train_policy": Examined(measurement(fits=False, peak=0), 16, "train.device_batch", 4)}
+    assert "train_policy: refused" in as_table(as_json(TARGET, refused, total(), "small"), TARGET)

@@ -1,0 +1,263 @@
+"""What a compiler made of a program, read off the text of its optimised HLO."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+_SHAPE = re.compile(r"(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_LINE = re.compile(r"^ +(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%[\w.\-]+)")
+_LIVE = re.compile(r"^    ([\w.\-]+)\{([\d, ]*)\}: (\d+) bytes", re.M)
+# Products in cuDNN's attention; its gradient makes the scores again.
+_ATTENTION = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
+_LIBRARY_PRODUCTS = ("gemm", "matmul", "$conv", *_ATTENTION)
+# What tracing adds to the path of an operation through the modules.
+_NO_MODULES = {"checkpoint", "rematted_computation", "closed_call", "while", "body", "cond"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """Type, lengths and memory layout of an array, as HLO writes them."""
+
+    type: str
+    shape: tuple[int, ...]
+    layout: str
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        bits = re.search(r"\d+", self.type)
+        return self.elements * max(1, int(bits[0]) // 8 if bits else 1)
+
+    def __str__(self) -> str:
+        return f"{self.type}[{','.join(map(str, self.shape))}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A line of a computation: results, what is done, the operands' names, and all that stands behind them."""
+
+    name: str
+    results: tuple[Array, ...]
+    operation: str
+    operands: tuple[str, ...]
+    attributes: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Temporary:
+    """Arrays of one kind that exist at once: how many, the bytes of all of them, and what makes them."""
+
+    array: str
+    count: int
+    bytes: int
+    source: str
+
+
+class Hlo:
+    """A compiled program; `text` is that of `jax.stages.Compiled.as_text`.
+
+    A source is FILE:LINE of this package, and the last of the modules that were being traced there.
+    """
+
+    def __init__(self, text: str):
+        self._places = _places(text)
+        self._reused = re.search(r"input_output_alias=\{(.*?)\}, \w+=", text.partition("\n")[0])
+        self._computations: dict[str, list[Instruction]] = {}
+        self._entry = ""
+        for line in text.splitlines():
+            if head := _HEAD.match(line):
+                instructions = self._computations.setdefault(head[2], [])
+                self._entry = head[2] if head[1] else self._entry
+            elif self._computations and (found := _LINE.match(line)):
+                instructions.append(_instruction(found[1], found[2]))
+
+    def flops(self) -> float:
+        """Operations of all matrix products and convolutions, calls of cuBLAS and cuDNN among them."""
+        return sum(times * _flops(instruction, operands) for instruction, operands, times in self._running())
+
+    def float32_products(self) -> Counter[str]:
+        """Sources of the matrix products and convolutions that have an operand in float32, and how often they run."""
+        found: Counter[str] = Counter()
+        for instruction, operands, times in self._running():
+            if _is_product(instruction) and "f32" in [operand.type for operand in operands[:2]]:
+                found[self._source(instruction)] += times
+        return found
+
+    def transposes(self, elements: int, besides: Iterable[Sequence[int]] = ()) -> Counter[str]:
+        """Arrays with so many elements or more that are written in another order, with sources, and how often.
+
+        Arrays with the lengths of one of `besides`, in any order, do not count.
+        """
+        left_out = {tuple(sorted(shape)) for shape in besides}
+        found: Counter[str] = Counter()
+        for instruction, operands, times in self._running():
+            moves = instruction.operation == "transpose" or (
+                instruction.operation == "copy" and operands and _order(operands[0]) != _order(instruction.results[0])
+            )
+            if moves and operands[0].elements >= elements and tuple(sorted(operands[0].shape)) not in left_out:
+                found[f"{operands[0]} {self._source(instruction)}"] += times
+        return found
+
+    def reused_bytes(self) -> int:
+        """Bytes of the arguments in whose place results are written, on one device."""
+        numbers = re.findall(r"\((\d+), \{", self._reused[1]) if self._reused else ()
+        return sum(
+            instruction.results[0].bytes
+            for instruction in self._computations[self._entry]
+            if instruction.operation == "parameter" and instruction.attributes.partition(")")[0] in numbers
+        )
+
+    def temporaries(self, live_ranges: str, count: int) -> list[Temporary]:
+        """The largest kinds of arrays that exist, arguments aside, when most bytes are in use.
+
+        `live_ranges` is what the compiler writes about it beside its HLO ("live-range.txt").
+        """
+        makers = {i.name: i for instructions in self._computations.values() for i in instructions}
+        sizes: dict[tuple[str, str], list[int]] = {}
+        for name, index, size in _LIVE.findall(live_ranges.partition("(peak):")[2].partition("breakdown")[0]):
+            maker = makers.get(name)
+            if maker and maker.operation != "parameter":
+                array = maker.results[int(index.partition(",")[0] or 0)]
+                sizes.setdefault((str(array), self._source(maker)), []).append(int(size))
+        kinds = [Temporary(array, len(found), sum(found), source) for (array, source), found in sizes.items()]
+        return sorted(kinds, key=lambda kind: -kind.bytes)[:count]
+
+    def _running(self) -> Iterator[tuple[Instruction, list[Array], int]]:
+        """Every instruction that runs, its operands and how often it does."""
+        for name, times in self._calls.items():
+            instructions = self._computations[name]
+            results = {instruction.name: instruction.results for instruction in instructions}
+            for instruction in instructions:
+                yield instruction, [results[name][0] for name in instruction.operands if results.get(name)], times
+
+    @functools.cached_property
+    def _calls(self) -> Counter[str]:
+        """How often each computation runs."""
+        calls: Counter[str] = Counter()
+
+        def enter(name: str, times: int) -> None:
+            calls[name] += times
+            for instruction in self._computations[name]:
+                rounds = self._rounds(instruction)
+                for names in _CALLED.findall(instruction.attributes):
+                    for called in re.findall(r"%([\w.\-]+)", names):
+                        enter(called, times * rounds)
+
+        enter(self._entry, 1)
+        return calls
+
+    def _rounds(self, instruction: Instruction) -> int:
+        """Of a loop how often it runs its body, of all else 1."""
+        if instruction.operation != "while":
+            return 1
+        if known := _numbers(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes):
+            return known[0]
+        # The TPU's compiler does not say; JAX counts from 0 up to a constant.
+        condition = re.search(r"condition=%([\w.\-]+)", instruction.attributes)
+        lines = self._computations[condition[1]] if condition else []
+        limits = [line.attributes.partition(")")[0] for line in lines if line.operation == "constant"]
+        return max((int(limit) for limit in limits if limit.isdigit()), default=1)
+
+    def _source(self, instruction: Instruction) -> str:
+        frame = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
+        path = re.search(r'op_name="([^"]*)"', instruction.attributes)
+        if not path and (called := _CALLED.search(instruction.attributes)):
+            # What was fused is named inside.
+            inside = [self._source(i) for i in self._computations[called[1].strip("{%}")] if "op_name" in i.attributes]
+            return inside[-1] if inside else instruction.operation
+        modules = [part for part in path[1].split("/") if part not in _NO_MODULES] if path else []
+        place = self._places.get(int(frame[1]), "") if frame else ""
+        return f"{place} {'/'.join(modules[-3:])}".strip() or instruction.operation
+
+
+def _order(array: Array) -> str:
+    """The order of the axes in memory; the rest of a layout are tiles and kinds of memory."""
+    return array.layout.strip("{}").partition(":")[0]
+
+
+def _places(text: str) -> dict[int, str]:
+    """Of every stack frame the innermost line of this package, FILE:LINE."""
+    files = dict(re.findall(r'^(\d+) "(.*)"$', _table(text, "FileNames"), re.M))
+    locations = {
+        number: (files[file], line)
+        for number, file, line in re.findall(
+            r"^(\d+) \{file_name_id=(\d+) .*?\bline=(\d+)", _table(text, "FileLocations"), re.M
+        )
+    }
+    places: dict[int, str] = {}
+    # Callers come first. A frame's caller is given as one more than its number, so that none is 1.
+    for number, location, caller in re.findall(
+        r"^(\d+) \{file_location_id=(\d+) parent_frame_id=(\d+)\}", _table(text, "StackFrames"), re.M
+    ):
+        file, line = locations[location]
+        _, own, name = file.rpartition("hgdpo_jax/")
+        # What applies the LoRA calls every layer, and would hide its name. Libraries may lie in a folder of ours.
+        known = own and not name.startswith("adapters/") and "site-packages/" not in name
+        places[int(number)] = f"{name}:{line}" if known else places.get(int(caller) - 1, "")
+    return places
+
+
+def _table(text: str, name: str) -> str:
+    return text.partition(f"\n{name}\n")[2].partition("\n\n")[0]
+
+
+def _instruction(name: str, rest: str) -> Instruction:
+    types, rest = _split(rest, " ")
+    operation, _, rest = rest.partition("(")
+    # What stands in the brackets of these are no names.
+    operands, attributes = ("", rest) if operation in ("parameter", "constant") else _split(rest, ")")
+    results = tuple(
+        Array(kind, tuple(int(length) for length in lengths.split(",") if length), layout)
+        for kind, lengths, layout in _SHAPE.findall(types)
+    )
+    return Instruction(name, results, operation, tuple(re.findall(r"%([\w.\-]+)", operands)), attributes)
+
+
+def _split(text: str, end: str) -> tuple[str, str]:
+    """What stands before and behind the first `end` that is not within brackets."""
+    depth = 0
+    for place, letter in enumerate(text):
+        if letter == end and not depth:
+            return text[:place], text[place + 1 :]
+        depth += (letter in "({[") - (letter in ")}]")
+    return text, ""
+
+
+def _target(instruction: Instruction) -> str:
+    found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+    return found[1] if found else ""
+
+
+def _is_product(instruction: Instruction) -> bool:
+    target = _target(instruction) if instruction.operation == "custom-call" else ""
+    return instruction.operation in ("dot", "convolution") or any(name in target for name in _LIBRARY_PRODUCTS)
+
+
+def _flops(instruction: Instruction, operands: Sequence[Array]) -> float:
+    if not _is_product(instruction):
+        return 0.0
+    attributes, target, result = instruction.attributes, _target(instruction), instruction.results[0]
+    if target in _ATTENTION:
+        scores = _numbers(r'"intermediate_tensor_shape".*?"dimensions": ?\[([^\]]*)\]', attributes)
+        return _ATTENTION[target] * 2.0 * math.prod(scores) * operands[0].shape[-1]
+    if labels := re.search(r"dim_labels=\w+_(\w+)->", attributes):
+        # cuDNN describes a gradient by its convolution.
+        outputs = operands[0] if "convBackwardInput" in target else result
+        window = math.prod(n for n, label in zip(operands[1].shape, labels[1], strict=True) if label != "o")
+        # The zeros that the gradient of a strided convolution puts between its operand's elements are no work.
+        return 2.0 * outputs.elements * window / math.prod(_numbers(r"lhs_dilate=([\dx]+)", attributes))
+    contracted = _numbers(r'lhs_contracting_dim(?:s=\{|ensions": ?\[)([^}\]]*)', attributes)
+    return 2.0 * result.elements * math.prod(operands[0].shape[axis] for axis in contracted)
+
+
+def _numbers(pattern: str, attributes: str) -> list[int]:
+    found = re.search(pattern, attributes)
+    return [int(number) for number in re.findall(r"\d+", found[1])] if found else []

@@ -1,0 +1,120 @@
+"""The training step of a small model, as it is handed to a compiler and as one compiles it."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import pytest
+
+from configs.n20_sml import get_config as n20_sml
+from configs.sft_winners import get_config as sft_winners
+from hgdpo_jax.pipelines.preference_step import pair_losses
+from hgdpo_jax.preflight.arithmetic import matrix_products, total_flops
+from hgdpo_jax.preflight.compilation import measure
+from hgdpo_jax.preflight.targets import CHIPS
+from hgdpo_jax.sharding import data_mesh
+from hgdpo_jax.stages import preflight
+
+PAIRS = 2
+CPU = dataclasses.replace(CHIPS["a100-80gb"], platform="cpu")
+
+
+@pytest.fixture(scope="module")
+def small(tiny_base):
+    """Makes a config of this file's programs: bfloat16, two pairs at once."""
+
+    def make(get_config=n20_sml, width=48, height=64):
+        config = get_config()
+        config.weights.base = str(tiny_base)
+        config.pool.width, config.pool.height = width, height
+        config.train.batch_size = config.train.device_batch = PAIRS
+        config.adapter.rank = 2
+        return config
+
+    return make
+
+
+def build(config, mesh=None):
+    setup = preflight.make_setup(config, "train_policy", PAIRS, 1)
+    return preflight.build_program("train_policy", setup, mesh or data_mesh(jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def measured(small):
+    """What one step takes, compiled for this machine."""
+    return measure(functools.partial(build, small()), jax.devices()[:1], CPU)
+
+
+def lowered(config):
+    """The step's program before any compiler has seen it."""
+    program = build(config)
+    return program.function.lower(*program.arguments)
+
+
+# At 96x128 the first level has many scores, whose attention goes block by block.
+@pytest.mark.parametrize(("width", "height"), [(48, 64), (96, 128)], ids=["few scores", "many scores"])
+def test_no_product_of_a_bfloat16_step_has_an_operand_in_float32(small, width, height):
+    # Before the compiler: that of CPUs has no products in bfloat16 and converts their operands.
+    program = lowered(small(width=width, height=height)).as_text()
+    products = re.findall(r"stablehlo\.(?:dot_general|convolution)\(?.* : \((.*)\) -> ", program)
+    assert len(products) > 100
+    assert [operands for operands in products if "xf32>" in operands] == []
+
+
+@pytest.mark.parametrize("get_config", [n20_sml, sft_winners])
+def test_where_nothing_is_made_again_a_step_takes_what_its_method_asks_for_to_the_last_operation(small, get_config):
+    config = small(get_config)
+    config.train.remat = "none"
+    program = build(config)
+    # So no frozen weight has a gradient, and nothing below the first layer of the LoRA.
+    products = matrix_products(program.function.trace(*program.arguments).jaxpr.jaxpr, "cpu")
+    assert total_flops(list(products)) == program.least_flops("cpu")
+
+
+def test_what_is_made_again_is_less_than_what_policy_and_reference_share(measured):
+    # Scores of attention are made again, a larger part of so small a model than of SD1.5.
+    assert measured.least_flops < measured.flops < 1.06 * measured.least_flops
+    assert measured.compiled.flops < 1.05 * measured.least_flops
+
+
+def test_what_the_lora_does_not_reach_is_computed_once_for_policy_and_reference(measured):
+    # The first convolutions, and what cross-attention makes of the prompt.
+    assert measured.compiled.flops < measured.flops
+
+
+def test_the_state_is_written_where_it_was_read(measured):
+    assert measured.compiled.reused_bytes == measured.compiled.donated_bytes == measured.state_bytes > 0
+
+
+def test_between_layers_no_activation_is_written_in_another_order(measured):
+    assert measured.compiled.transposes == {}
+
+
+def test_the_largest_temporaries_are_named_with_what_makes_them(measured):
+    sizes = [kind.bytes for kind in measured.compiled.temporaries]
+    assert sizes == sorted(sizes, reverse=True)
+    assert 0 < sum(sizes) < measured.temporary_bytes
+    assert any(kind.source.startswith("models/attention.py:") for kind in measured.compiled.temporaries)
+
+
+def test_the_statistic_loss_adds_less_than_a_thousandth_of_the_operations(small):
+    def operations(name):
+        config = small()
+        model = preflight.make_setup(config, "train_policy", PAIRS, 1).base
+        state, base, batch, _ = build(config).arguments
+        batch = batch | {
+            "noise": batch["winner_latents"],
+            "timesteps": jax.ShapeDtypeStruct((PAIRS,), "int32"),
+        }
+
+        def loss(lora, base, batch):
+            values = pair_losses(model, lora, base, batch, beta=2500.0, statistic_weight=1e4, statistic_stride=1)
+            return values[name].mean()
+
+        # What is not asked for the compiler leaves out, but it merges what it pleases: the program that it is given.
+        gradient = jax.jit(jax.grad(loss)).lower(state["parameters"], base, batch)
+        return gradient.cost_analysis()["flops"]
+
+    alone, both = operations("dpo_loss"), operations("loss")
+    assert alone < both < 1.001 * alone
