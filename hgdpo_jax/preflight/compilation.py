@@ -48,9 +48,9 @@ class Compiled:
     """What the compiler made of a program, on one device.
 
     `flops` are those of its matrix products and convolutions: less than was traced where it found the same thing
-    twice. Of products with an operand in float32, and of activations that are written in another order, as often as
-    they occur, with their sources. `donated_bytes` are those of arguments that may be written over, `reused_bytes` of
-    those that are. `temporaries` are the largest while most memory is in use.
+    twice. `float32_products` have an operand in float32, `transposes` write a whole activation in another order: of
+    each source how many. `donated_bytes` are those of arguments that may be written over, `reused_bytes` of those that
+    are. `temporaries` are the largest while most memory is in use.
     """
 
     flops: float

@@ -112,7 +112,7 @@ def test_the_statistic_loss_adds_less_than_a_thousandth_of_the_operations(small)
             values = pair_losses(model, lora, base, batch, beta=2500.0, statistic_weight=1e4, statistic_stride=1)
             return values[name].mean()
 
-        # What is not asked for the compiler leaves out, but it merges what it pleases: the program that it is given.
+        # Before the compiler, which merges and repeats small things as it pleases.
         gradient = jax.jit(jax.grad(loss)).lower(state["parameters"], base, batch)
         return gradient.cost_analysis()["flops"]
 
