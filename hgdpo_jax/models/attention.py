@@ -1,6 +1,7 @@
 """Scaled dot-product attention whose memory grows with the number of tokens, not with its square."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def attention(
         attended = keep(_attend(query, key, value, mask))
     else:
         # Chosen where a program is lowered, not where it is traced: it may be compiled for a machine that is not here.
-        ways = {
+        ways: dict[str, Callable[..., jax.Array]] = {
             "cpu": functools.partial(_attend_in_blocks, most_scores=MOST_SCORES_ON_CPU),
             "default": functools.partial(_attend_in_blocks, most_scores=MOST_SCORES),
         }
