@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MAIN := $(BIN)/python -m hgdpo_jax.main
 
-.PHONY: demo test test-slow faults ablations toon-weights
+.PHONY: demo test test-slow faults ablations bench toon-weights
 
 # The whole method on toon portraits; the last line says where the report is.
 demo: $(VENV)/installed
@@ -32,6 +32,10 @@ ablations: $(VENV)/installed
 	done; done
 	$(MAIN) --config=configs/toon_ablations.py:n20_sml-0 --stage=sweep_scale
 	$(BIN)/python -m hgdpo_jax.report workdir/runs/*-[012]
+
+# This project beside PyTorch's libraries on this machine, about 40 minutes on two cores, and where the demo's time goes.
+bench: $(VENV)/installed-test
+	$(BIN)/python -m benchmarks
 
 # Trains the weights that ship in hgdpo_jax/toon/weights again.
 toon-weights: $(VENV)/installed

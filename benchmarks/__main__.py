@@ -1,6 +1,6 @@
 """Times this project beside PyTorch's libraries on this machine, in turn, and prints the tables of the README.
 
-python -m benchmarks                               # all, about an hour on two cores
+python -m benchmarks                               # all, about 40 minutes on two cores
 python -m benchmarks --only=unet,weight_files      # some; the tables keep what was timed before
 """
 
@@ -42,7 +42,9 @@ def main() -> None:
             continue
         for benchmark in module.benchmarks(options.folder):
             print(f"{benchmark.name}: this project, then {benchmark.peer_name}", flush=True)
-            found = summary(*alternate(benchmark, options.rounds)) | {"peer": benchmark.peer_name}
+            found = summary(*alternate(benchmark, options.rounds, options.folder.resolve())) | {
+                "peer": benchmark.peer_name
+            }
             print(f"  {found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})", flush=True)
             # One by one: what is timed should outlast a stop.
             write_json(RESULTS, _read(RESULTS) | {benchmark.name: found})
@@ -62,7 +64,7 @@ def _machine() -> str:
 
 def _comparisons(results: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
-        f"| {name} | {found['peer']} ({found['peer_how']}) | {found['ratio']:.2f} ({found['low']:.2f} to "
+        f"| {name} | {found['peer']} ({found['peer_way']}) | {found['ratio']:.2f} ({found['low']:.2f} to "
         f"{found['high']:.2f}) | {found['ours_seconds']:.3g} s | {found['peer_seconds']:.3g} s "
         f"| {found['ours_peak_bytes'] / 1e9:.2f} GB | {found['peer_peak_bytes'] / 1e9:.2f} GB |"
         for name, found in results.items()

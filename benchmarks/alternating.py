@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import os
 import re
 import statistics
 import time
@@ -13,8 +14,8 @@ from typing import Any
 Part = tuple[Callable[[], object], float]
 # The parts of one side, and in a few words how it runs.
 Prepared = tuple[Sequence[Part], str]
-# Called in the process that will run the parts.
-Prepare = Callable[[], Prepared]
+# Called with "", to choose a way to run, or with the way that was chosen, in the process that will run the parts.
+Prepare = Callable[[str], Prepared]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,33 +30,40 @@ class Benchmark:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of one side in each round, its peak memory meanwhile, and what it took before the first."""
+    """Seconds of one side in each round, its peak memory meanwhile, and the way it runs."""
 
     seconds: list[float]
     peak_bytes: int
-    prepare_seconds: float
-    how: str
+    way: str
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
 
-def alternate(benchmark: Benchmark, rounds: int) -> tuple[Timing, Timing]:
-    """Both sides' timings over so many rounds A B A B, after one call of each that is not counted."""
-    sides = [_Side(prepare) for prepare in (benchmark.ours, benchmark.peer)]
+def alternate(benchmark: Benchmark, rounds: int, folder: Path) -> tuple[Timing, Timing]:
+    """Both sides' timings over so many rounds A B A B, after one call of each that is not counted.
+
+    What is compiled is kept in `folder`, and timed in a second start: the memory that a compiler took is no part of it.
+    """
+    sides: list[_Side] = []
     try:
-        # One after the other: to prepare is heavy too.
-        prepared = [side.prepare() for side in sides]
+        for prepare in (benchmark.ours, benchmark.peer):
+            # One after the other: to prepare is heavy too.
+            first = _Side(prepare, folder)
+            way = first.ask(("prepare", ""))
+            first.end()
+            sides.append(_Side(prepare, folder))
+            sides[-1].ask(("prepare", way))
+            sides[-1].way = way
         seconds: list[list[float]] = [[], []]
         for _ in range(rounds):
             for side, found in zip(sides, seconds, strict=True):
                 found.append(side.ask("run"))
-        peaks = [side.ask("peak") for side in sides]
+        ours, peer = (Timing(s, side.ask("peak"), side.way) for s, side in zip(seconds, sides, strict=True))
     finally:
         for side in sides:
             side.end()
-    ours, peer = (Timing(s, peak, *p) for s, peak, p in zip(seconds, peaks, prepared, strict=True))
     return ours, peer
 
 
@@ -70,8 +78,8 @@ def summary(ours: Timing, peer: Timing) -> dict[str, Any]:
         "peer_seconds": peer.median,
         "ours_peak_bytes": ours.peak_bytes,
         "peer_peak_bytes": peer.peak_bytes,
-        "ours_how": ours.how,
-        "peer_how": peer.how,
+        "ours_way": ours.way,
+        "peer_way": peer.way,
         "rounds": len(ratios),
     }
 
@@ -79,21 +87,20 @@ def summary(ours: Timing, peer: Timing) -> dict[str, Any]:
 class _Side:
     """A process that prepares one side, then runs it when asked."""
 
-    def __init__(self, prepare: Prepare):
+    way = ""
+
+    def __init__(self, prepare: Prepare, folder: Path):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, prepare), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, prepare, folder), daemon=True)
         self.process.start()
         theirs.close()
 
-    def prepare(self) -> tuple[float, str]:
-        return self.ask("prepare")
-
-    def ask(self, word: str) -> Any:
-        self.pipe.send(word)
+    def ask(self, question: Any) -> Any:
+        self.pipe.send(question)
         try:
             return self.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             raise RuntimeError("the process of one side ended; what it said stands above") from None
 
     def end(self) -> None:
@@ -101,21 +108,22 @@ class _Side:
         self.process.join()
 
 
-def _serve(pipe: Any, prepare: Prepare) -> None:
+def _serve(pipe: Any, prepare: Prepare, folder: Path) -> None:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "programs")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "torchinductor")
     parts: Sequence[Part] = ()
     while True:
-        word = pipe.recv()
-        if word == "prepare":
-            begin = time.perf_counter()
-            parts, how = prepare()
-            _run(parts)
-            seconds = time.perf_counter() - begin
-            _forget_peak()
-            pipe.send((seconds, how))
-        elif word == "run":
+        question = pipe.recv()
+        if question == "run":
             pipe.send(_run(parts))
-        else:
+        elif question == "peak":
             pipe.send(_peak())
+        else:
+            parts, way = prepare(question[1])
+            _run(parts)
+            _forget_peak()
+            pipe.send(way)
 
 
 def _run(parts: Sequence[Part]) -> float:
@@ -127,13 +135,15 @@ def _run(parts: Sequence[Part]) -> float:
     return total
 
 
-def fastest(candidates: dict[str, Callable[[], Callable[[], object]]]) -> tuple[Callable[[], object], str]:
-    """Of several ways to the same, each made by a function, the one whose second call is the fastest, and its name.
+def fastest(ways: dict[str, Callable[[], Callable[[], object]]], chosen: str) -> tuple[Callable[[], object], str]:
+    """What the chosen way makes; where none is, of the way whose second call is the fastest. Also its name.
 
     A way that fails on this machine is left out.
     """
+    if chosen:
+        return ways[chosen](), chosen
     seconds: dict[str, float] = {}
-    for name, make in candidates.items():
+    for name, make in ways.items():
         try:
             call = make()
             call()
@@ -146,7 +156,7 @@ def fastest(candidates: dict[str, Callable[[], Callable[[], object]]]) -> tuple[
             print(f"  {name}: {seconds[name]:.2f} s", flush=True)
     best = min(seconds, key=seconds.__getitem__)
     # Made again: the ways share their weights, and the last one has laid them out as it likes.
-    return candidates[best](), best
+    return ways[best](), best
 
 
 _HIGH_WATER = re.compile(r"VmHWM:\s+(\d+) kB")

@@ -34,7 +34,7 @@ def pair() -> dict[str, np.ndarray]:
     return latents | {"token_ids": random.integers(0, 600, (1, 77)).astype(np.int32)}
 
 
-def prepare_ours(base: Path) -> Prepared:
+def prepare_ours(base: Path, way: str) -> Prepared:
     """The step that `train_policy` runs, with what a CPU wants: nothing made again."""
     import jax
 
@@ -52,7 +52,7 @@ def prepare_ours(base: Path) -> Prepared:
     initial_state, step = make_training(config, model, mesh)
     state = shard_parameters(initial_state(), mesh)
     frozen = shard_parameters({name: model.parameters[name] for name in ("unet", "text_encoder")}, mesh)
-    model = model.with_parameters(unet={}, text_encoder={})
+    model = model.with_parameters(unet={}, vae={}, text_encoder={})
     batch = shard_batch((pair(), jax.random.key(0)), mesh)
 
     def call():
@@ -63,7 +63,7 @@ def prepare_ours(base: Path) -> Prepared:
     return [(call, 1.0)], "jit"
 
 
-def prepare_peft(base: Path, statistic_loss: bool) -> Prepared:
+def prepare_peft(base: Path, statistic_loss: bool, way: str) -> Prepared:
     """The step of diffusers' Diffusion-DPO example; the statistic loss by two more sampler calls, as the paper says."""
     import diffusers
     import peft
@@ -121,11 +121,12 @@ def prepare_peft(base: Path, statistic_loss: bool) -> Prepared:
 
         return call
 
-    call, how = fastest(
+    call, way = fastest(
         {
             "contiguous": functools.partial(make, torch.contiguous_format, False),
             "channels_last": functools.partial(make, torch.channels_last, False),
             "channels_last, torch.compile": functools.partial(make, torch.channels_last, True),
-        }
+        },
+        way,
     )
-    return [(call, 1.0)], how
+    return [(call, 1.0)], way

@@ -32,14 +32,16 @@ def inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tuple(array.astype(np.float32) for array in (latents, *states))
 
 
-def prepare_ours(base: Path, scorer: Path) -> Prepared:
+def prepare_ours(base: Path, scorer: Path, way: str) -> Prepared:
     """The two programs of the stages `generate_pool` and `score_pool`."""
     import jax
 
     from hgdpo_jax import PickScore, StableDiffusion
     from hgdpo_jax.stages.score_pool import make_score
 
-    model, scorer = StableDiffusion.load(str(base)), PickScore.load(str(scorer))
+    # States of prompts are given.
+    model = StableDiffusion.load(str(base)).with_parameters(text_encoder={})
+    scorer = PickScore.load(str(scorer))
     latents, states, empty = inputs()
     prompts = np.asarray(scorer.encode_prompts(["a woman"] * IMAGES))
     score = make_score(model, scorer)
@@ -54,12 +56,12 @@ def prepare_ours(base: Path, scorer: Path) -> Prepared:
     return [(draw, 1.0), (decode_and_score, 1 / STEPS)], "jit"
 
 
-def prepare_diffusers(base: Path, scorer: Path) -> Prepared:
+def prepare_diffusers(base: Path, scorer: Path, way: str) -> Prepared:
     import diffusers
     import torch
     import transformers
 
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(base)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(base, text_encoder=None)
     pipeline.set_progress_bar_config(disable=True)
     clip = transformers.CLIPModel.from_pretrained(scorer).eval()
     processor = transformers.CLIPImageProcessorPil.from_pretrained(scorer)
@@ -101,20 +103,23 @@ def prepare_diffusers(base: Path, scorer: Path) -> Prepared:
         return decode_and_score
 
     functional = torch.nn.functional
-    draw, how = fastest(
+    first, _, second = way.partition("; ")
+    draw, first = fastest(
         {
             "contiguous": functools.partial(make_draw, torch.contiguous_format, False),
             "channels_last": functools.partial(make_draw, torch.channels_last, False),
             "channels_last, torch.compile": functools.partial(make_draw, torch.channels_last, True),
-        }
+        },
+        first,
     )
-    decode_and_score, _ = fastest(
+    decode_and_score, second = fastest(
         {
             "decoder contiguous": functools.partial(make_decode_and_score, torch.contiguous_format),
             "decoder channels_last": functools.partial(make_decode_and_score, torch.channels_last),
-        }
+        },
+        second,
     )
-    return [(draw, 1.0), (decode_and_score, 1 / STEPS)], how
+    return [(draw, 1.0), (decode_and_score, 1 / STEPS)], f"{first}; {second}"
 
 
 def tokens(count: int) -> dict:

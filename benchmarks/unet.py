@@ -30,7 +30,7 @@ def inputs(size: int) -> tuple[np.ndarray, np.ndarray]:
     return latents.astype(np.float32), random.normal(size=(2, 77, 768)).astype(np.float32)
 
 
-def prepare_ours(base: Path, size: int) -> Prepared:
+def prepare_ours(base: Path, size: int, way: str) -> Prepared:
     from hgdpo_jax import StableDiffusion
 
     model = StableDiffusion.load(str(base))
@@ -38,7 +38,7 @@ def prepare_ours(base: Path, size: int) -> Prepared:
     return [(lambda: model.predict_noise(latents, TIMESTEPS, states), 1.0)], "jit"
 
 
-def prepare_diffusers(base: Path, size: int) -> Prepared:
+def prepare_diffusers(base: Path, size: int, way: str) -> Prepared:
     import diffusers
     import torch
 
@@ -58,11 +58,12 @@ def prepare_diffusers(base: Path, size: int) -> Prepared:
 
         return call
 
-    call, how = fastest(
+    call, way = fastest(
         {
             "contiguous": functools.partial(make, torch.contiguous_format, False),
             "channels_last": functools.partial(make, torch.channels_last, False),
             "channels_last, torch.compile": functools.partial(make, torch.channels_last, True),
-        }
+        },
+        way,
     )
-    return [(call, 1.0)], how
+    return [(call, 1.0)], way

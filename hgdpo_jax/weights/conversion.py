@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.weights.tensor_files import release
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -55,7 +56,10 @@ def to_tree(
         node = tree
         for name in path[:-1]:
             node = node.setdefault(name, {})
+        # A copy, whatever the type.
         node[path[-1]] = place(_to_flax(path, array).astype(DTYPES[dtype], order="C"))
+        # Else the file would lie in memory beside what was made of it.
+        release(array)
     return tree
 
 

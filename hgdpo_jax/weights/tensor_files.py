@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import struct
 from collections.abc import Mapping
 
@@ -101,6 +102,17 @@ def _views(path: str) -> dict[str, np.ndarray]:
         name: content[start:][slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
         for name, entry in header.items()
     }
+
+
+def release(array: np.ndarray) -> None:
+    """Gives back the memory that a view's part of its file takes; a view that is used again is read again."""
+    owner: np.ndarray = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    if isinstance(owner.base, mmap.mmap) and array.size:
+        begin = array.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
+        start = begin - begin % mmap.PAGESIZE
+        owner.base.madvise(mmap.MADV_DONTNEED, start, begin + array.nbytes - start)
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:

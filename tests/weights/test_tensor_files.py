@@ -1,4 +1,5 @@
 import tracemalloc
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
+from hgdpo_jax.weights.tensor_files import load_tensors, release, save_tensors
 
 TENSORS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3).T,
@@ -92,6 +93,22 @@ def test_reading_takes_no_memory_until_the_tensors_are_used(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 1 << 19
     tracemalloc.stop()
     assert tensors["a"].sum() == 1 << 20
+
+
+def test_a_released_view_takes_no_memory_and_can_be_read_again(tmp_path):
+    safetensors.numpy.save_file({"a": np.ones((1 << 22,), np.float32), "b": np.ones((3,), np.float32)}, tmp_path / "x")
+    tensors, _ = load_tensors(tmp_path / "x")
+
+    def resident():
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+        return 1024 * int(line.split()[1])
+
+    before = resident()
+    for _ in range(2):
+        assert tensors["a"].sum() == 1 << 22
+        assert resident() > before + (1 << 23)
+        release(tensors["a"])
+        assert resident() < before + (1 << 22)
 
 
 def test_a_type_that_numpy_lacks_is_named(tmp_path):
