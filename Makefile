@@ -24,7 +24,7 @@ faults: $(VENV)/installed-test
 	$(BIN)/python tests/faults.py
 
 # The paper's tables in miniature, on toon portraits: all rows with three seeds of training, then the report that joins
-# them; about 150 minutes on two cores. A row that is done stays done: after a stop, run it again.
+# them; about 80 minutes on two cores. A row that is done stays done: after a stop, run it again.
 ROWS := n20_sml n20 n2 n5 n10 n20_l2 n20_l5 n20_l10 n20_2k n20_50k n20_beta4x n20_beta20x sft_winners
 ablations: $(VENV)/installed
 	for seed in 0 1 2; do for row in $(ROWS); do \
