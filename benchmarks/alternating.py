@@ -159,6 +159,17 @@ def fastest(ways: dict[str, Callable[[], Callable[[], object]]], chosen: str) ->
     return ways[best](), best
 
 
+def torch_ways(make: Callable[[Any, bool], Callable[[], object]]) -> dict[str, Callable[[], Callable[[], object]]]:
+    """The ways to run a network in PyTorch, by `make(memory_format, compiled)`."""
+    import torch
+
+    return {
+        "contiguous": lambda: make(torch.contiguous_format, False),
+        "channels_last": lambda: make(torch.channels_last, False),
+        "channels_last, torch.compile": lambda: make(torch.channels_last, True),
+    }
+
+
 _HIGH_WATER = re.compile(r"VmHWM:\s+(\d+) kB")
 
 

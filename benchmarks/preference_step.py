@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import checkpoints
-from benchmarks.alternating import Benchmark, Prepared, fastest
+from benchmarks.alternating import Benchmark, Prepared, fastest, torch_ways
 
 SIZE = 256
 RANK = 8
@@ -121,12 +121,5 @@ def prepare_peft(base: Path, statistic_loss: bool, way: str) -> Prepared:
 
         return call
 
-    call, way = fastest(
-        {
-            "contiguous": functools.partial(make, torch.contiguous_format, False),
-            "channels_last": functools.partial(make, torch.channels_last, False),
-            "channels_last, torch.compile": functools.partial(make, torch.channels_last, True),
-        },
-        way,
-    )
+    call, way = fastest(torch_ways(make), way)
     return [(call, 1.0)], way

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import checkpoints
-from benchmarks.alternating import Benchmark, Prepared, fastest
+from benchmarks.alternating import Benchmark, Prepared, fastest, torch_ways
 
 SIZE, IMAGES = 256, 4
 STEPS, GUIDANCE = 50, 5.0
@@ -104,14 +104,7 @@ def prepare_diffusers(base: Path, scorer: Path, way: str) -> Prepared:
 
     functional = torch.nn.functional
     first, _, second = way.partition("; ")
-    draw, first = fastest(
-        {
-            "contiguous": functools.partial(make_draw, torch.contiguous_format, False),
-            "channels_last": functools.partial(make_draw, torch.channels_last, False),
-            "channels_last, torch.compile": functools.partial(make_draw, torch.channels_last, True),
-        },
-        first,
-    )
+    draw, first = fastest(torch_ways(make_draw), first)
     decode_and_score, second = fastest(
         {
             "decoder contiguous": functools.partial(make_decode_and_score, torch.contiguous_format),
