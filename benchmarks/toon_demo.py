@@ -15,7 +15,8 @@ _INTERVAL = 0.05
 def measure(folder: Path) -> dict[str, Any]:
     """Seconds of each stage in a fresh process, with nothing compiled before, and the share that programs run.
 
-    A program runs where at an instant one of XLA's threads does; this is looked at 20 times a second.
+    A program runs where at an instant one of XLA's threads does; this is looked at 20 times a second. What the compiler
+    does in threads without its name counts as well, so the share is an upper bound.
     """
     folder = folder / "toon_demo"
     shutil.rmtree(folder, ignore_errors=True)
