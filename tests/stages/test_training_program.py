@@ -6,6 +6,7 @@ import re
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs.n20_sml import get_config as n20_sml
 from configs.sft_winners import get_config as sft_winners
@@ -43,7 +44,12 @@ def build(config, mesh=None):
 @pytest.fixture(scope="module")
 def measured(small):
     """What one step takes, compiled for this machine."""
-    return measure(functools.partial(build, small()), jax.devices()[:1], CPU)
+    # A program that another test has compiled tells nothing of its temporaries: that file only the compiler writes.
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield measure(functools.partial(build, small()), jax.devices()[:1], CPU)
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 def lowered(config):
