@@ -74,14 +74,15 @@ def _comparisons(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _demo(demo: Mapping[str, Any]) -> str:
-    stages = demo.get("stages", {})
+    stages = demo.get("stages", [])
     rows = [
-        f"| `{name}` | {stage['seconds']:.0f} s | {stage['seconds'] / demo['seconds']:.0%} "
+        f"| {stage['name']} | {stage['seconds']:.0f} s | {stage['seconds'] / demo['seconds']:.0%} "
         f"| {stage['in_programs'] / stage['seconds']:.0%} |"
-        for name, stage in stages.items()
+        for stage in stages
     ]
     if stages:
         rows.append(f"| all | {demo['seconds']:.0f} s | 100% | {demo['share_in_programs']:.0%} |")
+        rows.append(f"\nThe first start, which compiles everything: {demo['first_seconds']:.0f} s")
     return "\n".join(["| Stage of the demo | Time | Share | In compiled programs |\n|---|---|---|---|", *rows])
 
 

@@ -34,7 +34,7 @@ def measure(folder: Path) -> dict[str, Any]:
 def _run_apart(folder: Path) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(sender, folder))
+    process = context.Process(target=_run, args=(sender, folder, time.time()))
     process.start()
     sender.close()
     try:
@@ -43,19 +43,20 @@ def _run_apart(folder: Path) -> dict[str, Any]:
         process.join()
 
 
-def _run(sender: Any, folder: Path) -> None:
+def _run(sender: Any, folder: Path, started: float) -> None:
     import os
 
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "xla")
-    stages: dict[str, dict[str, float]] = {}
+    stages: list[dict[str, Any]] = []
 
     def timed(name: str, call: Callable[[], object]) -> Any:
         with _Watch() as watch:
             result = call()
-        stages[name] = {"seconds": watch.seconds, "in_programs": watch.busy * watch.seconds}
+        stages.append({"name": name, "seconds": watch.seconds, "in_programs": watch.busy * watch.seconds})
         return result
 
-    main, config = timed("starting", _load)
+    main, config = _load()
+    stages.append({"name": "starting", "seconds": time.time() - started, "in_programs": 0.0})
     for stage in config.stages:
         status = timed(
             stage,
@@ -63,7 +64,7 @@ def _run(sender: Any, folder: Path) -> None:
         )
         if status:
             raise SystemExit(f"{stage} ended with status {status}")
-    seconds, in_programs = (sum(stage[key] for stage in stages.values()) for key in ("seconds", "in_programs"))
+    seconds, in_programs = (sum(stage[key] for stage in stages) for key in ("seconds", "in_programs"))
     sender.send({"seconds": seconds, "share_in_programs": in_programs / seconds, "stages": stages})
 
 
