@@ -172,10 +172,7 @@ def torch_ways(make: Callable[[Any, bool], Callable[[], object]]) -> dict[str, C
 
 
 _HIGH_WATER = re.compile(r"VmHWM:\s+(\d+) kB")
-# Of a file's mapping, by its inode, how much lies in memory, and how much of that has been used.
-_MAPPED = re.compile(
-    r"^[\da-f]+-[\da-f]+ \S+ \S+ \S+ [1-9].*\n(?:.*\n)*?Rss: +(\d+) kB\n(?:.*\n)*?Referenced: +(\d+) kB", re.M
-)
+_RESIDENT, _USED = re.compile(r"Rss:\s+(\d+) kB"), re.compile(r"Referenced:\s+(\d+) kB")
 
 
 def _forget_peak() -> None:
@@ -190,8 +187,16 @@ def _forget_peak() -> None:
 def _peak() -> int:
     """Most memory that this process has had at once since `_forget_peak`, in bytes.
 
-    Pages of files that nothing used since do not count: PyTorch maps weights, of which it may hold a copy.
+    Pages that nothing used since do not count, for either side: PyTorch maps weights of which it may hold a copy, and
+    both have read weights that what is timed has no need of.
     """
-    high_water = int(_HIGH_WATER.search(Path("/proc/self/status").read_text())[1])
-    unused = sum(int(there) - int(used) for there, used in _MAPPED.findall(Path("/proc/self/smaps").read_text()))
-    return 1024 * (high_water - unused)
+    pages = Path("/proc/self/smaps_rollup").read_text()
+    high_water, resident, used = (
+        int(pattern.search(text)[1])
+        for pattern, text in (
+            (_HIGH_WATER, Path("/proc/self/status").read_text()),
+            (_RESIDENT, pages),
+            (_USED, pages),
+        )
+    )
+    return 1024 * (high_water - resident + used)
