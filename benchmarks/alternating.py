@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hgdpo_jax.compilation import spare_memory_of_cpu
+
 # What is timed, and how often it counts in the sum: once, or a share of it.
 Part = tuple[Callable[[], object], float]
 # The parts of one side, and in a few words how it runs.
@@ -112,6 +114,7 @@ class _Side:
 def _serve(pipe: Any, prepare: Prepare, folder: Path) -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "programs")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    spare_memory_of_cpu()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "torchinductor")
     parts: Sequence[Part] = ()
     while True:

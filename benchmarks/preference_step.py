@@ -35,7 +35,7 @@ def pair() -> dict[str, np.ndarray]:
 
 
 def prepare_ours(base: Path, way: str) -> Prepared:
-    """The step that `train_policy` runs, with what a CPU wants: nothing made again."""
+    """The step that `train_policy` runs."""
     import jax
 
     from configs.n20_sml import get_config
@@ -46,7 +46,6 @@ def prepare_ours(base: Path, way: str) -> Prepared:
     config = get_config()
     config.dtype = "float32"
     config.train.batch_size = config.train.device_batch = 1
-    config.train.remat = "none"
     model = StableDiffusion.load(str(base))
     mesh = training_mesh(1, jax.devices())
     initial_state, step = make_training(config, model, mesh)

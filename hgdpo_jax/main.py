@@ -30,6 +30,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hgdpo_jax.artifacts import TRACEBACK, StageRun, refuse_changes, write_text
+from hgdpo_jax.compilation import spare_memory_of_cpu
 from hgdpo_jax.config_files import config_changes, read_config
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import require_store
@@ -160,6 +161,7 @@ def _run_stages(stages: Sequence[Stage], config: ConfigDict, processes: dict) ->
     from hgdpo_jax import hosts
 
     refuse_changes([stage.run for stage in stages])
+    spare_memory_of_cpu()
     _divide_cpu(config.cpu_devices)
     hosts.start(**processes)
     # Whoever comes later would see what the first one has finished meanwhile.
