@@ -15,7 +15,7 @@ from hgdpo_jax.evaluation.pair_check import PairCheck, check_pairs
 from hgdpo_jax.evaluation.scores import TRAINING, Score, load_scores, score_sources
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.user_scorer import UserScorer
-from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
+from hgdpo_jax.stages.generate_pool import base_fingerprints, load_autoencoder
 from hgdpo_jax.stages.score_pool import scorer_source
 
 INPUTS = ("select_pairs",)
@@ -67,7 +67,7 @@ def plan(config, run: StageRun) -> str:
 
 def run(config, run: StageRun) -> None:
     pairs = open_pairs(run.input("select_pairs"))
-    model, scores = load_base(config), scores_of(config)
+    model, scores = load_autoencoder(config), scores_of(config)
     # Spread over the whole data set where it is larger.
     rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_PAIRS)).astype(int)
     sides = ("winner", "loser")

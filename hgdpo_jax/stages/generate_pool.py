@@ -66,6 +66,11 @@ def load_base(config, dtype: str = "") -> StableDiffusion:
     )
 
 
+def load_autoencoder(config) -> StableDiffusion:
+    """The base of a config without what draws, whose place on the devices the images can have."""
+    return load_base(config).with_parameters(unet={}, text_encoder={})
+
+
 def sampling_settings(config) -> dict:
     """What decides, beside weights, prompt and noise, how any image is drawn: of the pool and of every evaluation."""
     names = ("steps", "guidance", "negative_prompt", "clip_skip", "width", "height")

@@ -258,17 +258,17 @@ def _build_evaluation(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
 
 
 def _build_scoring(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    weights = ({"vae": parameters.pop("vae")}, replicated_shapes(setup.scorer.parameters, mesh))
+    weights = ({"vae": parameters["vae"]}, replicated_shapes(setup.scorer.parameters, mesh))
     embeddings = _rows((setup.scorer.clip.config.projection_dim,), setup, mesh)
     function = score_pool.make_score(setup.base, setup.scorer)
     arguments = (*weights, _latents(setup, mesh, jnp.float16), embeddings)
-    return Program(function, arguments, weights=weights, resident=parameters)
+    return Program(function, arguments, weights=weights)
 
 
 def _build_selection(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    weights = {"vae": parameters.pop("vae")}
+    weights = {"vae": parameters["vae"]}
     arguments = (weights, _latents(setup, mesh, jnp.float16))
-    return Program(select_pairs.make_reencode(setup.base), arguments, weights=weights, resident=parameters)
+    return Program(select_pairs.make_reencode(setup.base), arguments, weights=weights)
 
 
 def _build_training(setup: Setup, parameters: dict, mesh: Mesh) -> Program:

@@ -19,7 +19,7 @@ from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.scorer import Scorer
 from hgdpo_jax.scorers.sources import ScorerSource
 from hgdpo_jax.scorers.user_scorer import UserScorer
-from hgdpo_jax.stages.generate_pool import batch_of_block, complete_pool, load_base
+from hgdpo_jax.stages.generate_pool import batch_of_block, complete_pool, load_autoencoder
 
 INPUTS = ("generate_pool",)
 EVERY_HOST = True
@@ -99,7 +99,7 @@ def make_score(model: StableDiffusion, scorer: Scorer):
 
 def _score(config, pool: Pool, scores: Parts, missing: Sequence[tuple[Block, int]], images: int) -> None:
     """Scores parts, this host's share, but for those whose latents are damaged; `images` is the share of the pool."""
-    model = load_base(config)
+    model = load_autoencoder(config)
     device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
     done = images - sum(len(block.prompts) for block, _ in missing)
     with (

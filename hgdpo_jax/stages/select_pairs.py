@@ -21,7 +21,7 @@ from hgdpo_jax.evaluation.rank_statistics import RankStatistics
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.stages.generate_pool import batch_of_block, load_base
+from hgdpo_jax.stages.generate_pool import batch_of_block, load_autoencoder
 from hgdpo_jax.stages.score_pool import complete_scores
 
 INPUTS = ("score_pool",)
@@ -62,7 +62,7 @@ def plan(config, run: StageRun) -> str:
 
 def run(config, run: StageRun) -> None:
     run.input("score_pool")
-    model = load_base(config)
+    model = load_autoencoder(config)
     written = False
     while not written:
         pool, scores, blocks = complete_scores(config, run)

@@ -83,8 +83,8 @@ def test_what_a_stage_holds_is_an_argument_of_its_program_or_lies_beside_it(smal
     sizes = {name: bytes_of(tree) for name, tree in base.parameters.items()} | {"scorer": bytes_of(scorer.parameters)}
     for name, arguments, beside in (
         ("generate_pool", ("unet",), ("vae", "text_encoder")),
-        ("score_pool", ("vae", "scorer"), ("unet", "text_encoder")),
-        ("select_pairs", ("vae",), ("unet", "text_encoder")),
+        ("score_pool", ("vae", "scorer"), ()),
+        ("select_pairs", ("vae",), ()),
         # For its validation training keeps the decoder; its scorer lies on the host.
         ("train_policy", ("unet", "text_encoder"), ("vae",)),
         ("evaluate_policy", ("unet",), ("vae", "text_encoder")),
