@@ -53,14 +53,14 @@ def attention(
 @jax.custom_vjp
 def _scores(query, key):
     """Products of all queries with all keys, float32; their gradient is made in the type of queries and keys."""
-    return jnp.einsum("nhqd,nhkd->nhqk", query, key, preferred_element_type=jnp.float32)
+    return jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=jnp.float32)
 
 
 def _scores_gradient(operands, gradient):
     query, key = operands
     # As fused kernels have it: left in float32, it would make both products float32's, at a fraction of the speed.
     gradient = gradient.astype(query.dtype)
-    return jnp.einsum("nhqk,nhkd->nhqd", gradient, key), jnp.einsum("nhqk,nhqd->nhkd", gradient, query)
+    return jnp.einsum("...qk,...kd->...qd", gradient, key), jnp.einsum("...qk,...qd->...kd", gradient, query)
 
 
 _scores.defvjp(lambda query, key: (_scores(query, key), (query, key)), _scores_gradient)
@@ -71,7 +71,7 @@ def _attend(query, key, value, mask=None):
     if mask is not None:
         scores = scores + mask
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("nhqk,nhkd->nhqd", weights, value)
+    return jnp.einsum("...qk,...kd->...qd", weights, value)
 
 
 def _attend_in_blocks(query, key, value, most_scores):
@@ -81,9 +81,10 @@ def _attend_in_blocks(query, key, value, most_scores):
     count = -(-together * queries // max(1, most_scores // keys))
     size = -(-queries // count)
     padded = jnp.pad(query, ((0, 0), (0, 0), (0, count * size - queries), (0, 0)))
-    blocks = rearrange(padded, "n (p h) (b q) d -> p b n h q d", h=together, b=count)
+    # Images and heads are one axis: with a second of size one, XLA for CPUs takes four times as long for a gradient.
+    blocks = rearrange(padded, "n (p h) (b q) d -> p b (n h) q d", h=together, b=count)
     # The gradients of all blocks are summed in this type: sixty in bfloat16 would be off by a hundredth.
-    key32, value32 = (rearrange(x.astype(jnp.float32), "n (p h) k d -> p n h k d", h=together) for x in (key, value))
+    key32, value32 = (rearrange(x.astype(jnp.float32), "n (p h) k d -> p (n h) k d", h=together) for x in (key, value))
 
     def attend_heads(some_heads):
         blocks, key32, value32 = some_heads
@@ -95,7 +96,7 @@ def _attend_in_blocks(query, key, value, most_scores):
         return jax.lax.map(attend, blocks)
 
     attended = jax.lax.map(attend_heads, (blocks, key32, value32))
-    return keep(rearrange(attended, "p b n h q d -> n (p h) (b q) d")[:, :, :queries])
+    return keep(rearrange(attended, "p b (n h) q d -> n (p h) (b q) d", h=together)[:, :, :queries])
 
 
 def _attend_by_cudnn(query, key, value):
