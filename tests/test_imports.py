@@ -9,12 +9,11 @@ PACKAGE = Path(__file__).parent.parent / "hgdpo_jax"
 # From top to bottom: a room imports only what stands in its own row or below.
 ROWS = [
     {"main", "report", "config_files"},
-    {"stages"},
+    {"stages", "preflight"},
     {
         "training",
         "evaluation",
         "data",
-        "preflight",
         "toon",
         "artifacts",
         "checkpoints",
@@ -97,5 +96,5 @@ def test_files_are_opened_through_epath():
         assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "open"], place
 
 
-def test_only_main_and_the_stages_see_a_config():
-    assert importers("ml_collections") <= {"main", "config_files", "stages", "base_config"}
+def test_only_main_stages_and_preflight_see_a_config():
+    assert importers("ml_collections") <= {"main", "config_files", "stages", "preflight", "base_config"}

@@ -1,76 +1,21 @@
 """Compiles the experiment's programs for accelerators that are not there: memory, arithmetic, hours and price."""
 
-import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
-
-from hgdpo_jax.adapters import lora
 from hgdpo_jax.artifacts import StageRun, write_json, write_text
-from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.preflight.apart import compiler_environment, require_compiler, run_apart
-from hgdpo_jax.preflight.arithmetic import least_flops
-from hgdpo_jax.preflight.compilation import Measurement, Program, measure
-from hgdpo_jax.preflight.experiment import Examined, Work, totals
+from hgdpo_jax.preflight.compilation import Measurement
+from hgdpo_jax.preflight.experiment import Examined, storage, totals, work
 from hgdpo_jax.preflight.largest_batch import largest_batch
+from hgdpo_jax.preflight.programs import BATCH_SETTINGS, TRAINING, measure_program
 from hgdpo_jax.preflight.report import as_json, as_table
-from hgdpo_jax.preflight.targets import Chip, Target, parse_target, target_devices
-from hgdpo_jax.scorers.pick_score import PickScore
-from hgdpo_jax.scorers.sources import ScorerSource
-from hgdpo_jax.sharding import batch_shapes, parameter_shapes, replicated_shapes, training_mesh
-from hgdpo_jax.stages import encode_images, finetune_base, score_pool, select_pairs, train_policy
+from hgdpo_jax.preflight.targets import Target, parse_target, target_devices
 from hgdpo_jax.training.accumulation import accumulation_steps
-from hgdpo_jax.weights import folders, stable_diffusion_files
-from hgdpo_jax.weights.sources import resolve_source
 
 INPUTS = ()
-
-# Of each stage that has a program here, the setting that says how many rows one device takes at once.
-BATCH_SETTINGS = {
-    "generate_pool": "pool.device_batch",
-    "score_pool": "scoring.device_batch",
-    "select_pairs": "scoring.device_batch",
-    "train_policy": "train.device_batch",
-    "evaluate_policy": "pool.device_batch",
-    "encode_images": "scoring.device_batch",
-    "finetune_base": "finetune.device_batch",
-}
-_TRAINING = {"train_policy": "train", "finetune_base": "finetune"}
-
-# The published shapes of Stable Diffusion 1.5 and of PickScore_v1 (CLIP ViT-H/14), where a config names no weights.
-_STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
-    "unet": {},
-    "vae": {},
-    "text_encoder": {},
-    "scheduler": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-}
-_PICK_SCORE = {
-    "text_config": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "hidden_act": "gelu",
-    },
-    "vision_config": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "hidden_act": "gelu",
-    },
-    "projection_dim": 1024,
-}
-# The values decide no shape.
-_PREPROCESSOR = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.25, 0.25, 0.25)}
 
 
 def settings(config) -> dict:
@@ -90,7 +35,7 @@ def check(config) -> None:
         setting = BATCH_SETTINGS[name]
         if _field(config, setting) < 1:
             raise UserError(f"{setting} is {_field(config, setting)}, expected at least 1")
-        if (section := _TRAINING.get(name)) and config[section].batch_size % target.count:
+        if (section := TRAINING.get(name)) and config[section].batch_size % target.count:
             raise UserError(
                 f"{section}.batch_size is {config[section].batch_size}, "
                 f"expected a multiple of the {target.count} devices of {target}"
@@ -142,7 +87,7 @@ def examine(config, measure: Callable[[str, int], Measurement]) -> tuple[dict[st
         devices=target.count,
         efficiencies=config.preflight.efficiencies,
         price_per_hour=config.preflight.price_per_hour,
-        storage_bytes=_storage(config, programs),
+        storage_bytes=storage(config, programs),
     )
     values = as_json(target, programs, total, config.name)
     return values, as_table(values, target)
@@ -166,7 +111,7 @@ def program_names(config) -> list[str]:
 def _examine_program(config, target: Target, name: str, measured) -> Examined:
     setting = BATCH_SETTINGS[name]
     device_batch = rows = _field(config, setting)
-    if section := _TRAINING.get(name):
+    if section := TRAINING.get(name):
         options = config[section]
         rows = options.batch_size // target.count
         device_batch = rows // accumulation_steps(options.batch_size, options.device_batch, target.count)
@@ -177,283 +122,8 @@ def _examine_program(config, target: Target, name: str, measured) -> Examined:
     return Examined(found, rows=rows, setting=setting, device_batch=device_batch, largest_batch=largest)
 
 
-# The programs
-
-
-def measure_program(
-    settings: Mapping[str, Any], name: str, device_batch: int, devices: Sequence[jax.Device], chip: Chip
-) -> Measurement:
-    """Compiles one program of a config, given as plain values, with so many rows on each of the devices at once."""
-    setup = make_setup(ConfigDict(settings), name, device_batch, len(devices))
-    return measure(functools.partial(build_program, name, setup), devices, chip)
-
-
 def _measure_for(settings: Mapping[str, Any], target: Target, name: str, device_batch: int) -> Measurement:
     return measure_program(settings, name, device_batch, target_devices(target), target.chip)
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What decides a program beside its devices: models without weights.
-
-    A device has `device_batch` rows at once, in training in each of `parts` parts of a step.
-    """
-
-    config: ConfigDict
-    base: StableDiffusion
-    scorer: PickScore
-    device_batch: int
-    parts: int
-
-
-def make_setup(config, name: str, device_batch: int, devices: int) -> Setup:
-    """That of a program on so many devices, with as many parts as the config's batch has there."""
-    parts = 1
-    if section := _TRAINING.get(name):
-        parts = accumulation_steps(config[section].batch_size, config[section].device_batch, devices)
-
-    return Setup(config, _base(config), _scorer(config), device_batch, parts)
-
-
-def _scorer(config) -> PickScore:
-    source, files = config.weights.scorer, _PICK_SCORE
-    if source:
-        parsed = ScorerSource.parse(source)
-        if parsed.kind != "pick_score":
-            raise UserError(f"preflight knows PickScore alone, not {source!r}: set config.weights.scorer to '' for it")
-        files = folders.read_json(resolve_source(parsed.source, weights=False) / "config.json")
-    return PickScore.without_weights(files, _PREPROCESSOR, config.dtype, config.scoring.framing)
-
-
-def _base(config) -> StableDiffusion:
-    weights = config.weights
-    configs = stable_diffusion_files.read_configs(weights.base, weights.vae) if weights.base else _STABLE_DIFFUSION
-    return StableDiffusion.without_weights(configs, config.dtype, config.attention)
-
-
-def build_program(name: str, setup: Setup, mesh: Mesh) -> Program:
-    """A program with shapes for its arguments, which lie on the devices of the mesh."""
-    parameters = replicated_shapes(setup.base.parameters, mesh)
-    return _BUILDERS[name](setup, parameters, mesh)
-
-
-def _build_generation(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    pool, weights = setup.config.pool, {"unet": parameters.pop("unet")}
-    function = jax.jit(functools.partial(setup.base.sample, steps=pool.steps, guidance=pool.guidance))
-    arguments = (weights, *_sampling_inputs(setup, mesh), ())
-    return Program(function, arguments, weights=weights, resident=parameters)
-
-
-def _build_evaluation(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    config, weights = setup.config, {"unet": parameters.pop("unet")}
-    sample = functools.partial(
-        setup.base.sample,
-        steps=config.pool.steps,
-        guidance=config.pool.guidance,
-        latent_normalization=config.sample.latent_normalization,
-    )
-    adapter, scale = replicated_shapes((_adapter(setup), jax.ShapeDtypeStruct((), jnp.float32)), mesh)
-    arguments = (weights, *_sampling_inputs(setup, mesh), ((adapter, scale),))
-    return Program(jax.jit(sample), arguments, weights=weights, state=adapter, resident=parameters)
-
-
-def _build_scoring(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    weights = ({"vae": parameters["vae"]}, replicated_shapes(setup.scorer.parameters, mesh))
-    embeddings = _rows((setup.scorer.clip.config.projection_dim,), setup, mesh)
-    function = score_pool.make_score(setup.base, setup.scorer)
-    arguments = (*weights, _latents(setup, mesh, jnp.float16), embeddings)
-    return Program(function, arguments, weights=weights)
-
-
-def _build_selection(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    weights = {"vae": parameters["vae"]}
-    arguments = (weights, _latents(setup, mesh, jnp.float16))
-    return Program(select_pairs.make_reencode(setup.base), arguments, weights=weights)
-
-
-def _build_training(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    mesh = _training_mesh(setup, "train", mesh)
-    initial_state, step = train_policy.make_training(_cut(setup, "train", mesh), setup.base, mesh)
-    state = parameter_shapes(jax.eval_shape(initial_state), mesh)
-    base = parameter_shapes({name: parameters.pop(name) for name in ("unet", "text_encoder")}, mesh)
-    latents = _latents(setup, mesh)
-    tokens = _rows(_states_shape(setup.base)[:1], setup, mesh, jnp.int32)
-    batch = {"winner_latents": latents, "loser_latents": latents, "token_ids": tokens}
-    return Program(
-        step,
-        (state, base, batch, _key(mesh)),
-        weights=base,
-        state=state,
-        resident=parameters,
-        least_flops=functools.partial(_least_training_flops, setup),
-    )
-
-
-def _least_training_flops(setup: Setup, platform: str) -> float:
-    """Operations that learning from a device's pairs takes at the least, whatever the step does.
-
-    The prompts once through the text encoder, the images once through the reference, and once through the policy with
-    its gradient to activations and LoRA; learning from winners alone needs neither reference nor losers.
-    """
-    base, pairs, winners_alone = setup.base, setup.parts * setup.device_batch, setup.config.loss.kind == "sft"
-    images = pairs if winners_alone else 2 * pairs
-    tokens, width = _states_shape(base)
-    inputs = (
-        jax.ShapeDtypeStruct((images, *_latent_shape(setup)), jnp.float32),
-        jax.ShapeDtypeStruct((images,), jnp.int32),
-        jax.ShapeDtypeStruct((images, tokens, width), jnp.float32),
-    )
-    token_ids = jax.ShapeDtypeStruct((pairs, tokens), jnp.int32)
-    parameters = {name: base.parameters[name] for name in ("unet", "text_encoder")}
-    adapter = _adapter(setup)
-
-    def least(function, *arguments, tuned=0):
-        """The first `tuned` arrays are those that are trained."""
-        jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-        return least_flops(jaxpr, [place < tuned for place in range(len(jaxpr.invars))], platform)
-
-    def policy(adapter, *arguments):
-        return base.noise(*arguments, adapters=[(adapter, 1.0)])
-
-    text_states = functools.partial(base.text_states, clip_skip=setup.config.pool.clip_skip)
-    states = least(text_states, parameters, token_ids)
-    tuned = least(policy, adapter, parameters, *inputs, tuned=len(jax.tree.leaves(adapter)))
-    return states + tuned + (0.0 if winners_alone else least(base.noise, parameters, *inputs))
-
-
-def _build_encoding(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    weights = {"vae": parameters.pop("vae")}
-    pixels = _rows((setup.config.pool.height, setup.config.pool.width, 3), setup, mesh, jnp.uint8)
-    return Program(encode_images.make_encode(setup.base), (weights, pixels), weights=weights, resident=parameters)
-
-
-def _build_finetuning(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    mesh = _training_mesh(setup, "finetune", mesh)
-    initial_state, step = finetune_base.make_training(_cut(setup, "finetune", mesh), setup.base, mesh)
-    # Loaded in float32, computed in the config's type.
-    parameters = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.float32), parameters)
-    state = parameter_shapes(jax.eval_shape(initial_state, parameters.pop("unet")), mesh)
-    height, width, channels = _latent_shape(setup)
-    batch = {
-        "moments": _rows((height, width, 2 * channels), setup, mesh, jnp.float16),
-        "text_states": _rows(_states_shape(setup.base), setup, mesh, jnp.float16),
-    }
-    return Program(step, (state, None, batch, _key(mesh)), state=state, resident=parameters)
-
-
-_BUILDERS = {
-    "generate_pool": _build_generation,
-    "score_pool": _build_scoring,
-    "select_pairs": _build_selection,
-    "train_policy": _build_training,
-    "evaluate_policy": _build_evaluation,
-    "encode_images": _build_encoding,
-    "finetune_base": _build_finetuning,
-}
-
-
-def _training_mesh(setup: Setup, section: str, mesh: Mesh) -> Mesh:
-    """The devices of a mesh as training divides its parameters over them; one device alone has them whole."""
-    return training_mesh(math.gcd(setup.config[section].fsdp, mesh.size), list(mesh.devices.flat))
-
-
-def _cut(setup: Setup, section: str, mesh: Mesh) -> ConfigDict:
-    """The config with a batch of as many parts on the mesh as the setup has."""
-    config = ConfigDict(setup.config.to_dict())
-    config[section].device_batch = setup.device_batch
-    config[section].batch_size = setup.parts * setup.device_batch * mesh.size
-    return config
-
-
-def _adapter(setup: Setup) -> Any:
-    targets = lora.find_targets(setup.base.parameters["unet"])
-    return jax.eval_shape(lambda: lora.initialize(jax.random.key(0), targets, setup.config.adapter.rank))
-
-
-def _sampling_inputs(setup: Setup, mesh: Mesh) -> tuple:
-    """Initial latents, states of the prompts, states that guidance leads away from."""
-    states = _rows(_states_shape(setup.base), setup, mesh)
-    return _latents(setup, mesh), states, states
-
-
-def _latents(setup: Setup, mesh: Mesh, dtype=jnp.float32):
-    return _rows(_latent_shape(setup), setup, mesh, dtype)
-
-
-def _rows(shape: Sequence[int], setup: Setup, mesh: Mesh, dtype=jnp.float32):
-    """A batch of arrays."""
-    rows = setup.parts * setup.device_batch * mesh.size
-    return batch_shapes(jax.ShapeDtypeStruct((rows, *shape), dtype), mesh)
-
-
-def _latent_shape(setup: Setup) -> tuple[int, int, int]:
-    return setup.base.latent_shape(setup.config.pool.width, setup.config.pool.height)
-
-
-def _states_shape(base: StableDiffusion) -> tuple[int, int]:
-    config = base.text_encoder.config
-    return config.max_position_embeddings, config.hidden_size
-
-
-def _key(mesh: Mesh):
-    return replicated_shapes(jax.eval_shape(lambda: jax.random.key(0)), mesh)
-
-
-# The whole experiment
-
-
-def work(config) -> list[Work]:
-    """What the experiment puts through its programs; raises UserError where nothing says how many prompts there are."""
-    items = []
-    if "generate_pool" in config.stages:
-        prompts = _prompts(config, "train")
-        if not prompts:
-            raise UserError("nothing says how many prompts the pool has: set prompts.train, or prompts.train_count")
-        images = prompts * config.pool.size
-        items += [Work("generate_pool", "generate_pool", images), Work("score_pool", "score_pool", images)]
-        if config.pairs.latents == "encoded":
-            items.append(Work("select_pairs", "select_pairs", 2 * prompts))
-    if "train_policy" in config.stages:
-        evaluations = -(-config.train.steps // config.train.evaluate_every)
-        # The base is drawn once, the tuned model each time.
-        images = _prompts(config, "validation") * (1 + evaluations)
-        items += [
-            Work("train_policy", "train_policy", config.train.steps * config.train.batch_size),
-            Work("train_policy: validation", "generate_pool", images),
-            Work("train_policy: validation", "score_pool", images),
-        ]
-    if "evaluate_policy" in config.stages:
-        images = len(config.evaluate.models) * _prompts(config, "test") * config.evaluate.seeds
-        items += [Work("evaluate_policy", "evaluate_policy", images), Work("evaluate_policy", "score_pool", images)]
-    if "finetune_base" in config.stages:
-        images = config.finetune.steps * config.finetune.batch_size
-        items.append(Work("encode_images", "encode_images", images))
-        items.append(Work("finetune_base", "finetune_base", images))
-    return items
-
-
-def _prompts(config, name: str) -> int:
-    """How many prompts a source has; where none is named, how many of them are to be used."""
-    source, count = config.prompts[name], config.prompts[f"{name}_count"]
-    return len(load_prompts(source, count)) if source else count
-
-
-def _storage(config, programs: Mapping[str, Examined]) -> dict[str, int]:
-    """Bytes that stay, by what they are."""
-    base = _base(config)
-    height, width, channels = base.latent_shape(config.pool.width, config.pool.height)
-    latents = 2 * height * width * channels
-    stored: dict[str, int] = {}
-    if "generate_pool" in config.stages:
-        prompts = _prompts(config, "train")
-        images = prompts * config.pool.size
-        stored |= {"pool": images * latents, "scores": 4 * images, "pairs": 2 * prompts * latents}
-    if "finetune_base" in config.stages:
-        tokens, width = _states_shape(base)
-        stored["encoded images"] = config.finetune.steps * config.finetune.batch_size * 2 * (latents + tokens * width)
-    # Two are kept while a third is written.
-    states = [3 * programs[name].measurement.state_bytes for name in _TRAINING if name in programs]
-    return stored | ({"checkpoints": sum(states)} if states else {})
 
 
 def _field(config, name: str) -> Any:

@@ -14,6 +14,7 @@ from configs.n20_sml import get_config as n20_sml
 from configs.sft_winners import get_config as sft_winners
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.preflight import experiment, programs
 from hgdpo_jax.preflight.__main__ import main
 from hgdpo_jax.preflight.arithmetic import matrix_products, total_flops
 from hgdpo_jax.preflight.targets import CHIPS
@@ -44,13 +45,13 @@ def small(tiny_base, tiny_scorer):
 
 
 def measured(config, chip=CPU):
-    return lambda name, batch: preflight.measure_program(config.to_dict(), name, batch, jax.devices()[:1], chip)
+    return lambda name, batch: programs.measure_program(config.to_dict(), name, batch, jax.devices()[:1], chip)
 
 
 def build(config, name, device_batch):
     """A program for one device."""
-    setup = preflight.make_setup(config, name, device_batch, 1)
-    return preflight.build_program(name, setup, data_mesh(jax.devices()[:1]))
+    setup = programs.make_setup(config, name, device_batch, 1)
+    return programs.build_program(name, setup, data_mesh(jax.devices()[:1]))
 
 
 def flops(config, name, device_batch):
@@ -111,7 +112,7 @@ def test_a_step_in_parts_takes_as_much_arithmetic_as_the_whole(small):
 
 def test_devices_share_a_step(small):
     config = small(n20_sml())
-    setups = [preflight.make_setup(config, "train_policy", 2, devices) for devices in (1, 2)]
+    setups = [programs.make_setup(config, "train_policy", 2, devices) for devices in (1, 2)]
     assert [setup.parts for setup in setups] == [2, 1]
 
 
@@ -138,12 +139,12 @@ def test_fine_tuning_keeps_all_weights_in_its_state(small, tiny_base):
     assert preflight.program_names(config) == ["encode_images", "finetune_base"]
     unet = bytes_of(StableDiffusion.load(str(tiny_base)).parameters["unet"])
     assert bytes_of(build(config, "finetune_base", 2).state["parameters"]) == unet
-    assert {item.rows for item in preflight.work(config)} == {config.finetune.steps * config.finetune.batch_size}
+    assert {item.rows for item in experiment.work(config)} == {config.finetune.steps * config.finetune.batch_size}
 
 
 def test_the_work_of_the_paper_is_two_million_images_and_a_hundred_thousand_pairs():
     config = n20_sml()
-    rows = {(item.stage, item.program): item.rows for item in preflight.work(config)}
+    rows = {(item.stage, item.program): item.rows for item in experiment.work(config)}
     assert rows["generate_pool", "generate_pool"] == rows["score_pool", "score_pool"] == 2_000_000
     assert rows["select_pairs", "select_pairs"] == 200_000
     assert rows["train_policy", "train_policy"] == 100_000
@@ -155,7 +156,7 @@ def test_without_any_number_of_prompts_the_setting_to_give_is_named():
     config = n20_sml()
     config.prompts.train_count = 0
     with pytest.raises(UserError, match="prompts.train_count"):
-        preflight.work(config)
+        experiment.work(config)
 
 
 def test_latents_of_the_sampler_need_no_program_for_the_pairs():

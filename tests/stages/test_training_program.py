@@ -11,11 +11,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from configs.n20_sml import get_config as n20_sml
 from configs.sft_winners import get_config as sft_winners
 from hgdpo_jax.pipelines.preference_step import pair_losses
+from hgdpo_jax.preflight import programs
 from hgdpo_jax.preflight.arithmetic import matrix_products, total_flops
 from hgdpo_jax.preflight.compilation import measure
 from hgdpo_jax.preflight.targets import CHIPS
 from hgdpo_jax.sharding import data_mesh
-from hgdpo_jax.stages import preflight
 
 PAIRS = 2
 CPU = dataclasses.replace(CHIPS["a100-80gb"], platform="cpu")
@@ -37,8 +37,8 @@ def small(tiny_base):
 
 
 def build(config, mesh=None):
-    setup = preflight.make_setup(config, "train_policy", PAIRS, 1)
-    return preflight.build_program("train_policy", setup, mesh or data_mesh(jax.devices()[:1]))
+    setup = programs.make_setup(config, "train_policy", PAIRS, 1)
+    return programs.build_program("train_policy", setup, mesh or data_mesh(jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_the_largest_temporaries_are_named_with_what_makes_them(measured):
 def test_the_statistic_loss_adds_less_than_a_thousandth_of_the_operations(small):
     def operations(name):
         config = small()
-        model = preflight.make_setup(config, "train_policy", PAIRS, 1).base
+        model = programs.make_setup(config, "train_policy", PAIRS, 1).base
         state, base, batch, _ = build(config).arguments
         batch = batch | {
             "noise": batch["winner_latents"],
