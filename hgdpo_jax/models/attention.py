@@ -16,8 +16,8 @@ IMPLEMENTATIONS = ("auto", "chunked")
 FEW_SCORES = 2**17
 # Scores of an image that exist at once. At 512x512 a whole first level has 8 times as many, at 704x1024 60 times.
 MOST_SCORES = 2**24
-# On a CPU, what its caches hold: three times as fast at 512x512.
-MOST_SCORES_ON_CPU = 2**20
+# Scores of a whole batch that exist at once on a CPU, what its caches hold: three times as fast at 512x512.
+MOST_SCORES_ON_CPU = 2**21
 
 
 def attention(
@@ -41,7 +41,7 @@ def attention(
     else:
         # Chosen where a program is lowered, not where it is traced: it may be compiled for a machine that is not here.
         ways: dict[str, Callable[..., jax.Array]] = {
-            "cpu": functools.partial(_attend_in_blocks, most_scores=MOST_SCORES_ON_CPU),
+            "cpu": functools.partial(_attend_in_blocks, most_scores=MOST_SCORES_ON_CPU // len(query)),
             "default": functools.partial(_attend_in_blocks, most_scores=MOST_SCORES),
         }
         if implementation == "auto" and _cudnn_supports(query, key):

@@ -9,12 +9,12 @@ import pytest
 
 from hgdpo_jax.models.attention import FEW_SCORES, MOST_SCORES_ON_CPU, attention
 
-HEADS = 2
+IMAGES, HEADS = 2, 2
 KEYS = 1500
 LENGTHS = {
     "few scores": (100, 77),
     "one block": (FEW_SCORES // 77 + 100, 77),
-    "nine blocks a head, the last not full": (8 * (MOST_SCORES_ON_CPU // KEYS) + 500, KEYS),
+    "nine blocks a head, the last not full": (8 * (MOST_SCORES_ON_CPU // IMAGES // KEYS) + 500, KEYS),
 }
 # Two thirds of a first level at 704x1024, with the head size of Stable Diffusion.
 SHAPE = (2, 8192, HEADS * 40)
@@ -42,8 +42,8 @@ def attend(query, key, value):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 4e-3)])
 def test_attention_and_its_gradients_are_those_of_all_scores_at_once(queries, keys, dtype, tolerance):
     random = np.random.default_rng(0)
-    arguments = [jnp.asarray(random.normal(size=(1, n, 8 * HEADS)), dtype) for n in (queries, keys, keys)]
-    direction = jnp.asarray(random.normal(size=(1, queries, 8 * HEADS)), dtype)
+    arguments = [jnp.asarray(random.normal(size=(IMAGES, n, 8 * HEADS)), dtype) for n in (queries, keys, keys)]
+    direction = jnp.asarray(random.normal(size=(IMAGES, queries, 8 * HEADS)), dtype)
     precise = [x.astype(jnp.float32) for x in (*arguments, direction)]
     found = result_and_gradients(attend, arguments, direction)
     expected = result_and_gradients(plain, precise[:3], precise[3])
