@@ -1,4 +1,4 @@
-"""Convolutions as PyTorch pads them, which a CPU computes as matrix products where it is better at these."""
+"""Convolutions as PyTorch pads them, which a CPU computes by matrix products where it is better at these."""
 
 import functools
 
@@ -6,6 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from hgdpo_jax.models import winograd
+
+# With fewer channels or features Winograd's sums cost what its fewer multiplications save.
+_FEWEST_CHANNELS = 128
 
 
 def convolution(features: int, name: str, dtype: jnp.dtype, kernel: int = 3, stride: int = 1) -> nn.Conv:
@@ -22,10 +27,18 @@ def convolution(features: int, name: str, dtype: jnp.dtype, kernel: int = 3, str
 
 
 def _convolve(x, kernel, strides, padding, **options):
-    """`jax.lax.conv_general_dilated`, as one matrix product where that is better."""
+    """`jax.lax.conv_general_dilated`, in another way on a CPU where that is better."""
     usual = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
-    rows, columns, channels, _ = kernel.shape
+    rows, columns, channels, features = kernel.shape
     pixels = x.size // channels
+    if (
+        (rows, columns, *strides) == (3, 3, 1, 1)
+        and x.dtype == jnp.float32
+        and min(channels, features) >= _FEWEST_CHANNELS
+        and pixels > channels
+    ):
+        # 2 to 3 times as fast as the convolution on two cores of an EPYC, from 16x16x640 to 64x64x640.
+        return jax.lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=usual)
     # XLA copies the kernel into another order for each gradient. Where a feature map has fewer pixels than channels, as
     # on the lower levels of a U-Net, that takes longer than the arithmetic: 76 ms against 10 at 8x8x1280.
     if rows * columns > 1 and pixels > channels:

@@ -5,21 +5,21 @@ import pytest
 
 from hgdpo_jax.models.convolution import convolution
 
-CHANNELS = 96
-# Images of 4x6 pixels with fewer pixels than channels, and of 8x12 with more.
-FEW, MANY = (2, 4, 6), (2, 8, 12)
+# Images with fewer pixels than channels, with more, and with more of so many channels that Winograd's way pays: sides
+# that its tiles do not divide.
+FEW, MANY, WIDE = (2, 4, 6, 96), (2, 8, 12, 96), (2, 10, 13, 128)
 
 
-def layer_and_arguments(shape, **options):
+def layer_and_arguments(shape, dtype=jnp.float32, **options):
     random = np.random.default_rng(0)
-    layer = convolution(40, "layer", jnp.float32, **options)
-    x = jnp.asarray(random.normal(size=(*shape, CHANNELS)), jnp.float32)
+    layer = convolution(shape[-1] + 8, "layer", dtype, **options)
+    x = jnp.asarray(random.normal(size=shape), dtype)
     parameters = layer.init(jax.random.key(0), x)["params"]
     return layer, parameters, x
 
 
 @pytest.mark.parametrize("options", [{}, {"stride": 2}, {"kernel": 1}], ids=["3x3", "stride 2", "1x1"])
-@pytest.mark.parametrize("shape", [FEW, MANY], ids=["few pixels", "many pixels"])
+@pytest.mark.parametrize("shape", [FEW, MANY, WIDE], ids=["few pixels", "many pixels", "many channels"])
 def test_result_and_gradients_are_those_of_pytorch(shape, options):
     torch = pytest.importorskip("torch")
     layer, parameters, x = layer_and_arguments(shape, **options)
@@ -34,29 +34,42 @@ def test_result_and_gradients_are_those_of_pytorch(shape, options):
     kernel_size, stride = options.get("kernel", 3), options.get("stride", 1)
     expected = torch.nn.functional.conv2d(images, kernel, stride=stride, padding=kernel_size // 2)
     expected.backward(tensor(direction, (0, 3, 1, 2)).detach())
-    # Sums of 864 products of float32, in another order.
+    # Sums of 864 or 1,152 products of float32 in another order, or a quarter of them with errors of 4e-6.
     close = {"rtol": 1e-4, "atol": 1e-4}
     np.testing.assert_allclose(result, expected.detach().numpy().transpose(0, 2, 3, 1), **close)
     np.testing.assert_allclose(gradient, images.grad.numpy().transpose(0, 2, 3, 1), **close)
     np.testing.assert_allclose(gradients["kernel"], kernel.grad.numpy().transpose(2, 3, 1, 0), **close)
 
 
-def products_and_convolutions(shape, platform, **options):
+def products_and_convolutions(platform, shape, **options):
     layer, parameters, x = layer_and_arguments(shape, **options)
     gradient = jax.jit(jax.grad(lambda x: layer.apply({"params": parameters}, x).sum()))
     program = gradient.trace(x).lower(lowering_platforms=(platform,)).as_text()
     return program.count("stablehlo.dot_general"), program.count("stablehlo.convolution")
 
 
-@pytest.mark.parametrize(("shape", "options"), [(FEW, {}), (MANY, {"kernel": 1})], ids=["few pixels", "1x1"])
-def test_on_a_cpu_few_pixels_and_single_ones_are_a_matrix_product(shape, options):
-    products, convolutions = products_and_convolutions(shape, "cpu", **options)
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [(FEW, {}), (MANY, {"kernel": 1}), (WIDE, {})],
+    ids=["few pixels", "1x1", "many channels"],
+)
+def test_on_a_cpu_matrix_products_take_its_place_where_they_are_faster(shape, options):
+    products, convolutions = products_and_convolutions("cpu", shape, **options)
     assert products > 0
     assert convolutions == 0
 
 
-@pytest.mark.parametrize(("shape", "platform"), [(MANY, "cpu"), (FEW, "cuda"), (FEW, "tpu")])
-def test_elsewhere_a_convolution_is_one(shape, platform):
-    products, convolutions = products_and_convolutions(shape, platform)
+@pytest.mark.parametrize(
+    ("platform", "shape", "options"),
+    [
+        ("cpu", MANY, {}),
+        ("cpu", WIDE, {"stride": 2}),
+        # Winograd's sums would lose half of its digits.
+        ("cpu", WIDE, {"dtype": jnp.bfloat16}),
+        *((platform, shape, {}) for platform in ("cuda", "tpu") for shape in (FEW, WIDE)),
+    ],
+)
+def test_elsewhere_a_convolution_is_one(platform, shape, options):
+    products, convolutions = products_and_convolutions(platform, shape, **options)
     assert products == 0
     assert convolutions > 0
