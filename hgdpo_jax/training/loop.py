@@ -42,7 +42,7 @@ def train(
     process's rows of a batch, a function of the step alone, so that a resumed run repeats the uninterrupted one.
     Scalars are fetched one step late: the host never waits for the device. After SIGTERM the step that is being made,
     or the one behind it where several processes have to agree, is saved, and Terminated raised; an evaluation is cut
-    short and made again by the next run. Raises UserError where the loss is not finite.
+    short and made again by the next run. Raises UserError where loss or gradient is not finite.
     """
     given = shard_parameters(state, mesh)
     start, state = checkpoints.restore(given)
@@ -59,11 +59,13 @@ def train(
     def write(pending) -> None:
         step, device_scalars = pending
         scalars = {name: float(value) for name, value in jax.device_get(device_scalars).items()}
-        if not np.isfinite(scalars["loss"]):
-            raise UserError(
-                f"{description}: the loss is {scalars['loss']} at step {step}; lower the learning rate "
-                f"(the last good checkpoint, step {max(checkpoints.steps(), default=0)}, is kept)"
-            )
+        # The gradient's too: it can fail alone, and the weights that it makes would be saved before the next loss.
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(scalars[name]):
+                raise UserError(
+                    f"{description}: the {name.replace('_', ' ')} is {scalars[name]} at step {step}; lower the "
+                    f"learning rate (the last good checkpoint, step {max(checkpoints.steps(), default=0)}, is kept)"
+                )
         if samples_per_step:
             scalars[f"{unit}s_per_second"] = bar.rate() * samples_per_step
         log.scalars(step, scalars)

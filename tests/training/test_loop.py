@@ -22,7 +22,7 @@ def loss_function(parameters, frozen, batch):
     return jnp.mean(jnp.square(parameters["x"] - frozen - 0.01 * batch)), {}
 
 
-def run(folder, steps, batch_at=lambda step: np.float32(step), evaluate=None):
+def run(folder, steps, batch_at=lambda step: np.float32(step), evaluate=None, loss_function=loss_function):
     optimizer = make_optimizer(learning_rate=0.1, warmup_steps=2)
     return train(
         initial_state({"x": jnp.zeros(8)}, optimizer),
@@ -111,6 +111,16 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp
 
     with pytest.raises(UserError, match=r"loss is nan at step 8.*step 6"):
         run(tmp_path, 20, batch_at)
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 6
+
+
+def test_gradient_that_is_not_finite_is_found_before_the_weights_it_makes_are_saved(tmp_path):
+    def steep_at_step_9(parameters, frozen, batch):
+        loss, scalars = loss_function(parameters, frozen, batch)
+        return loss + jnp.sqrt(jnp.where(batch == 8, 0 * jnp.sum(parameters["x"]), 1)), scalars
+
+    with pytest.raises(UserError, match=r"gradient norm is nan at step 9.*step 6"):
+        run(tmp_path, 20, loss_function=steep_at_step_9)
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 6
 
 
