@@ -25,7 +25,7 @@ install() {
     # The machines' own Python is often 3.10, and this package needs 3.11.
     command -v uv >/dev/null || curl --location --silent --show-error --fail https://astral.sh/uv/install.sh | sh
     uv venv --quiet --allow-existing --python 3.11 .venv
-    uv pip install --quiet --python .venv --editable '.[gcs]' 'jax[tpu]'
+    uv pip install --quiet --python .venv --editable '.[gcs,torch]' 'jax[tpu]'
 }
 
 start() {
