@@ -116,6 +116,8 @@ copy() {
         # shellcheck disable=SC2064
         trap "rm -f '$archive'" EXIT
         git -C "$root" ls-files -z --cached --others --exclude-standard |
+            # A file that is deleted and still in git's index cannot be copied.
+            (cd "$root" && while IFS= read -r -d '' file; do [[ ! -e $file ]] || printf '%s\0' "$file"; done) |
             tar --create --gzip --file="$archive" --directory="$root" --null --files-from=-
     fi
     tpus tpu-vm scp "$archive" "$name:hgdpo_jax.tar.gz" --worker=all
