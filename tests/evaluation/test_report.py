@@ -108,6 +108,13 @@ def test_page_leads_with_the_headline_score(report):
     assert f"{100 * rate:.1f}" in lead and "held-out judge" in lead and "100.0" in lead
 
 
+def test_page_says_where_the_only_score_chose_the_pairs(report):
+    alone = [dataclasses.replace(row, scores={"scorer": row.scores["scorer"]}) for row in report.models]
+    by_scorer = dataclasses.replace(report, models=alone, headline="scorer", examples=[], pair_check=None)
+    words = "judges in its own cause"
+    assert words in Page(render_page(by_scorer)).text and words not in Page(render_page(report)).text
+
+
 def test_page_shows_pairs_settings_accuracy_and_attribution(report):
     text = Page(render_page(report)).text
     for words in ("+14.50", "loss.beta 2500", "right on 97.0", "Drawn by someone.", "DPO loss", "0.2500"):
