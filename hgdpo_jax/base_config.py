@@ -171,7 +171,7 @@ def base_config() -> ConfigDict:
     finetune.steps = 10_000
     # Images a step over all devices (not stated).
     finetune.batch_size = 32
-    # Images at once on one device; the rest of a batch is accumulated. 4 of 704x1024 pixels take 26 GiB or less.
+    # Images at once on one device; the rest of a batch is accumulated. 4 of 704x1024 pixels take 24 GB on an A100.
     finetune.device_batch = 4
     # Neighbouring devices that share one copy of weights and optimiser state. 1: each has its own; 0: all of a host
     # share one.

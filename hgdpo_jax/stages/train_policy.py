@@ -73,13 +73,19 @@ def training_seed(config) -> int:
 
 
 def plan(config, run: StageRun) -> str:
-    return f"{config.train.steps} steps of {config.train.batch_size} pairs"
+    prompts = len(load_prompts(config.prompts.train, config.prompts.train_count))
+    steps, batch_size = config.train.steps, config.train.batch_size
+    return (
+        f"{steps:,} steps of {batch_size} pairs, each of at most {prompts:,} {steps * batch_size / prompts:.3g} times"
+    )
 
 
 def check(config) -> None:
-    """Raises UserError where the loss is unknown, or a number of the training cannot be."""
+    """Raises UserError where the loss is unknown, or a number of loss or training cannot be."""
     if config.loss.kind not in LOSSES:
         raise UserError(f"loss.kind is {config.loss.kind!r}, expected {' or '.join(map(repr, LOSSES))}")
+    if config.loss.statistic_stride < 1:
+        raise UserError(f"loss.statistic_stride is {config.loss.statistic_stride}, expected at least 1")
     if config.adapter.rank < 1:
         raise UserError(f"adapter.rank is {config.adapter.rank}, expected at least 1")
     check_training(config.train, "train")
