@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import os
 import tempfile
 import threading
 import urllib.parse
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-# Modules and stages compile the same few programs again and again.
+# Tests, stages and processes compile the same few programs again and again. The variable is for processes and main,
+# which would take the user's own folder else.
 _COMPILED = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 PIXELS = {"width": 48, "height": 64}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -88,12 +88,6 @@ def test_a_row_in_miniature_differs_from_the_others_as_its_paper_experiment_does
     assert (sml["prompts.train_count"], data["prompts.train_count"], beta["train.seed"]) == (384, 8, 2)
 
 
-def test_every_config_is_claimed_here():
-    assert {path.stem for path in (ROOT / "configs").glob("*.py")} == (
-        EXPERIMENTS.keys() | BASES.keys() | TOON_STAGES.keys()
-    )
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS | BASES)
 def test_experiment_of_the_paper_differs_from_its_settings_as_its_name_says(name):
     config, base = load(name), flat(base_config())

@@ -99,7 +99,8 @@ def test_progress_counts_and_measures_the_rate():
         for _ in range(3):
             time.sleep(0.02)
             bar.update(2)
-        assert 20 < bar.rate() <= 100
+        # Sleeps last as long as they say or longer.
+        assert 0 < bar.rate() <= 100
 
 
 def test_progress_goes_through_all_items():

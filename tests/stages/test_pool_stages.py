@@ -3,11 +3,9 @@
 import importlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 
 from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
 from hgdpo_jax.base_config import base_config
@@ -22,20 +20,6 @@ from hgdpo_jax.stages.select_pairs import winners_and_losers
 
 PROMPTS = 6
 STAGES = ("generate_pool", "score_pool", "select_pairs")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    """Compiles every program once and not once a stage, as main does."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("programs")), 0.0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture
@@ -53,6 +37,11 @@ def config(tiny_base, tiny_scorer):
 def workdir(tmp_path_factory):
     """A workdir in which all stages have run once, for tests that add to it under another name."""
     return epath.Path(tmp_path_factory.mktemp("workdir"))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base):
+    return StableDiffusion.load(tiny_base)
 
 
 def run_stages(config, workdir, stages=STAGES) -> dict[str, StageRun]:
@@ -124,8 +113,8 @@ def write_filter(tmp_path, monkeypatch):
     return write
 
 
-def test_pairs_are_chosen_among_the_images_that_the_filter_keeps(first, config, tiny_base, write_filter, capsys):
-    workdir, model = first["score_pool"].workdir, StableDiffusion.load(tiny_base)
+def test_pairs_are_chosen_among_the_images_that_the_filter_keeps(first, config, model, write_filter, capsys):
+    workdir = first["score_pool"].workdir
     block = blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)[0]
     pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(config)))
     means = model.decode_latents(pool.latents.read_block(block, 3).reshape(-1, 6, 4, 4)).mean(axis=(1, 2, 3))
@@ -148,11 +137,10 @@ def test_pairs_are_chosen_among_the_images_that_the_filter_keeps(first, config, 
 
 
 def test_a_function_of_the_users_own_chooses_pairs_from_the_pool_that_is_there(
-    first, config, tiny_base, write_filter, tmp_path
+    first, config, model, write_filter, tmp_path
 ):
     # A copy: other tests count what the first one holds.
     workdir = shutil.copytree(first["score_pool"].workdir, tmp_path / "workdir")
-    model = StableDiffusion.load(tiny_base)
     drawn = parts(workdir)
     config.name = "brightest"
     config.weights.scorer = write_filter("brightness", "images.mean(axis=(1, 2, 3))")
@@ -187,8 +175,8 @@ def test_a_filter_that_cannot_work_is_refused_before_anything_is_drawn(config, t
     assert parts(tmp_path) == {}
 
 
-def test_scores_are_those_of_the_decoded_images(first, config, tiny_base, tiny_scorer):
-    model, scorer = StableDiffusion.load(tiny_base), PickScore.load(tiny_scorer, framing="pad")
+def test_scores_are_those_of_the_decoded_images(first, config, model, tiny_scorer):
+    scorer = PickScore.load(tiny_scorer, framing="pad")
     config.name, config.pairs.latents = "sampled", "sampled"
     pairs = pairs_of(run_stages(config, first["score_pool"].workdir))
     assert len(pairs) == PROMPTS
@@ -200,8 +188,7 @@ def test_scores_are_those_of_the_decoded_images(first, config, tiny_base, tiny_s
     assert all(pair["winner_score"] > pair["loser_score"] for pair in pairs)
 
 
-def test_encoded_latents_went_through_pixels(first, config, tiny_base):
-    model = StableDiffusion.load(tiny_base)
+def test_encoded_latents_went_through_pixels(first, config, model):
     encoded = pairs_of(first)
     config.name, config.pairs.latents = "sampled", "sampled"
     sampled = pairs_of(run_stages(config, first["score_pool"].workdir))
@@ -210,7 +197,7 @@ def test_encoded_latents_went_through_pixels(first, config, tiny_base):
 
 
 def test_more_images_are_added_to_those_there_are(first, config, tmp_path):
-    workdir = first["score_pool"].workdir
+    workdir = shutil.copytree(first["score_pool"].workdir, tmp_path / "workdir")
     before = parts(workdir) | parts(workdir, "*/scores-*/*/image-*.safetensors")
     config.name, config.pool.size = "larger", 4
     larger = run_stages(config, workdir)
@@ -218,8 +205,8 @@ def test_more_images_are_added_to_those_there_are(first, config, tmp_path):
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) * 4 // 3
     # What was added is what a pool of that size drawn at once holds.
-    at_once = run_stages(config, tmp_path)
-    assert {name: content for name, (content, _) in parts(tmp_path).items()} == {
+    at_once = run_stages(config, tmp_path / "at_once")
+    assert {name: content for name, (content, _) in parts(tmp_path / "at_once").items()} == {
         name: content for name, (content, _) in parts(workdir).items()
     }
     assert _bytes(at_once) == _bytes(larger)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -97,6 +98,14 @@ def undisturbed(tmp_path_factory):
     return folder, run(folder)
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """The first eight of these steps."""
+    folder = tmp_path_factory.mktemp("begun")
+    run(folder, steps=8)
+    return folder
+
+
 @pytest.mark.parametrize("bits", [8, 32])
 def test_weights_and_optimizer_divided_over_devices_train_to_the_same_weights(tmp_path, undisturbed, bits):
     whole = undisturbed[0]
@@ -122,8 +131,8 @@ def test_undivided_weights_need_no_collective_but_the_sum_of_gradients(undisturb
     [{"devices": 4}, {"processes": 2}, {"processes": 2, "fsdp": 2}],
     ids=["four devices", "two processes", "two processes with divided weights"],
 )
-def test_a_run_that_goes_on_elsewhere_sees_the_batches_of_the_undisturbed_one(tmp_path, undisturbed, later):
-    run(tmp_path / "moved", steps=8)
+def test_a_run_that_goes_on_elsewhere_sees_the_batches_of_the_undisturbed_one(tmp_path, undisturbed, begun, later):
+    shutil.copytree(begun, tmp_path / "moved")
     run(tmp_path / "moved", steps=12, **later)
     kernel, losses, rows = results(undisturbed[0])
     moved_kernel, moved_losses, moved_rows = results(tmp_path / "moved")
