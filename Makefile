@@ -19,7 +19,7 @@ test: $(VENV)/installed-test
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow
 
-# Fifty kill -9, a full disk, damaged files and more, against undisturbed runs.
+# Fifty kill -9 for one process and for two, a full disk, damaged files and more, against undisturbed runs.
 faults: $(VENV)/installed-test
 	$(BIN)/python tests/faults.py
 
