@@ -11,6 +11,8 @@ from hgdpo_jax.models import winograd
 
 # With fewer channels or features Winograd's sums cost what its fewer multiplications save.
 _FEWEST_CHANNELS = 128
+# These sums take 2.25 times the memory of the feature map: 64 MB of it at most.
+_LARGEST_MAP = 2**24
 
 
 def convolution(features: int, name: str, dtype: jnp.dtype, kernel: int = 3, stride: int = 1) -> nn.Conv:
@@ -36,6 +38,7 @@ def _convolve(x, kernel, strides, padding, **options):
         and x.dtype == jnp.float32
         and min(channels, features) >= _FEWEST_CHANNELS
         and pixels > channels
+        and x.size <= _LARGEST_MAP
     ):
         # 2 to 3 times as fast as the convolution on two cores of an EPYC, from 16x16x640 to 64x64x640.
         return jax.lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=usual)
