@@ -147,7 +147,7 @@ def test_a_run_is_copied_installed_followed_and_collected(one_worker):
     assert f"main with --workdir=gs://bucket/hgdpo {' '.join(MAIN)}\n" in finished.stdout
     assert runs_of(one_worker) == [["python", "-m", "hgdpo_jax.main", "--workdir=gs://bucket/hgdpo", *MAIN]]
     assert (one_worker.folder / "worker/hgdpo_jax/hgdpo_jax/main.py").is_file()
-    assert ["uv", "pip", "install", "--quiet", "--python", ".venv", "--editable", ".[gcs]", "jax[tpu]"] in (
+    assert ["uv", "pip", "install", "--quiet", "--python", ".venv", "--editable", ".[gcs,torch]", "jax[tpu]"] in (
         one_worker.recorded()
     )
     assert one_worker.recorded()[-2][:3] == ["gcloud", "storage", "rsync"]
