@@ -65,7 +65,14 @@ def test_weights_of_another_shape_are_refused(start, tiny_scorer, tmp_path):
     assert_refused(start(f"--config.weights.scorer={folder}"), "expected [24, 16]")
 
 
-def test_adam_of_other_than_8_or_32_bits_is_refused(start, tmp_path):
-    stages = "--stage=generate_pool,score_pool,select_pairs,train_policy"
-    assert_refused(start(stages, "--config.train.adam_bits=16"), "train.adam_bits is 16", "8 or 32")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("--config.train.adam_bits=16", ("train.adam_bits is 16", "8 or 32")),
+        # It would be no statistic matching at all.
+        ("--config.loss.statistic_stride=0", ("loss.statistic_stride is 0", "at least 1")),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_before_any_image_is_drawn(start, tmp_path, change, words):
+    assert_refused(start("--stage=generate_pool,score_pool,select_pairs,train_policy", change), *words)
     assert not (tmp_path / "workdir" / "pools").exists()

@@ -76,7 +76,7 @@ def plan(config, run: StageRun) -> str:
     prompts = len(load_prompts(config.prompts.train, config.prompts.train_count))
     steps, batch_size = config.train.steps, config.train.batch_size
     return (
-        f"{steps:,} steps of {batch_size} pairs, each of at most {prompts:,} {steps * batch_size / prompts:.3g} times"
+        f"{steps:,} steps of {batch_size} pairs, of at most {prompts:,}: each {steps * batch_size / prompts:.3g} times"
     )
 
 

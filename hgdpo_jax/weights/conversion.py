@@ -4,7 +4,6 @@ Modules are named as their PyTorch originals, so a parameter's path, joined by d
 last word, and only kernels change their layout: linear layers are transposed, convolutions go from OIHW to HWIO.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -47,8 +46,7 @@ def to_tree(
     if unknown:
         raise UserError(f"{where} has {some(unknown)}, which the model that its config describes does not have")
     tree: dict = {}
-    # The largest first: a tensor lies twice in memory while it is converted, which at the end would add to the whole.
-    for path, leaf in sorted(places.items(), key=lambda item: math.prod(item[1].shape), reverse=True):
+    for path, leaf in places.items():
         array, expected = left.pop(keys[path]), _pytorch_shape(path, leaf.shape)
         if array.shape == (*expected, 1, 1):
             # A linear layer stored as a 1x1 convolution.

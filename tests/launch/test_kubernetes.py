@@ -61,3 +61,9 @@ def test_the_image_gets_what_main_imports_and_nothing_that_is_left_out():
     kept = re.findall(r"^!(.*)$", (LAUNCH / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
     assert names == set(kept) >= {"hgdpo_jax", "configs"}
     assert all((ROOT / name).exists() for name in names)
+
+
+def test_the_image_has_the_packages_that_the_extras_name():
+    pinned = re.findall(r'"\w+[=>]=[^"]+"', (LAUNCH / "Dockerfile").read_text())
+    setup = (ROOT / "setup.py").read_text()
+    assert len(pinned) == 2 and all(requirement in setup for requirement in pinned)

@@ -329,8 +329,15 @@ def test_finished_prompts_of_an_unfinished_pool_are_told_and_give_pairs_without_
 
 def test_plans_say_how_much_there_is_to_do(config, tmp_path):
     run = StageRun("any", "first", epath.Path(tmp_path), {})
-    plans = [importlib.import_module(f"hgdpo_jax.stages.{name}").plan(config, run) for name in STAGES]
-    assert plans == ["6 prompts x 3 images of 2 steps", "18 images decoded and scored", "at most 6 pairs"]
+    config.train.update(steps=30, batch_size=4)
+    names = (*STAGES, "train_policy")
+    plans = [importlib.import_module(f"hgdpo_jax.stages.{name}").plan(config, run) for name in names]
+    assert plans == [
+        "6 prompts x 3 images of 2 steps",
+        "18 images decoded and scored",
+        "at most 6 pairs",
+        "30 steps of 4 pairs, of at most 6: each 20 times",
+    ]
 
 
 def _bytes(runs) -> dict:
