@@ -14,6 +14,9 @@ _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=(
 _LIVE = re.compile(r"^    ([\w.\-]+)\{([\d, ]*)\}: (\d+) bytes", re.M)
 # Products in cuDNN's attention; its gradient makes the scores again.
 _ATTENTION = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
+# The same in the TPU's, whose kernels have one target and differ by name.
+_TPU_KERNEL = "tpu_custom_call"
+_SPLASH_ATTENTION = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
 _LIBRARY_PRODUCTS = ("gemm", "matmul", "$conv", *_ATTENTION)
 # What tracing adds to the path of an operation through the modules.
 _NO_MODULES = {"checkpoint", "rematted_computation", "closed_call", "while", "body", "cond"}
@@ -238,7 +241,13 @@ def _target(instruction: Instruction) -> str:
 
 def _is_product(instruction: Instruction) -> bool:
     target = _target(instruction) if instruction.operation == "custom-call" else ""
+    if target == _TPU_KERNEL:
+        return _splash_products(instruction) > 0
     return instruction.operation in ("dot", "convolution") or any(name in target for name in _LIBRARY_PRODUCTS)
+
+
+def _splash_products(instruction: Instruction) -> int:
+    return next((count for name, count in _SPLASH_ATTENTION.items() if instruction.name.startswith(name)), 0)
 
 
 def _flops(instruction: Instruction, operands: Sequence[Array]) -> float:
@@ -248,14 +257,36 @@ def _flops(instruction: Instruction, operands: Sequence[Array]) -> float:
     if target in _ATTENTION:
         scores = _numbers(r'"intermediate_tensor_shape".*?"dimensions": ?\[([^\]]*)\]', attributes)
         return _ATTENTION[target] * 2.0 * math.prod(scores) * operands[0].shape[-1]
-    if labels := re.search(r"dim_labels=\w+_(\w+)->", attributes):
+    if target == _TPU_KERNEL:
+        # [heads, size, tokens] in bfloat16; operands of other types tell the kernel which blocks and keys to leave out.
+        query, key, *_ = (operand for operand in operands if operand.type == "bf16")
+        return _splash_products(instruction) * 2.0 * query.elements * key.shape[2]
+    if labels := re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes):
         # cuDNN describes a gradient by its convolution.
-        outputs = operands[0] if "convBackwardInput" in target else result
-        window = math.prod(n for n, label in zip(operands[1].shape, labels[1], strict=True) if label != "o")
-        # The zeros that the gradient of a strided convolution puts between its operand's elements are no work.
-        return 2.0 * outputs.elements * window / math.prod(_numbers(r"lhs_dilate=([\dx]+)", attributes))
+        inputs, outputs = (result, operands[0]) if "convBackwardInput" in target else (operands[0], result)
+        arrays = (inputs, operands[1], outputs)
+        lengths = [dict(zip(names, x.shape, strict=True)) for names, x in zip(labels.groups(), arrays, strict=True)]
+        taps = [_taps([n[str(axis)] for n in lengths], axis, attributes) for axis in range(len(result.shape) - 2)]
+        return 2.0 * outputs.elements * lengths[1]["i"] * math.prod(taps)
     contracted = _numbers(r'lhs_contracting_dim(?:s=\{|ensions": ?\[)([^}\]]*)', attributes)
     return 2.0 * result.elements * math.prod(operands[0].shape[axis] for axis in contracted)
+
+
+def _taps(lengths: Sequence[int], axis: int, attributes: str) -> float:
+    """Elements that an output takes along an axis with such lengths of a convolution's operand, window and result."""
+    inputs, window, outputs = lengths
+
+    def of_axis(name: str, default: str) -> str:
+        found = re.search(rf"\b{name}=([\d_x\-]+)", attributes)
+        return found[1].split("x")[axis] if found else default
+
+    stride, dilation, holes = (int(of_axis(name, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate"))
+    begin = -int(of_axis("pad", "0_0").partition("_")[0])
+    elements = range(0, inputs * holes, holes)
+    met = [sum(begin + stride * o + dilation * w in elements for w in range(window)) for o in range(outputs)]
+    # The TPU's compiler writes an axis that both operands have as a window that meets one element at most. Else edges
+    # count in full, and the zeros that the gradient of a strided convolution puts between elements are no work.
+    return sum(met) / outputs if max(met) <= 1 else window / holes
 
 
 def _numbers(pattern: str, attributes: str) -> list[int]:

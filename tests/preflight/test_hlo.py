@@ -47,6 +47,30 @@ ENTRY %main.1 (x.1: bf16[8,4]) -> bf16[8,4] {
 }
 """
 
+# As the TPU's compiler writes a projection to eight heads, and a product of each head's weights and values.
+TPU_HEADS = """HloModule jit_f, is_scheduled=true
+
+ENTRY %main.1 (x.1: bf16[2,64,320,1]) -> bf16[16,30,8] {
+  %x.1 = bf16[2,64,320,1]{2,1,0,3:T(8,128)(2,1)} parameter(0)
+  %w.1 = bf16[8,40,320,1]{2,1,0,3:T(8,128)(2,1)} parameter(1)
+  %values.1 = bf16[16,30,8]{2,1,0:T(8,128)(2,1)} parameter(2)
+  %weights.1 = bf16[16,30,30]{2,1,0:T(8,128)(2,1)} parameter(3)
+  %heads.1 = bf16[2,64,8,40]{3,1,2,0:T(8,128)(2,1)} convolution(%x.1, %w.1), window={size=1x8 pad=0_0x7_7 rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f
+  ROOT %sum.1 = bf16[16,30,8]{2,1,0:T(8,128)(2,1)} convolution(%values.1, %weights.1), window={size=16 stride=16 pad=15_15 lhs_dilate=15 rhs_reversal=1}, dim_labels=0fb_0oi->0fb
+}
+"""  # noqa: E501
+TPU_KERNELS = """HloModule jit_f, is_scheduled=true
+
+ENTRY %main.1 (q.1: bf16[4,40,256]) -> bf16[4,256,40] {
+  %blocks.1 = s8[1,4,1]{2,1,0} parameter(0)
+  %q.1 = bf16[4,40,256]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %k.1 = bf16[4,40,128]{2,1,0:T(8,128)(2,1)} parameter(2)
+  %splash_mha_fwd_residuals.1 = (f32[256,128]{1,0}, bf16[4,256,40]{2,1,0}) custom-call(%blocks.1, %blocks.1, %q.1, %k.1, %k.1), custom_call_target="tpu_custom_call"
+  ROOT %splash_mha_dkv_no_residuals.1 = (bf16[1,4,256,40]{3,2,1,0}, bf16[4,40,128]{2,1,0}) custom-call(%blocks.1, %blocks.1, %q.1, %k.1, %k.1, %q.1), custom_call_target="tpu_custom_call"
+  %other_kernel.1 = bf16[4,256,40]{2,1,0} custom-call(%q.1), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+
 
 def shape(*sizes, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(sizes, dtype)
@@ -99,6 +123,14 @@ def test_calls_of_nvidias_libraries_are_products():
 
 def test_a_loop_of_the_tpus_compiler_runs_up_to_the_constant_in_its_condition():
     assert Hlo(TPU).flops() == 6 * 2 * (8 * 4) * 4
+
+
+def test_an_axis_that_the_tpus_compiler_writes_as_a_window_with_one_element_counts_once():
+    assert Hlo(TPU_HEADS).flops() == 2 * (2 * 64) * 320 * (8 * 40) + 2 * 16 * (30 * 8) * 30
+
+
+def test_attention_kernels_of_a_tpu_are_two_products_and_five_for_the_gradient():
+    assert Hlo(TPU_KERNELS).flops() == (2 + 5) * 2 * 4 * (256 * 128) * 40
 
 
 def test_products_in_float32_are_counted_as_often_as_they_run():
