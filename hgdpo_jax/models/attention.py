@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from hgdpo_jax.models import splash_attention
 from hgdpo_jax.models.remat import keep
 
 IMPLEMENTATIONS = ("auto", "chunked")
@@ -32,8 +33,8 @@ def attention(
 
     Few scores, and those with a mask, are made at once and kept. Many go in blocks, some heads or some queries of one
     head after another, and the gradient makes each block's scores again: of a 704x1024 image's 11,264 tokens all
-    scores are 4 GB. With "auto" a program for an NVIDIA GPU has cuDNN's fused kernels instead of the blocks, where they
-    support type and head size.
+    scores are 4 GB. With "auto" a program for an NVIDIA GPU has cuDNN's fused kernels instead of the blocks, one for a
+    TPU JAX's splash kernels, where they support type and head size.
     """
     query, key, value = (rearrange(x, "n t (h d) -> n h t d", h=heads) for x in (query, key, value))
     if mask is not None or query.shape[2] * key.shape[2] <= FEW_SCORES:
@@ -46,6 +47,8 @@ def attention(
         }
         if implementation == "auto" and _cudnn_supports(query, key):
             ways["cuda"] = _attend_by_cudnn
+        if implementation == "auto" and splash_attention.supports(query, key):
+            ways["tpu"] = splash_attention.splash_attention
         attended = jax.lax.platform_dependent(query, key, value, **ways)
     return rearrange(attended, "n h t d -> n t (h d)")
 

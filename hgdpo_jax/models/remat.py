@@ -9,14 +9,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 REMAT = ("none", "activations", "blocks")
 
-_KEPT = "kept"
-# Marks an array that the gradient keeps with "activations".
-keep = functools.partial(checkpoint_name, name=_KEPT)
+# The name of what the gradient keeps with "activations".
+KEPT = "kept"
+# Marks an array with it.
+keep = functools.partial(checkpoint_name, name=KEPT)
 
 _policies = jax.checkpoint_policies
 _POLICIES = {
     "activations": _policies.save_from_both_policies(
-        _policies.save_only_these_names(_KEPT),
+        _policies.save_only_these_names(KEPT),
         # What the gradient of cuDNN's attention asks for beside its inputs has no name.
         lambda primitive, *_, **__: primitive.name.startswith("dot_product_attention_fwd"),
     ),

@@ -60,16 +60,17 @@ def matrix_products(jaxpr: core.Jaxpr, platform: str, times: int = 1) -> Iterato
             yield from inside
 
 
-def least_flops(jaxpr: core.Jaxpr, tuned: Sequence[bool], platform: str) -> float:
+def least_flops(jaxpr: core.Jaxpr, tuned: Sequence[bool]) -> float:
     """Operations that a traced function and its gradient to its `tuned` arguments take at the least.
 
     Read off the function as it stands, which nobody differentiated: every product is made once, and once more for each
-    operand that depends on a tuned argument. So nothing is made again, and frozen weights have no gradient.
+    operand that depends on a tuned argument. So nothing is made again, and frozen weights have no gradient. Of a choice
+    of platform the default counts, which has no kernels.
     """
-    return _least(jaxpr, tuned, platform)[0]
+    return _least(jaxpr, tuned)[0]
 
 
-def _least(jaxpr: core.Jaxpr, tuned: Sequence[bool], platform: str) -> tuple[float, list[bool]]:
+def _least(jaxpr: core.Jaxpr, tuned: Sequence[bool]) -> tuple[float, list[bool]]:
     """Also which results depend on a tuned argument."""
     depends = dict(zip(jaxpr.invars, tuned, strict=True))
     total = 0.0
@@ -84,25 +85,22 @@ def _least(jaxpr: core.Jaxpr, tuned: Sequence[bool], platform: str) -> tuple[flo
             total += _dot_flops(equation) * (1 + sum(given))
         elif name == "conv_general_dilated":
             total += _convolution_flops(equation) * (1 + sum(given))
-        elif name in _FUSED_ATTENTION:
-            query, key, value = given[:3]
-            total += _scores_flops(equation) * (2 + sum((query, key, query or key, value)))
         elif name == "scan":
             # What one round makes of a tuned argument the next one reads.
             first = parameters["num_consts"]
             carried = slice(first, first + parameters["num_carry"])
             for _ in given[carried]:
-                found = _least(inside[0], given, platform)[1]
+                found = _least(inside[0], given)[1]
                 given[carried] = [a or b for a, b in zip(given[carried], found[: parameters["num_carry"]], strict=True)]
-            flops, found = _least(inside[0], given, platform)
+            flops, found = _least(inside[0], given)
             total += parameters["length"] * flops
         elif name == "cond":
-            flops, found = _least(_branch_of(parameters, platform) or inside[0], given[1:], platform)
+            flops, found = _least(_branch_of(parameters, "") or inside[0], given[1:])
             total += flops
         elif inside and name != "while":
             # Products in a loop whose number of rounds is not known are refused by `matrix_products`.
             (nested,) = inside
-            flops, found = _least(nested, given, platform)
+            flops, found = _least(nested, given)
             total += flops
         depends |= dict(zip(equation.outvars, found, strict=True))
     return total, of(jaxpr.outvars)
@@ -169,7 +167,7 @@ def _branch_taken(parameters: Any, platform: str, times: int) -> list[Product]:
 
 
 def _branch_of(parameters: Any, platform: str) -> core.Jaxpr | None:
-    """A platform's branch, where it is the platform that chooses."""
+    """A platform's branch, or the default, where it is the platform that chooses."""
     for platforms, branch in zip(parameters.get("branches_platforms") or (), parameters["branches"], strict=False):
         if platforms is None or platform in platforms:
             return branch.jaxpr

@@ -31,7 +31,7 @@ class Program:
     """A jitted function with shapes and shardings for arguments.
 
     `weights` and `state` are those arguments, or parts of them, that are frozen and that the program changes.
-    `resident` are arrays that lie on the devices while it runs and are no arguments of it. `least_flops(platform)` is
+    `resident` are arrays that lie on the devices while it runs and are no arguments of it. `least_flops()` is
     what its method asks for at the least, where that is known.
     """
 
@@ -40,7 +40,7 @@ class Program:
     weights: Any = None
     state: Any = None
     resident: Any = None
-    least_flops: Callable[[str], float] | None = None
+    least_flops: Callable[[], float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ def measure(build: Callable[[Mesh], Program], devices: Sequence[jax.Device], chi
         bytes=total_bytes(products),
         roofline_seconds=roofline_seconds(products, chip.peak_flops, chip.bandwidth),
         compile_seconds=time.monotonic() - begin,
-        least_flops=alone.least_flops(chip.platform) if alone.least_flops else None,
+        least_flops=alone.least_flops() if alone.least_flops else None,
         compiled=compiled,
     )
 

@@ -170,7 +170,7 @@ def _build_training(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     )
 
 
-def _least_training_flops(setup: Setup, platform: str) -> float:
+def _least_training_flops(setup: Setup) -> float:
     """Operations that learning from a device's pairs takes at the least, whatever the step does.
 
     The prompts once through the text encoder, the images once through the reference, and once through the policy with
@@ -191,7 +191,7 @@ def _least_training_flops(setup: Setup, platform: str) -> float:
     def least(function, *arguments, tuned=0):
         """The first `tuned` arrays are those that are trained."""
         jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-        return least_flops(jaxpr, [place < tuned for place in range(len(jaxpr.invars))], platform)
+        return least_flops(jaxpr, [place < tuned for place in range(len(jaxpr.invars))])
 
     def policy(adapter, *arguments):
         return base.noise(*arguments, adapters=[(adapter, 1.0)])

@@ -94,20 +94,28 @@ def test_a_program_for_a_gpu_calls_cudnn_and_has_no_scores(cuda_plugin):
     assert not has_scores(program)
 
 
+def test_a_program_for_a_tpu_calls_splash_kernels_and_has_no_scores():
+    program = lowered("tpu")
+    # One for the result, one for its gradient to queries, keys and values.
+    assert program.count("@tpu_custom_call(") == 2
+    assert not has_scores(program)
+
+
 @pytest.mark.parametrize(
     ("platform", "options"),
     [
-        ("tpu", {}),
         ("cpu", {}),
+        ("tpu", {"dtype": "float32"}),
+        ("tpu", {"implementation": "chunked"}),
         ("cuda", {"dtype": "float32"}),
         ("cuda", {"shape": (2, 8192, HEADS * 160)}),
         ("cuda", {"implementation": "chunked"}),
     ],
-    ids=["TPU", "CPU", "float32", "large heads", "chunked"],
+    ids=["CPU", "TPU, float32", "TPU, chunked", "GPU, float32", "GPU, large heads", "GPU, chunked"],
 )
 def test_elsewhere_scores_are_made_in_blocks(cuda_plugin, platform, options):
     program = lowered(platform, **options)
-    assert "cudnn" not in program
+    assert "custom_call @" not in program
     assert has_scores(program)
     assert "8192x8192" not in program
 

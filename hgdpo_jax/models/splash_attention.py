@@ -1,0 +1,97 @@
+"""Attention to many tokens on TPUs: JAX's splash kernels, in which scores never leave the chip."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from hgdpo_jax.models.remat import KEPT
+
+# Lanes of a TPU's registers: blocks are multiples.
+_LANES = 128
+# Longest blocks of queries, of keys that the kernel fetches at once, and of those that it computes with at once. So the
+# gradient's kernel, which holds four blocks of scores in float32 beside its operands, fits 16 MB of on-chip memory.
+_MOST_QUERIES, _MOST_FETCHED, _MOST_KEYS = 1408, 2816, 512
+# That of heads with which such blocks fit; the U-Net's largest are of 160, the autoencoder's one of 512.
+_LARGEST_SIZE = 160
+
+
+def supports(query: Array, key: Array) -> bool:
+    """Whether the kernels take such arrays `[n, heads, tokens, size]`: bfloat16, the images evenly over the devices."""
+    fits = query.shape[3] <= _LARGEST_SIZE and len(query) % _devices(query) == 0
+    return fits and query.dtype == key.dtype == jnp.bfloat16
+
+
+def splash_attention(
+    query: Float[Array, "n h q d"], key: Float[Array, "n h k d"], value: Float[Array, "n h k d"]
+) -> Float[Array, "n h q d"]:
+    """Scaled dot-product attention, softmax in float32; each device of the arrays' mesh has its share of the images.
+
+    The gradient keeps output and log-sum-exp (`remat.KEPT`) and makes scores again, once.
+    """
+    if _devices(query) == 1:
+        return _attend(query, key, value)
+    # The compiler cannot divide a kernel.
+    mesh = jax.typeof(query).sharding.mesh
+    images = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(_attend, mesh=mesh, in_specs=images, out_specs=images, check_vma=False)(query, key, value)
+
+
+def _devices(array: Array) -> int:
+    """Those of the mesh that a traced array belongs to, 1 where it has none."""
+    mesh = jax.typeof(array).sharding.mesh
+    return 1 if mesh.empty else mesh.size
+
+
+def _attend(query, key, value):
+    # Slow to import, and of no use without a TPU.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    images, _, queries, size = query.shape
+    keys = key.shape[2]
+    query_block = _block(queries, _MOST_QUERIES)
+    fetched = _block(keys, _MOST_FETCHED)
+    key_block = max(size for size in range(_LANES, _MOST_KEYS + 1, _LANES) if fetched % size == 0)
+    # Images and heads are one axis.
+    query, key, value = (
+        jnp.pad(rearrange(x, "n h t d -> (n h) t d"), ((0, 0), (0, -x.shape[2] % block), (0, 0)))
+        for x, block in ((query * size**-0.5, query_block), (key, fetched), (value, fetched))
+    )
+    heads, padded_queries, padded_keys = len(query), query.shape[1], key.shape[1]
+    tokens_last = splash.QKVLayout.SEQ_MINOR
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([splash.FullMask((padded_queries, padded_keys))] * heads),
+        block_sizes=splash.BlockSizes(
+            block_q=query_block,
+            block_kv=fetched,
+            block_kv_compute=key_block,
+            block_q_dkv=query_block,
+            block_kv_dkv=fetched,
+            block_kv_dkv_compute=key_block,
+            # One kernel for all three gradients: two would make the scores, and theirs, once more.
+            use_fused_bwd_kernel=True,
+            # Tokens are what memory is filled up by: heads of 40 would take up 128.
+            q_layout=tokens_last,
+            k_layout=tokens_last,
+            v_layout=tokens_last,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=KEPT,
+    )
+    segments = None
+    if padded_keys != keys:
+        # No query attends to what keys were filled up with.
+        kinds = (jnp.arange(padded_keys) < keys).astype(jnp.int32)
+        segments = splash.SegmentIds(jnp.ones(padded_queries, jnp.int32), kinds)
+    attended = kernel(query, key, value, segments)
+    return rearrange(attended[:, :queries], "(n h) t d -> n h t d", n=images)
+
+
+def _block(tokens: int, most: int) -> int:
+    """The longest block, of `most` tokens or fewer, of those that fill tokens up the least."""
+    sizes = range(_LANES, most + 1, _LANES)
+    # Short ones spend their time on beginning.
+    long_enough = [size for size in sizes if size >= min(most // 2, tokens)] or sizes[-1:]
+    return min(long_enough, key=lambda size: (-tokens % size, -size))
