@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 # Products of [queries, keys] by [head size] in cuDNN's attention: scores and sum; the gradient makes the scores again.
 _FUSED_ATTENTION = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
@@ -23,13 +24,19 @@ class Product:
     times: int
 
 
-def matrix_products(jaxpr: core.Jaxpr, platform: str, times: int = 1) -> Iterator[Product]:
+def matrix_products(jaxpr: core.Jaxpr, platform: str) -> list[Product]:
     """All matrix products and convolutions of a traced program, as it runs on `platform` ("cuda" or "tpu").
 
-    What lies in loops counts as often as it runs, what is computed again for the gradient counts again. All else, such
-    as norms and softmax, is taken to be fused into them and to cost nothing. Raises ValueError for products in a loop
-    whose number of rounds is not known before it runs.
+    What lies in loops counts as often as it runs, what is computed again for the gradient counts again, unless nothing
+    uses it. All else, such as norms and softmax, is taken to be fused into them and to cost nothing. Raises ValueError
+    for products in a loop whose number of rounds is not known before it runs.
     """
+    # The gradient of a rematerialised kernel makes all its results again on paper, those too that were kept.
+    used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return list(_products(used, platform))
+
+
+def _products(jaxpr: core.Jaxpr, platform: str, times: int = 1) -> Iterator[Product]:
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
         if name == "dot_general":
@@ -40,20 +47,20 @@ def matrix_products(jaxpr: core.Jaxpr, platform: str, times: int = 1) -> Iterato
             yield Product(_FUSED_ATTENTION[name] * _scores_flops(equation), _moved(equation), times)
         elif name == "pallas_call":
             rounds = math.prod(parameters["grid_mapping"].grid)
-            flops = sum(p.flops * p.times for p in matrix_products(parameters["jaxpr"], platform, rounds))
+            flops = sum(p.flops * p.times for p in _products(parameters["jaxpr"], platform, rounds))
             yield Product(flops, _moved(equation), times)
         elif name == "scan":
-            yield from matrix_products(parameters["jaxpr"].jaxpr, platform, times * parameters["length"])
+            yield from _products(parameters["jaxpr"].jaxpr, platform, times * parameters["length"])
         elif name == "cond":
             yield from _branch_taken(parameters, platform, times)
         elif name == "shard_map":
             # Of the shapes of one device.
-            yield from matrix_products(parameters["jaxpr"], platform, times * parameters["mesh"].size)
+            yield from _products(parameters["jaxpr"], platform, times * parameters["mesh"].size)
         else:
             inside = [
                 product
                 for nested in core.jaxprs_in_params(parameters)
-                for product in matrix_products(nested, platform, times)
+                for product in _products(nested, platform, times)
             ]
             if inside and name == "while":
                 raise ValueError("there are matrix products in a loop whose number of rounds is not known")
@@ -161,8 +168,8 @@ def _branch_taken(parameters: Any, platform: str, times: int) -> list[Product]:
     """Of a choice of platform the products of its branch, of another choice those of the branch that has most."""
     branch = _branch_of(parameters, platform)
     if branch is not None:
-        return list(matrix_products(branch, platform, times))
-    branches = [list(matrix_products(branch.jaxpr, platform, times)) for branch in parameters["branches"]]
+        return list(_products(branch, platform, times))
+    branches = [list(_products(branch.jaxpr, platform, times)) for branch in parameters["branches"]]
     return max(branches, key=total_flops)
 
 

@@ -92,7 +92,7 @@ def measure(build: Callable[[Mesh], Program], devices: Sequence[jax.Device], chi
     begin = time.monotonic()
     traced = program.function.trace(*program.arguments)
     traced_alone = traced if alone is program else alone.function.trace(*alone.arguments)
-    products = list(matrix_products(traced_alone.jaxpr.jaxpr, chip.platform))
+    products = matrix_products(traced_alone.jaxpr.jaxpr, chip.platform)
     needed, compiled = _compile(program, traced, chip)
     peak = needed + resident if needed else 0
     return Measurement(

@@ -2,11 +2,13 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
 from hgdpo_jax.models.attention import attention
+from hgdpo_jax.models.remat import keep, rematerialized
 from hgdpo_jax.models.unet import UNet, UNetConfig
 from hgdpo_jax.preflight.arithmetic import least_flops, matrix_products, roofline_seconds, total_bytes, total_flops
 
@@ -16,7 +18,7 @@ def shape(*sizes, dtype=jnp.float32):
 
 
 def products(function, *arguments, platform="cuda"):
-    return list(matrix_products(jax.make_jaxpr(function)(*arguments).jaxpr, platform))
+    return matrix_products(jax.make_jaxpr(function)(*arguments).jaxpr, platform)
 
 
 def flops(function, *arguments, platform="cuda"):
@@ -80,12 +82,19 @@ def test_what_is_computed_again_for_the_gradient_counts_again():
         return jnp.sin(jnp.sin(x @ w) @ w)
 
     def gradient(function):
-        return jax.grad(lambda x, w: function(x, w).sum(), argnums=(0, 1))
+        return jax.value_and_grad(lambda x, w: function(x, w).sum(), argnums=(0, 1))
 
     one = 2 * 5**3
     arguments = shape(5, 5), shape(5, 5)
     assert flops(gradient(layer), *arguments) == 6 * one
     assert flops(gradient(jax.checkpoint(layer)), *arguments) == 8 * one
+
+
+def test_what_nothing_uses_costs_nothing():
+    def first(x):
+        return jax.checkpoint(lambda x: (jnp.sin(x), x @ x))(x)[0]
+
+    assert flops(first, shape(5, 5)) == 0
 
 
 def test_functions_with_their_own_gradient_and_jitted_ones_are_looked_into():
@@ -95,7 +104,7 @@ def test_functions_with_their_own_gradient_and_jitted_ones_are_looked_into():
 
     product.defvjp(lambda x: (x @ x, x), lambda x, g: (g @ x.T + x.T @ g,))
     assert flops(jax.jit(product), shape(5, 5)) == 2 * 5**3
-    assert flops(jax.jit(jax.grad(lambda x: product(x).sum())), shape(5, 5)) == 3 * 2 * 5**3
+    assert flops(jax.jit(jax.value_and_grad(lambda x: product(x).sum())), shape(5, 5)) == 3 * 2 * 5**3
 
 
 def test_of_a_choice_of_platform_the_branch_of_the_target_counts():
@@ -140,14 +149,20 @@ def test_a_pallas_kernel_counts_once_for_each_place_of_its_grid():
     assert total_bytes(found) == 4 * (64 * 8 + 8 * 16 + 64 * 16)
 
 
-def test_the_scores_of_a_tpus_attention_are_made_once_more_for_the_gradient_and_never_moved():
+class Attention(nn.Module):
+    def __call__(self, query, key, value):
+        return attention(keep(query), keep(key), keep(value), heads=8)
+
+
+@pytest.mark.parametrize("remat", ["none", "activations"])
+def test_the_scores_of_a_tpus_attention_are_made_once_more_for_the_gradient_and_never_moved(remat):
     tokens = shape(1, 1024, 320, dtype=jnp.bfloat16)
-    attend = functools.partial(attention, heads=8)
-    gradient = jax.grad(lambda *x: attend(*x).sum(), argnums=(0, 1, 2))
+    attend = functools.partial(rematerialized(remat)(Attention)().apply, {})
+    gradient = jax.grad(lambda *x: jnp.square(attend(*x)).sum(), argnums=(0, 1, 2))
     one, scores = 2 * 1024 * 1024 * 320, 8 * 1024 * 1024
     for function, count in ((attend, 2), (gradient, 7)):
         found = products(function, tokens, tokens, tokens, platform="tpu")
-        # Some rows are multiplied with ones, to sum them.
+        # Results are multiplied with their gradient, and summed, besides.
         assert total_flops(found) == pytest.approx(count * one, rel=1e-3)
         assert total_bytes(found) < 2 * scores
 

@@ -106,7 +106,7 @@ def in_turn(x, w):
     ids=["products", "attention", "loop", "loop's gradient", "convolution", "strided", "its gradient"],
 )
 def test_operations_of_a_compiled_program_are_those_of_the_traced_one(function, arguments):
-    traced = list(matrix_products(jax.make_jaxpr(function)(*arguments).jaxpr, "cpu"))
+    traced = matrix_products(jax.make_jaxpr(function)(*arguments).jaxpr, "cpu")
     assert read(function, *arguments).flops() == total_flops(traced)
 
 

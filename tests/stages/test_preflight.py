@@ -57,7 +57,7 @@ def build(config, name, device_batch):
 def flops(config, name, device_batch):
     """Operations of a program on one device, which is not compiled."""
     program = build(config, name, device_batch)
-    return total_flops(list(matrix_products(program.function.trace(*program.arguments).jaxpr.jaxpr, "cpu")))
+    return total_flops(matrix_products(program.function.trace(*program.arguments).jaxpr.jaxpr, "cpu"))
 
 
 def bytes_of(tree):

@@ -75,7 +75,7 @@ def test_where_nothing_is_made_again_a_step_takes_what_its_method_asks_for_to_th
     program = build(config)
     # So no frozen weight has a gradient, and nothing below the first layer of the LoRA.
     products = matrix_products(program.function.trace(*program.arguments).jaxpr.jaxpr, "cpu")
-    assert total_flops(list(products)) == program.least_flops()
+    assert total_flops(products) == program.least_flops()
 
 
 def test_what_is_made_again_is_less_than_what_policy_and_reference_share(measured):
