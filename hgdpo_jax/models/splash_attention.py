@@ -10,16 +10,17 @@ from hgdpo_jax.models.remat import KEPT
 
 # Lanes of a TPU's registers: blocks are multiples.
 _LANES = 128
-# Longest blocks of queries, of keys that the kernel fetches at once, and of those that it computes with at once. So the
-# gradient's kernel, which holds four blocks of scores in float32 beside its operands, fits 16 MB of on-chip memory.
-_MOST_QUERIES, _MOST_FETCHED, _MOST_KEYS = 1408, 2816, 512
-# That of heads with which such blocks fit; the U-Net's largest are of 160, the autoencoder's one of 512.
-_LARGEST_SIZE = 160
+# Longest blocks of queries, and of keys that a kernel fetches at once, and the most scores that it computes at once. So
+# the gradient's kernel, which holds four blocks of scores in float32 beside its operands, fits the 16 MB of on-chip
+# memory that it may take on a v4 and a v5e. Heads of more than 128 take up twice as much and have blocks half as long.
+_MOST_QUERIES, _MOST_KEYS, _MOST_SCORES = 1408, 2816, 1408 * 256
+# The U-Net's largest heads are of 160, the autoencoder's one of 512.
+_LARGEST_HEAD = 160
 
 
 def supports(query: Array, key: Array) -> bool:
     """Whether the kernels take such arrays `[n, heads, tokens, size]`: bfloat16, the images evenly over the devices."""
-    fits = query.shape[3] <= _LARGEST_SIZE and len(query) % _devices(query) == 0
+    fits = query.shape[3] <= _LARGEST_HEAD and len(query) % _devices(query) == 0
     return fits and query.dtype == key.dtype == jnp.bfloat16
 
 
@@ -50,9 +51,11 @@ def _attend(query, key, value):
 
     images, _, queries, size = query.shape
     keys = key.shape[2]
-    query_block = _block(queries, _MOST_QUERIES)
-    fetched = _block(keys, _MOST_FETCHED)
-    key_block = max(size for size in range(_LANES, _MOST_KEYS + 1, _LANES) if fetched % size == 0)
+    registers = -(-size // _LANES)
+    query_block = _block(queries, _MOST_QUERIES // registers)
+    fetched = _block(keys, _MOST_KEYS // registers)
+    lengths = range(_LANES, max(_LANES, _MOST_SCORES // query_block) + 1, _LANES)
+    key_block = max(length for length in lengths if fetched % length == 0)
     # Images and heads are one axis.
     query, key, value = (
         jnp.pad(rearrange(x, "n h t d -> (n h) t d"), ((0, 0), (0, -x.shape[2] % block), (0, 0)))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from hgdpo_jax.models.attention import attention
 from hgdpo_jax.preflight.apart import compiler_environment, run_apart
 from hgdpo_jax.preflight.compilation import Program, measure
 from hgdpo_jax.preflight.targets import CHIPS, parse_target, target_devices
@@ -30,6 +31,17 @@ def multiply(devices, chip, rows):
 
 def multiply_on(target, rows):
     return multiply(target_devices(target), target.chip, rows)
+
+
+def attend_on(target, tokens, channels):
+    """What attention among the tokens of an image a device takes, with its gradients."""
+
+    def build(mesh):
+        rows = batch_shapes(jax.ShapeDtypeStruct((mesh.size, tokens, channels), jnp.bfloat16), mesh)
+        gradient = jax.grad(lambda *x: jnp.square(attention(*x, heads=8)).sum(), argnums=(0, 1, 2))
+        return Program(jax.jit(gradient), (rows, rows, rows))
+
+    return measure(build, target_devices(target), target.chip)
 
 
 @pytest.fixture(params=["a100-40gb:1", "a100-80gb:4", "h100:16", "v4:4", "v5e:1", "v5e:8", "v5p:16", "v6e:4"])
@@ -58,6 +70,18 @@ def test_a_program_larger_than_the_memory_does_not_fit_and_says_what_it_needs(ta
     found = run_apart(compiler_environment(target), multiply_on, target, rows)
     assert not found.fits
     assert found.peak_bytes > target.chip.memory_bytes
+
+
+@pytest.mark.parametrize("target", ["v4:4", "v5e:1"], indirect=True)
+# The first and the third level at 704x1024, and lengths whose blocks are filled up, with the largest heads.
+@pytest.mark.parametrize(("tokens", "channels"), [(11264, 320), (704, 1280), (2500, 8 * 128), (3000, 8 * 160)])
+def test_attention_on_a_tpu_fits_its_on_chip_memory_and_makes_scores_once_more(target, tokens, channels):
+    found = run_apart(compiler_environment(target), attend_on, target, tokens, channels)
+    assert found.fits
+    # Sums of rows, which the traced program has as products, are none in the compiled one.
+    assert found.compiled.flops == pytest.approx(found.flops, rel=2e-3)
+    assert found.compiled.flops >= 7 * 2 * tokens**2 * channels
+    assert found.compiled.float32_products == {}
 
 
 def test_memory_of_this_machine_is_measured_as_that_of_a_target():
