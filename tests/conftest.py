@@ -15,9 +15,11 @@ from huggingface_hub import constants
 
 # Tests, stages and processes compile the same few programs again and again. The variable is for processes and main,
 # which would take the user's own folder else.
-_COMPILED = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Workers inherit the folder of the process that starts them.
+    _COMPILED = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 PIXELS = {"width": 48, "height": 64}
