@@ -18,8 +18,8 @@ def base_config() -> ConfigDict:
     # Compute type of the frozen models: "bfloat16" or "float32". LoRA, optimiser and losses are always float32.
     config.dtype = "bfloat16"
     # Attention of the U-Net to many tokens: "auto" is cuDNN's on NVIDIA GPUs and JAX's splash kernels on TPUs, where
-    # they can be, else block by block; "chunked" is block by block everywhere, for GPUs older than Ampere. It changes
-    # speed and memory, no images.
+    # they can be, else block by block; "chunked" is block by block everywhere, for GPUs older than Ampere and TPUs
+    # older than v4. It changes speed and memory, no images.
     config.attention = "auto"
     # Devices that the CPU of a machine without accelerator is divided into; 0: one a core.
     config.cpu_devices = 0
