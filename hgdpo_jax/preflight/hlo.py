@@ -263,11 +263,16 @@ def _flops(instruction: Instruction, operands: Sequence[Array]) -> float:
         return _splash_products(instruction) * 2.0 * query.elements * key.shape[2]
     if labels := re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes):
         # cuDNN describes a gradient by its convolution.
-        inputs, outputs = (result, operands[0]) if "convBackwardInput" in target else (operands[0], result)
-        arrays = (inputs, operands[1], outputs)
+        first, second = operands[:2]
+        if "convBackwardInput" in target:
+            arrays = result, second, first
+        elif "convBackwardFilter" in target:
+            arrays = first, result, second
+        else:
+            arrays = first, second, result
         lengths = [dict(zip(names, x.shape, strict=True)) for names, x in zip(labels.groups(), arrays, strict=True)]
         taps = [_taps([n[str(axis)] for n in lengths], axis, attributes) for axis in range(len(result.shape) - 2)]
-        return 2.0 * outputs.elements * lengths[1]["i"] * math.prod(taps)
+        return 2.0 * arrays[2].elements * lengths[1]["i"] * math.prod(taps)
     contracted = _numbers(r'lhs_contracting_dim(?:s=\{|ensions": ?\[)([^}\]]*)', attributes)
     return 2.0 * result.elements * math.prod(operands[0].shape[axis] for axis in contracted)
 
