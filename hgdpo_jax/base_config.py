@@ -19,7 +19,7 @@ def base_config() -> ConfigDict:
     config.dtype = "bfloat16"
     # Attention of the U-Net to many tokens: "auto" is cuDNN's on NVIDIA GPUs and JAX's splash kernels on TPUs, where
     # they can be, else block by block; "chunked" is block by block everywhere, for GPUs older than Ampere and TPUs
-    # older than v4. It changes speed and memory, no images.
+    # older than v4. It changes speed, memory and rounding.
     config.attention = "auto"
     # Devices that the CPU of a machine without accelerator is divided into; 0: one a core.
     config.cpu_devices = 0

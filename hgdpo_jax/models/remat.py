@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 REMAT = ("none", "activations", "blocks")
 
-# The name of what the gradient keeps with "activations".
+# The mark of arrays that the gradient keeps with "activations", for kernels that mark their own.
 KEPT = "kept"
 # Marks an array with it.
 keep = functools.partial(checkpoint_name, name=KEPT)

@@ -1,5 +1,8 @@
 """Attention to many tokens on TPUs: JAX's splash kernels, in which scores never leave the chip."""
 
+import importlib
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -8,20 +11,21 @@ from jaxtyping import Array, Float
 
 from hgdpo_jax.models.remat import KEPT
 
-# Lanes of a TPU's registers: blocks are multiples.
+# Lanes of a TPU's registers: block sizes are multiples.
 _LANES = 128
-# Longest blocks of queries, and of keys that a kernel fetches at once, and the most scores that it computes at once. So
-# the gradient's kernel, which holds four blocks of scores in float32 beside its operands, fits the 16 MB of on-chip
-# memory that it may take on a v4 and a v5e. Heads of more than 128 take up twice as much and have blocks half as long.
-_MOST_QUERIES, _MOST_KEYS, _MOST_SCORES = 1408, 2816, 1408 * 256
+# Largest blocks of queries, and of keys that a kernel fetches at once, and the most scores that it computes at once. So
+# the kernels fit the 16 MB of VMEM that they may take on a v4 and a v5e. Larger heads have blocks half as long.
+_MOST_QUERIES, _MOST_KEYS, _MOST_SCORES, _SMALL_HEAD = 1408, 2816, 1408 * 256, 80
 # The U-Net's largest heads are of 160, the autoencoder's one of 512.
 _LARGEST_HEAD = 160
+_KERNELS = "jax.experimental.pallas.ops.tpu.splash_attention"
 
 
 def supports(query: Array, key: Array) -> bool:
     """Whether the kernels take such arrays `[n, heads, tokens, size]`: bfloat16, the images evenly over the devices."""
     fits = query.shape[3] <= _LARGEST_HEAD and len(query) % _devices(query) == 0
-    return fits and query.dtype == key.dtype == jnp.bfloat16
+    # Programs for other hardware are traced with them too, and outlive their place among JAX's experiments.
+    return fits and query.dtype == key.dtype == jnp.bfloat16 and importlib.util.find_spec(_KERNELS) is not None
 
 
 def splash_attention(
@@ -29,7 +33,8 @@ def splash_attention(
 ) -> Float[Array, "n h q d"]:
     """Scaled dot-product attention, softmax in float32; each device of the arrays' mesh has its share of the images.
 
-    The gradient keeps output and log-sum-exp (`remat.KEPT`) and makes scores again, once.
+    Queries are rounded once more when they are scaled. The gradient makes scores again, once, and keeps output and
+    log-sum-exp (`remat.KEPT`), the output with heads padded to 128.
     """
     if _devices(query) == 1:
         return _attend(query, key, value)
@@ -46,20 +51,17 @@ def _devices(array: Array) -> int:
 
 
 def _attend(query, key, value):
-    # Slow to import, and of no use without a TPU.
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
+    splash = importlib.import_module(_KERNELS)
     images, _, queries, size = query.shape
     keys = key.shape[2]
-    registers = -(-size // _LANES)
-    query_block = _block(queries, _MOST_QUERIES // registers)
-    fetched = _block(keys, _MOST_KEYS // registers)
+    shorter = -(-size // _SMALL_HEAD)
+    query_block, key_block = _block(queries, _MOST_QUERIES // shorter), _block(keys, _MOST_KEYS // shorter)
     lengths = range(_LANES, max(_LANES, _MOST_SCORES // query_block) + 1, _LANES)
-    key_block = max(length for length in lengths if fetched % length == 0)
+    key_compute_block = max(length for length in lengths if key_block % length == 0)
     # Images and heads are one axis.
     query, key, value = (
         jnp.pad(rearrange(x, "n h t d -> (n h) t d"), ((0, 0), (0, -x.shape[2] % block), (0, 0)))
-        for x, block in ((query * size**-0.5, query_block), (key, fetched), (value, fetched))
+        for x, block in ((query * size**-0.5, query_block), (key, key_block), (value, key_block))
     )
     heads, padded_queries, padded_keys = len(query), query.shape[1], key.shape[1]
     tokens_last = splash.QKVLayout.SEQ_MINOR
@@ -67,14 +69,14 @@ def _attend(query, key, value):
         splash.MultiHeadMask([splash.FullMask((padded_queries, padded_keys))] * heads),
         block_sizes=splash.BlockSizes(
             block_q=query_block,
-            block_kv=fetched,
-            block_kv_compute=key_block,
+            block_kv=key_block,
+            block_kv_compute=key_compute_block,
             block_q_dkv=query_block,
-            block_kv_dkv=fetched,
-            block_kv_dkv_compute=key_block,
+            block_kv_dkv=key_block,
+            block_kv_dkv_compute=key_compute_block,
             # One kernel for all three gradients: two would make the scores, and theirs, once more.
             use_fused_bwd_kernel=True,
-            # Tokens are what memory is filled up by: heads of 40 would take up 128.
+            # Memory pads the last axis to 128: tokens fill it, heads of 40 would take 3.2 times as much.
             q_layout=tokens_last,
             k_layout=tokens_last,
             v_layout=tokens_last,
@@ -83,18 +85,18 @@ def _attend(query, key, value):
         q_seq_shards=1,
         residual_checkpoint_name=KEPT,
     )
-    segments = None
+    segment_ids = None
     if padded_keys != keys:
-        # No query attends to what keys were filled up with.
-        kinds = (jnp.arange(padded_keys) < keys).astype(jnp.int32)
-        segments = splash.SegmentIds(jnp.ones(padded_queries, jnp.int32), kinds)
-    attended = kernel(query, key, value, segments)
+        # No query attends to padding.
+        key_ids = (jnp.arange(padded_keys) < keys).astype(jnp.int32)
+        segment_ids = splash.SegmentIds(jnp.ones(padded_queries, jnp.int32), key_ids)
+    attended = kernel(query, key, value, segment_ids)
     return rearrange(attended[:, :queries], "(n h) t d -> n h t d", n=images)
 
 
 def _block(tokens: int, most: int) -> int:
-    """The longest block, of `most` tokens or fewer, of those that fill tokens up the least."""
+    """The block size, at most `most`, that pads tokens the least; of several the largest."""
     sizes = range(_LANES, most + 1, _LANES)
-    # Short ones spend their time on beginning.
+    # Short blocks are mostly overhead.
     long_enough = [size for size in sizes if size >= min(most // 2, tokens)] or sizes[-1:]
     return min(long_enough, key=lambda size: (-tokens % size, -size))

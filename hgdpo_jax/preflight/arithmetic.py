@@ -102,7 +102,7 @@ def _least(jaxpr: core.Jaxpr, tuned: Sequence[bool]) -> tuple[float, list[bool]]
             flops, found = _least(inside[0], given)
             total += parameters["length"] * flops
         elif name == "cond":
-            flops, found = _least(_branch_of(parameters, "") or inside[0], given[1:])
+            flops, found = _least(_branch_of(parameters) or inside[0], given[1:])
             total += flops
         elif inside and name != "while":
             # Products in a loop whose number of rounds is not known are refused by `matrix_products`.
@@ -173,7 +173,7 @@ def _branch_taken(parameters: Any, platform: str, times: int) -> list[Product]:
     return max(branches, key=total_flops)
 
 
-def _branch_of(parameters: Any, platform: str) -> core.Jaxpr | None:
+def _branch_of(parameters: Any, platform: str | None = None) -> core.Jaxpr | None:
     """A platform's branch, or the default, where it is the platform that chooses."""
     for platforms, branch in zip(parameters.get("branches_platforms") or (), parameters["branches"], strict=False):
         if platforms is None or platform in platforms:

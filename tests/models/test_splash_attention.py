@@ -9,6 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from hgdpo_jax.models.attention import attention
 from hgdpo_jax.models.splash_attention import splash_attention
 
 IMAGES, HEADS = 2, 2
@@ -26,8 +27,8 @@ def result_and_gradients(function, arguments, direction):
 
 @pytest.mark.parametrize(
     ("queries", "keys", "size"),
-    [(256, 256, 40), (700, 77, 80), (1500, 3000, 40)],
-    ids=["one block", "a prompt, whose block is filled up", "blocks of both, filled up"],
+    [(300, 256, 160), (256, 77, 80), (1500, 3000, 40)],
+    ids=["padded queries", "padded keys of a prompt", "blocks of both, padded"],
 )
 def test_splash_attention_and_its_gradients_are_those_of_all_scores_at_once(queries, keys, size):
     random = np.random.default_rng(0)
@@ -44,13 +45,23 @@ def test_splash_attention_and_its_gradients_are_those_of_all_scores_at_once(quer
         assert error < 5e-3
 
 
-def test_each_device_computes_the_attention_of_its_own_images():
+def kernels_on_four_devices(images, size=40):
+    """Types of the results of each kernel, in a program for attention and its gradient."""
     mesh = AbstractMesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-    images = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    arguments = [jax.ShapeDtypeStruct((8, HEADS, 1024, 40), jnp.bfloat16, sharding=images)] * 3
-    gradient = jax.jit(jax.grad(lambda *x: splash_attention(*x).sum(), (0, 1, 2)))
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp") if images % 4 == 0 else None))
+    arguments = [jax.ShapeDtypeStruct((images, 1024, HEADS * size), jnp.bfloat16, sharding=rows)] * 3
+    gradient = jax.jit(jax.grad(lambda *x: attention(*x, HEADS).sum(), (0, 1, 2)))
     program = gradient.trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
-    kernels = re.findall(r"stablehlo.custom_call @tpu_custom_call\(.*?\) -> (.*)", program)
+    return re.findall(r"stablehlo.custom_call @tpu_custom_call\(.*?\) -> (.*)", program)
+
+
+def test_each_device_computes_the_attention_of_its_own_images():
+    kernels = kernels_on_four_devices(images=8)
     assert len(kernels) == 2
     # Two of the eight images, with two heads each.
     assert all("tensor<4x1024x40xbf16>" in results and "tensor<16x" not in results for results in kernels)
+
+
+def test_images_that_do_not_divide_among_the_devices_and_heads_too_large_are_left_to_the_compiler():
+    assert kernels_on_four_devices(images=7) == []
+    assert kernels_on_four_devices(images=8, size=512) == []
