@@ -1,7 +1,6 @@
 """Attention to many tokens on TPUs: JAX's splash kernels, in which scores never leave the chip."""
 
-import importlib
-import importlib.util
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +17,12 @@ _LANES = 128
 _MOST_QUERIES, _MOST_KEYS, _MOST_SCORES, _SMALL_HEAD = 1408, 2816, 1408 * 256, 80
 # The U-Net's largest heads are of 160, the autoencoder's one of 512.
 _LARGEST_HEAD = 160
-_KERNELS = "jax.experimental.pallas.ops.tpu.splash_attention"
 
 
 def supports(query: Array, key: Array) -> bool:
     """Whether the kernels take such arrays `[n, heads, tokens, size]`: bfloat16, the images evenly over the devices."""
     fits = query.shape[3] <= _LARGEST_HEAD and len(query) % _devices(query) == 0
-    # Programs for other hardware are traced with them too, and outlive their place among JAX's experiments.
-    return fits and query.dtype == key.dtype == jnp.bfloat16 and importlib.util.find_spec(_KERNELS) is not None
+    return fits and query.dtype == key.dtype == jnp.bfloat16 and _kernels() is not None
 
 
 def splash_attention(
@@ -44,6 +41,16 @@ def splash_attention(
     return jax.shard_map(_attend, mesh=mesh, in_specs=images, out_specs=images, check_vma=False)(query, key, value)
 
 
+def _kernels() -> Any:
+    """JAX's module of the kernels, None where it has moved: they are an experiment, and traced for all hardware."""
+    try:
+        # Slow to import, and few programs need it.
+        from jax.experimental.pallas.ops.tpu import splash_attention
+    except ImportError:
+        return None
+    return splash_attention
+
+
 def _devices(array: Array) -> int:
     """Those of the mesh that a traced array belongs to, 1 where it has none."""
     mesh = jax.typeof(array).sharding.mesh
@@ -51,7 +58,7 @@ def _devices(array: Array) -> int:
 
 
 def _attend(query, key, value):
-    splash = importlib.import_module(_KERNELS)
+    splash = _kernels()
     images, _, queries, size = query.shape
     keys = key.shape[2]
     shorter = -(-size // _SMALL_HEAD)

@@ -1,6 +1,7 @@
 """Attention for TPUs: its kernels interpreted, and the programs that hold them."""
 
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -65,3 +66,9 @@ def test_each_device_computes_the_attention_of_its_own_images():
 def test_images_that_do_not_divide_among_the_devices_and_heads_too_large_are_left_to_the_compiler():
     assert kernels_on_four_devices(images=7) == []
     assert kernels_on_four_devices(images=8, size=512) == []
+
+
+def test_without_the_kernels_in_jax_attention_goes_block_by_block(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.ops.tpu", None)
+    # Images that no other test has: what was traced with the kernels is remembered.
+    assert kernels_on_four_devices(images=12) == []

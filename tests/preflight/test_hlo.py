@@ -47,7 +47,8 @@ ENTRY %main.1 (x.1: bf16[8,4]) -> bf16[8,4] {
 }
 """
 
-# As the TPU's compiler writes a projection to eight heads, and a product of each head's weights and values.
+# As the TPU's compiler writes a projection to eight heads, and a product of each head's weights and values, unbroken
+# (E501).
 TPU_HEADS = """HloModule jit_f, is_scheduled=true
 
 ENTRY %main.1 (x.1: bf16[2,64,320,1]) -> bf16[16,30,8] {
@@ -59,6 +60,7 @@ ENTRY %main.1 (x.1: bf16[2,64,320,1]) -> bf16[16,30,8] {
   ROOT %sum.1 = bf16[16,30,8]{2,1,0:T(8,128)(2,1)} convolution(%values.1, %weights.1), window={size=16 stride=16 pad=15_15 lhs_dilate=15 rhs_reversal=1}, dim_labels=0fb_0oi->0fb
 }
 """  # noqa: E501
+# Calls of its attention kernels, unbroken (E501), and of another kernel.
 TPU_KERNELS = """HloModule jit_f, is_scheduled=true
 
 ENTRY %main.1 (q.1: bf16[4,40,256]) -> bf16[4,256,40] {
