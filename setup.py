@@ -10,6 +10,8 @@ setup(
     package_data={
         "hgdpo_jax.evaluation": ["*.jinja"],
         "hgdpo_jax.report": ["*.jinja"],
+        # Efficiencies measured on accelerators.
+        "hgdpo_jax.preflight": ["*.json"],
         # The trained toon weights with their model card and sample sheet, and the portraits' attribution.
         "hgdpo_jax.toon": [
             "*.md",

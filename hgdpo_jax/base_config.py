@@ -226,14 +226,15 @@ def base_config() -> ConfigDict:
 
     # Compiling this experiment's programs for accelerators that are not there.
     config.preflight = preflight = ConfigDict()
-    # Devices, NAME:COUNT: a100-40gb, a100-80gb, h100, v4, v5e, v5p or v6e.
+    # Devices, NAME:COUNT: a100-40gb, a100-80gb, h100, h200, l4, rtx-4090, v4, v5e, v5p or v6e.
     preflight.target = "a100-80gb:8"
     # Programs to compile, named as the stages that run them; empty: all of the config's stages.
     preflight.programs = ()
     # Whether to look for the largest batches that fit, by compiling twice or more again.
     preflight.largest_batch = True
-    # Shares of the roofline's speed that programs may reach, each an estimate of the hours (assumed, not measured).
-    preflight.efficiencies = (0.3, 0.5)
+    # Shares of the roofline's speed that programs may reach; each gives an estimate of the hours. Empty: what
+    # `python -m benchmarks.accelerator` measured on this kind of device, or 0.3 and 0.5 (assumed) where it did not run.
+    preflight.efficiencies = ()
     # What one device costs an hour, in any currency; 0: no price.
     preflight.price_per_hour = 0.0
 

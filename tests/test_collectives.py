@@ -16,7 +16,7 @@ from hgdpo_jax.pipelines.preference_step import pair_losses
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.sharding import data_mesh, replicate, shard_batch
-from hgdpo_jax.stages.train_policy import make_policy_step
+from hgdpo_jax.training.policy_step import make_policy_step
 from hgdpo_jax.training.optimizer import make_optimizer
 
 model = StableDiffusion.load(sys.argv[1])

@@ -7,7 +7,8 @@ from typing import Any
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.preflight.compilation import Measurement
-from hgdpo_jax.preflight.programs import TRAINING, base_shapes, states_shape
+from hgdpo_jax.preflight.least import states_shape
+from hgdpo_jax.preflight.programs import TRAINING, base_shapes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
-from hgdpo_jax.preflight.arithmetic import least_flops
 from hgdpo_jax.preflight.compilation import Measurement, Program, measure
+from hgdpo_jax.preflight.least import least_step_flops, states_shape
+from hgdpo_jax.preflight.published import PICK_SCORE, PREPROCESSOR, STABLE_DIFFUSION
 from hgdpo_jax.preflight.targets import Chip
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.scorers.sources import ScorerSource
@@ -36,33 +37,6 @@ BATCH_SETTINGS = {
     "finetune_base": "finetune.device_batch",
 }
 TRAINING = {"train_policy": "train", "finetune_base": "finetune"}
-
-# The published shapes of Stable Diffusion 1.5 and of PickScore_v1 (CLIP ViT-H/14), where a config names no weights.
-_STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
-    "unet": {},
-    "vae": {},
-    "text_encoder": {},
-    "scheduler": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-}
-_PICK_SCORE = {
-    "text_config": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "hidden_act": "gelu",
-    },
-    "vision_config": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "hidden_act": "gelu",
-    },
-    "projection_dim": 1024,
-}
-# The values decide no shape.
-_PREPROCESSOR = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.25, 0.25, 0.25)}
 
 
 def measure_program(
@@ -97,18 +71,18 @@ def make_setup(config, name: str, device_batch: int, devices: int) -> Setup:
 
 
 def _scorer(config) -> PickScore:
-    source, files = config.weights.scorer, _PICK_SCORE
+    source, files = config.weights.scorer, PICK_SCORE
     if source:
         parsed = ScorerSource.parse(source)
         if parsed.kind != "pick_score":
             raise UserError(f"preflight knows PickScore alone, not {source!r}: set config.weights.scorer to '' for it")
         files = folders.read_json(resolve_source(parsed.source, weights=False) / "config.json")
-    return PickScore.without_weights(files, _PREPROCESSOR, config.dtype, config.scoring.framing)
+    return PickScore.without_weights(files, PREPROCESSOR, config.dtype, config.scoring.framing)
 
 
 def base_shapes(config) -> StableDiffusion:
     weights = config.weights
-    configs = stable_diffusion_files.read_configs(weights.base, weights.vae) if weights.base else _STABLE_DIFFUSION
+    configs = stable_diffusion_files.read_configs(weights.base, weights.vae) if weights.base else STABLE_DIFFUSION
     return StableDiffusion.without_weights(configs, config.dtype, config.attention)
 
 
@@ -171,35 +145,14 @@ def _build_training(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
 
 
 def _least_training_flops(setup: Setup) -> float:
-    """Operations that learning from a device's pairs takes at the least, whatever the step does.
-
-    The prompts once through the text encoder, the images once through the reference, and once through the policy with
-    its gradient to activations and LoRA; learning from winners alone needs neither reference nor losers.
-    """
-    base, pairs, winners_alone = setup.base, setup.parts * setup.device_batch, setup.config.loss.kind == "sft"
-    images = pairs if winners_alone else 2 * pairs
-    tokens, width = states_shape(base)
-    inputs = (
-        jax.ShapeDtypeStruct((images, *_latent_shape(setup)), jnp.float32),
-        jax.ShapeDtypeStruct((images,), jnp.int32),
-        jax.ShapeDtypeStruct((images, tokens, width), jnp.float32),
+    return least_step_flops(
+        setup.base,
+        _adapter(setup),
+        pairs=setup.parts * setup.device_batch,
+        latent_shape=_latent_shape(setup),
+        clip_skip=setup.config.pool.clip_skip,
+        winners_alone=setup.config.loss.kind == "sft",
     )
-    token_ids = jax.ShapeDtypeStruct((pairs, tokens), jnp.int32)
-    parameters = {name: base.parameters[name] for name in ("unet", "text_encoder")}
-    adapter = _adapter(setup)
-
-    def least(function, *arguments, tuned=0):
-        """The first `tuned` arrays are those that are trained."""
-        jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-        return least_flops(jaxpr, [place < tuned for place in range(len(jaxpr.invars))])
-
-    def policy(adapter, *arguments):
-        return base.noise(*arguments, adapters=[(adapter, 1.0)])
-
-    text_states = functools.partial(base.text_states, clip_skip=setup.config.pool.clip_skip)
-    states = least(text_states, parameters, token_ids)
-    tuned = least(policy, adapter, parameters, *inputs, tuned=len(jax.tree.leaves(adapter)))
-    return states + tuned + (0.0 if winners_alone else least(base.noise, parameters, *inputs))
 
 
 def _build_encoding(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
@@ -269,11 +222,6 @@ def _rows(shape: Sequence[int], setup: Setup, mesh: Mesh, dtype=jnp.float32):
 
 def _latent_shape(setup: Setup) -> tuple[int, int, int]:
     return setup.base.latent_shape(setup.config.pool.width, setup.config.pool.height)
-
-
-def states_shape(base: StableDiffusion) -> tuple[int, int]:
-    config = base.text_encoder.config
-    return config.max_position_embeddings, config.hidden_size
 
 
 def _key(mesh: Mesh):

@@ -22,7 +22,8 @@ _GPUS_A_HOST = 8
 _MOST_GPUS = 1024
 
 # What XLA's compiler asks about a GPU. The figures are those of XLA's own descriptions of these GPUs (openxla/xla,
-# xla/backends/gpu/target_config/specs).
+# xla/backends/gpu/target_config/specs); of Ada, which has none there, those of NVIDIA's CUDA programming guide
+# (compute capability 8.9) and data sheets.
 _EVERY_GPU = {
     "threads_per_block_limit": 1024,
     "threads_per_warp": 32,
@@ -52,6 +53,15 @@ _HOPPER = _EVERY_GPU | {
     "shared_memory_per_block_optin": 232448,
     "cuda_compute_capability": "{ major: 9 feature_extension: ACCELERATED_FEATURES }",
 }
+_ADA = _EVERY_GPU | {
+    "threads_per_core_limit": 1536,
+    "fpus_per_core": 128,
+    "shared_memory_per_core": 102400,
+    "shared_memory_per_block_optin": 101376,
+    "cuda_compute_capability": "{ major: 8 minor: 9 }",
+}
+_L4 = _ADA | {"core_count": 58, "l2_cache_size": 50331648, "clock_rate_ghz": 2.04}
+_RTX_4090 = _ADA | {"core_count": 128, "l2_cache_size": 75497472, "clock_rate_ghz": 2.52}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +92,12 @@ CHIPS = {
     "a100-80gb": Chip("NVIDIA A100-SXM4-80GB", "cuda", 85_100_068_864, 312e12, 2039e9, _AMPERE),
     # NVIDIA's data sheet of the H100 SXM: 1,979 TFLOP/s with sparsity, half of it without; 3.35 TB/s.
     "h100": Chip("NVIDIA H100 80GB HBM3", "cuda", 84_942_979_072, 989e12, 3350e9, _HOPPER),
+    # NVIDIA's data sheet of the H200 SXM: the arithmetic of an H100, 4.8 TB/s.
+    "h200": Chip("NVIDIA H200", "cuda", 150_754_820_096, 989e12, 4800e9, _HOPPER),
+    # NVIDIA's data sheet of the L4: 242 TFLOP/s with sparsity, half of it without; 300 GB/s.
+    "l4": Chip("NVIDIA L4", "cuda", 24_152_899_584, 121e12, 300e9, _L4),
+    # NVIDIA's Ada whitepaper: 165.2 TFLOP/s with sums in float32; 1,008 GB/s.
+    "rtx-4090": Chip("NVIDIA GeForce RTX 4090", "cuda", 25_757_220_864, 165.2e12, 1008e9, _RTX_4090),
     # docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e. Its two cores work as one device, as on a machine.
     "v4": Chip("TPU v4", "tpu", int(30.75 * _GIB), 275e12, 1200e9, {}, _SOLID, {"chip_config_name": "megacore"}),
     "v5e": Chip("TPU v5e", "tpu", int(15.75 * _GIB), 197e12, 819e9, {}, _FLAT),

@@ -10,6 +10,7 @@ from hgdpo_jax.preflight.apart import compiler_environment, require_compiler, ru
 from hgdpo_jax.preflight.compilation import Measurement
 from hgdpo_jax.preflight.experiment import Examined, storage, totals, work
 from hgdpo_jax.preflight.largest_batch import largest_batch
+from hgdpo_jax.preflight.measured import efficiencies
 from hgdpo_jax.preflight.programs import BATCH_SETTINGS, TRAINING, measure_program
 from hgdpo_jax.preflight.report import as_json, as_table
 from hgdpo_jax.preflight.targets import Target, parse_target, target_devices
@@ -27,7 +28,7 @@ def check(config) -> None:
     """Raises UserError where the target is unknown or its compiler missing, or a setting cannot be."""
     options = config.preflight
     target = parse_target(options.target)
-    if not options.efficiencies or not all(0 < share <= 1 for share in options.efficiencies):
+    if not all(0 < share <= 1 for share in options.efficiencies):
         raise UserError(f"preflight.efficiencies is {options.efficiencies}, expected shares above 0, 1 at most")
     if options.price_per_hour < 0:
         raise UserError(f"preflight.price_per_hour is {options.price_per_hour}, expected 0 or more")
@@ -85,7 +86,7 @@ def examine(config, measure: Callable[[str, int], Measurement]) -> tuple[dict[st
         programs,
         work(config),
         devices=target.count,
-        efficiencies=config.preflight.efficiencies,
+        efficiencies=config.preflight.efficiencies or efficiencies(target.chip),
         price_per_hour=config.preflight.price_per_hour,
         storage_bytes=storage(config, programs),
     )

@@ -33,9 +33,10 @@ from hgdpo_jax.scorers.scorer import Scorer
 from hgdpo_jax.sharding import on_each_device, shard_parameters, training_mesh
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, sampling_settings
 from hgdpo_jax.stages.score_pool import load_scorer, scorer_source
-from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulating_step
+from hgdpo_jax.training.accumulation import accumulation_steps
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
+from hgdpo_jax.training.policy_step import make_policy_step
 from hgdpo_jax.weights import lora_files
 from hgdpo_jax.weights.tensor_files import load_tensors
 
@@ -126,25 +127,6 @@ def make_losses(config, model: StableDiffusion) -> Callable[..., dict[str, jax.A
         statistic_stride=config.loss.statistic_stride,
         clip_skip=clip_skip,
     )
-
-
-def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, timesteps: int, parts: int, mesh: Mesh):
-    """One compiled step `(state, base, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged."""
-
-    def loss_function(parameters, base, batch):
-        values = losses(parameters, base, batch)
-        means = {name: value.mean() for name, value in values.items()}
-        return means["loss"], means
-
-    def draw(batch, key):
-        noise_key, time_key = jax.random.split(key)
-        shape = batch["winner_latents"].shape
-        return batch | {
-            "noise": jax.random.normal(noise_key, shape),
-            "timesteps": jax.random.randint(time_key, shape[:1], 0, timesteps),
-        }
-
-    return make_accumulating_step(loss_function, optimizer, draw, parts, mesh)
 
 
 def make_training(config, model: StableDiffusion, mesh: Mesh):

@@ -191,4 +191,4 @@ def test_help_shows_how_to_call_it(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert "--target=a100-80gb:4" in shown
-    assert "a100-40gb, a100-80gb, h100, v4, v5e, v5p, v6e" in shown
+    assert "a100-40gb, a100-80gb, h100, h200, l4, rtx-4090, v4, v5e, v5p, v6e" in shown

@@ -1,0 +1,29 @@
+"""The published shapes of Stable Diffusion 1.5 and PickScore_v1 (CLIP ViT-H/14), in the words of their configs."""
+
+from typing import Any
+
+STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
+    "unet": {},
+    "vae": {},
+    "text_encoder": {},
+    "scheduler": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+}
+PICK_SCORE = {
+    "text_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+    },
+    "vision_config": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+    },
+    "projection_dim": 1024,
+}
+# The values decide no shape.
+PREPROCESSOR = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.25, 0.25, 0.25)}
