@@ -17,6 +17,7 @@ from etils import epath
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.weights import peft_config
 from hgdpo_jax.weights.folders import read_json
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
@@ -31,7 +32,7 @@ _FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 
 _DIFFUSERS_KEY = re.compile(
     r"(?:(?:unet\.|base_model\.model\.)?(?P<unet>(?:down_blocks|mid_block|up_blocks|time_embedding)\..+?)"
-    r"|text_encoder\.(?:text_model\.)?(?P<text>encoder\.layers\..+?))\."
+    r"|(?:text_encoder|base_model\.model)\.(?:text_model\.)?(?P<text>encoder\.layers\..+?))\."
     r"(?P<part>lora_A\.weight|lora_B\.weight|lora(?:_linear_layer)?\.(?:down|up)\.weight|alpha)"
 )
 _KOHYA_KEY = re.compile(r"(?P<module>lora_(?:unet|te)_[^.]+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)")
@@ -48,6 +49,19 @@ _PARTS = {
 }
 
 _XL_KEY = re.compile(r"text_encoder_2\.|lora_te[12]_")
+
+# What keys without a place belong to, so that the refusal can name it.
+_OTHER_KINDS = {
+    re.compile(r"lora_magnitude_vector|dora_scale"): "a DoRA",
+    re.compile(r"\.hada_"): "a LoHa",
+    re.compile(r"\.lokr_"): "a LoKr",
+    re.compile(r"\.(oft_|boft_|vera_|randlora_)|\.lora_E$"): "an adapter of another kind than LoRA",
+    re.compile(r"lora_B\.bias$"): "a LoRA with biases (lora_bias)",
+    re.compile(r"bundle_emb\."): "a LoRA with textual inversions",
+    re.compile(r"custom_diffusion"): "a Custom Diffusion",
+    re.compile(r"_conv\d?\.lora_|_conv_(in|out)\.lora_|lora_mid\."): "a LoRA of 3x3 convolutions (LoCon)",
+    re.compile(r"\.(diff|diff_b|w_norm|b_norm)$"): "a LyCORIS with whole layers",
+}
 
 # Convolutions of one pixel, whose factors other readers expect to be convolutions too.
 _POINTWISE = re.compile(r"\.(proj_in|proj_out|conv_shortcut)$")
@@ -106,6 +120,7 @@ def load_adapter(
     tensors, metadata = load_tensors(path)
     if xl := [key for key in tensors if _XL_KEY.match(key)]:
         raise UserError(f"{path} is a LoRA of Stable Diffusion XL ({xl[0]}): give one of Stable Diffusion 1.x")
+    configs = _peft_configs(path, tensors, metadata)
     modules: dict[str, dict[str, np.ndarray]] = {}
     unknown = []
     for key, array in tensors.items():
@@ -116,18 +131,18 @@ def load_adapter(
             unknown.append(key)
     if unknown or not modules:
         more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+        kind = next((f"is {kind}: it " for key, kind in _OTHER_KINDS.items() if any(map(key.search, unknown))), "")
         raise UserError(
-            f"{path} has {', '.join(sorted(unknown)[:10]) or 'no tensors'}{more}: expected pairs of LoRA factors "
+            f"{path} {kind}has {', '.join(sorted(unknown)[:10]) or 'no tensors'}{more}: expected pairs of LoRA factors "
             "of linear layers of U-Net and text encoder, in diffusers, PEFT or kohya names"
         )
-    configs = _peft_configs(path, tensors, metadata)
     adapter = {module: _entry(path, module, modules[module], configs) for module in sorted(modules)}
     if targets is not None:
         lora.check(adapter, targets)
     return adapter
 
 
-def _entry(path: epath.Path, module: str, parts: Mapping[str, np.ndarray], configs: Mapping[str, Any]):
+def _entry(path: epath.Path, module: str, parts: Mapping[str, np.ndarray], configs: Mapping[str, Mapping[str, Any]]):
     if "down" not in parts or "up" not in parts:
         raise UserError(f"{path} has only {' and '.join(parts)} for {module}: expected both factors")
     # Linear layers' factors are stored as 1x1 convolutions by some trainers.
@@ -135,13 +150,18 @@ def _entry(path: epath.Path, module: str, parts: Mapping[str, np.ndarray], confi
         (array[:, :, 0, 0] if array.shape[2:] == (1, 1) else array).astype(np.float32)
         for array in (parts["down"], parts["up"])
     )
-    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.size:
         raise UserError(
             f"{path} has factors of shapes {list(down.shape)} and {list(up.shape)} for {module}, "
             "expected [rank, in] and [out, rank]"
         )
     rank = down.shape[0]
-    alpha = float(parts["alpha"].reshape(())) if "alpha" in parts else _peft_alpha(configs, module, rank)
+    if "alpha" in parts:
+        alpha = float(parts["alpha"].reshape(()))
+    else:
+        component = _component(module)
+        name = _diffusers_name(module).removeprefix(component)
+        alpha = peft_config.alpha(configs.get(component, {}), name, rank, str(path))
     return {"down": np.ascontiguousarray(down.T), "up": np.ascontiguousarray(up.T) * np.float32(alpha / rank)}
 
 
@@ -152,6 +172,10 @@ def _parse(key: str) -> tuple[str | None, str]:
     if match := _KOHYA_KEY.fullmatch(key):
         return _kohya_paths().get(match["module"]), _PARTS[match["part"]]
     return None, ""
+
+
+def _component(module: str) -> str:
+    return lora.TEXT_ENCODER if module.startswith(lora.TEXT_ENCODER) else _UNET
 
 
 def _diffusers_name(module: str) -> str:
@@ -227,29 +251,36 @@ def _component_config(ranks: Mapping[str, int], rank: int) -> dict[str, Any]:
     }
 
 
-def _peft_configs(path: epath.Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """PEFT configs that a file carries (diffusers) or that lie beside it (PEFT), their names led by the component's."""
+def _peft_configs(
+    path: epath.Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """PEFT's config of each component: beside the file (PEFT), or in its metadata (diffusers).
+
+    Raises UserError where one describes more than the factors.
+    """
+    components = (_UNET, lora.TEXT_ENCODER)
     if any(key.startswith(_PEFT_PREFIX) for key in tensors):
-        return {f"{_UNET}{name}": value for name, value in read_json(path.parent / "adapter_config.json").items()}
-    if _PEFT_METADATA not in metadata:
+        # One model's, whichever it is.
+        path = path.parent / "adapter_config.json"
+        configs = dict.fromkeys(components, read_json(path))
+    elif _PEFT_METADATA in metadata:
+        try:
+            content = dict(json.loads(metadata[_PEFT_METADATA]) or {})
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} has {_PEFT_METADATA} that is no JSON object ({error}): fetch or make it again"
+            ) from error
+        configs = {
+            component: {k.removeprefix(component): v for k, v in content.items() if k.startswith(component)}
+            for component in components
+        }
+        # A U-Net that is saved alone leaves its own name out.
+        configs[_UNET] |= {name: value for name, value in content.items() if not name.startswith(components)}
+    else:
         return {}
-    try:
-        config = json.loads(metadata[_PEFT_METADATA])
-    except ValueError as error:
-        raise UserError(f"{path} has {_PEFT_METADATA} that is not JSON ({error}): fetch or make it again") from error
-    # A U-Net that is saved alone leaves its own name out.
-    return {
-        name if name.startswith((_UNET, lora.TEXT_ENCODER)) else _UNET + name: value for name, value in config.items()
-    }
-
-
-def _peft_alpha(configs: Mapping[str, Any], module: str, rank: int) -> float:
-    component = lora.TEXT_ENCODER if module.startswith(lora.TEXT_ENCODER) else _UNET
-    name = _diffusers_name(module).removeprefix(component)
-    patterns = (configs.get(f"{component}alpha_pattern") or {}).items()
-    alphas = [alpha for pattern, alpha in patterns if re.fullmatch(rf"(.*\.)?({pattern})", name)]
-    alpha = alphas[0] if alphas else configs.get(f"{component}lora_alpha", rank)
-    return alpha * rank**0.5 if configs.get(f"{component}use_rslora") else alpha
+    for config in configs.values():
+        peft_config.check(config, str(path))
+    return configs
 
 
 def _version() -> dict[str, str]:

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import jax
@@ -143,6 +144,9 @@ NUMBER = np.ones((2, 2), np.float32)
         (lambda tensors: without(tensors, "to_q.lora.up.weight"), "has only down for .*attn1.to_q"),
         (lambda tensors: tensors | {f"unet.{MODULE}.lora.up.weight": NUMBER[:1, :1]}, r"shapes \[2, 6\] and \[1, 1\]"),
         (lambda tensors: {}, "no tensors"),
+        (lambda tensors: tensors | {f"unet.{MODULE}.lora_magnitude_vector": NUMBER}, "is a DoRA: it has unet"),
+        (lambda tensors: tensors | {"lora_unet_x.hada_w1_a": NUMBER}, "is a LoHa: it has"),
+        (lambda tensors: tensors | {"bundle_emb.word.string_to_param.*": NUMBER}, "with textual inversions: it has"),
     ],
 )
 def test_no_key_is_dropped_silently(adapter, tmp_path, change, message):
@@ -288,3 +292,143 @@ def test_a_file_that_diffusers_wrote_means_the_same_to_both(pipeline, model, tmp
         assert relative(ours(adapter, 1.0), ours(adapter, 0.0)) > 1e-2
     finally:
         pipeline.unet.delete_adapters("tested")
+
+
+PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+@pytest.fixture
+def bare_unet(pipeline, model):
+    """The pipeline's U-Net, weights and all, without the modules that loading a LoRA leaves behind."""
+    torch = pytest.importorskip("torch")
+    unet = type(pipeline.unet).from_config(pipeline.unet.config)
+    unet.load_state_dict({name: torch.tensor(np.asarray(array)) for name, array in from_tree(model[3]).items()})
+    return unet
+
+
+@pytest.fixture
+def peft_model(bare_unet):
+    """PEFT's wrapped copy of the U-Net for options of its config."""
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+
+    def wrapped(**options):
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=4, lora_alpha=2, target_modules=PROJECTIONS, **options)
+        return peft.get_peft_model(copy.deepcopy(bare_unet), config)
+
+    return wrapped
+
+
+def train(model):
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def save_converted(model, folder):
+    """What PEFT documents for PiSSA: the factors' change since `initial`, as a LoRA of twice the rank."""
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(folder / "initial")
+    model.peft_config["default"].init_lora_weights = "pissa"
+    train(model)
+    model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(folder / "initial"))
+
+
+def save_trained(model, folder):
+    train(model)
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "save"),
+    [
+        (
+            {
+                "use_rslora": True,
+                "rank_pattern": {"attn1.to_q": 2, "^mid_block.*to_k": 3},
+                "alpha_pattern": {"attn2.*": 7, "to_v": 5},
+            },
+            save_trained,
+        ),
+        ({"init_lora_weights": "orthogonal", "lora_dropout": 0.1, "fan_in_fan_out": True}, save_trained),
+        ({"init_lora_weights": "pissa"}, save_converted),
+    ],
+    ids=["patterns", "orthogonal", "converted pissa"],
+)
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True")
+@pytest.mark.filterwarnings("ignore:PiSSA changes the base weights")
+def test_a_folder_of_peft_means_the_same_to_both(bare_unet, model, peft_model, tmp_path, options, save):
+    peft = pytest.importorskip("peft")
+    _, _, targets, params = model
+    save(peft_model(**options), tmp_path)
+    merged = from_tree(lora.merge(params, load_adapter(tmp_path, targets), 1.0))
+    theirs = peft.PeftModel.from_pretrained(bare_unet, tmp_path).merge_and_unload().state_dict()
+    plain = from_tree(params)
+    for module in targets:
+        found, expected = merged[f"{module}.weight"], theirs[f"{module}.weight"].numpy()
+        # float32 products in another order.
+        assert relative(found, expected) < 1e-6
+        assert relative(plain[f"{module}.weight"], expected) > 1e-2
+
+
+CONVERT = "init_lora_weights .* path_initial_model_for_weight_conversion"
+MERGE = "merge_and_unload"
+
+
+@pytest.mark.parametrize("options", [{"init_lora_weights": "pissa_niter_2"}, {"init_lora_weights": "olora"}])
+def test_factors_that_peft_took_from_the_base_are_refused(peft_model, tmp_path, options):
+    save_trained(peft_model(**options), tmp_path)
+    with pytest.raises(UserError, match=CONVERT):
+        load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["folder", "metadata"])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, CONVERT),
+        ({"init_lora_weights": "corda"}, CONVERT),
+        ({"init_lora_weights": "lora_ga"}, CONVERT),
+        ({"init_lora_weights": "loftq"}, MERGE),
+        ({"init_lora_weights": "invented"}, MERGE),
+        ({"use_dora": True}, "has use_dora True"),
+        ({"lora_bias": True}, "has lora_bias True"),
+        ({"bias": "lora_only"}, "has bias lora_only"),
+        ({"modules_to_save": ["conv_in"]}, r"has modules_to_save \['conv_in'\]"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "has layer_replication"),
+        ({"kasa_config": {"r": 1}}, "has kasa_config"),
+        ({"use_an_invention": True}, "has use_an_invention True"),
+        ({"peft_type": "LOHA"}, "of type LOHA, expected one of type LORA"),
+        ({"r": 16}, "has rank 16 for .*, its factors 2"),
+        ({"lora_alpha": "high"}, "has no usable rank and alpha"),
+    ],
+)
+def test_what_is_more_than_its_factors_is_refused_by_name(adapter, tmp_path, place, config, message):
+    config = {"r": 2, "lora_alpha": 1} | config
+    if place == "folder":
+        tensors = {f"base_model.model.{k.removeprefix('unet.')}": v for k, v in old_names(adapter).items()}
+        safetensors.numpy.save_file(tensors, tmp_path / "adapter_model.safetensors")
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    else:
+        metadata = {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in config.items()})}
+        safetensors.numpy.save_file(old_names(adapter), tmp_path / "pytorch_lora_weights.safetensors", metadata)
+    with pytest.raises(UserError, match=message) as error:
+        load_adapter(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("prefix", ["text_model.", ""], ids=["transformers 4", "transformers 5"])
+def test_a_peft_folder_of_the_text_encoder_is_read(tmp_path, prefix):
+    adapter = random_adapter({"text_encoder.encoder.layers.0.self_attn.q_proj": (6, 6)}, rank=2)
+    (entry,) = adapter.values()
+    name = f"base_model.model.{prefix}encoder.layers.0.self_attn.q_proj"
+    tensors = {
+        f"{name}.lora_{letter}.weight": np.ascontiguousarray(entry[part].T)
+        for letter, part in (("A", "down"), ("B", "up"))
+    }
+    safetensors.numpy.save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 1}))
+    assert same(load_adapter(tmp_path), halved(adapter))
