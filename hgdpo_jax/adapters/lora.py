@@ -106,7 +106,8 @@ def _merge(node: Mapping[str, Any], adapter: Adapter, scale, path: str) -> dict[
     }
     if path in adapter:
         kernel = node["kernel"]
-        change = adapter[path]["down"] @ adapter[path]["up"] * scale
+        down, up = adapter[path]["down"], adapter[path]["up"]
+        change = jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST) * scale
         merged["kernel"] = (kernel.astype(jnp.float32) + change.reshape(kernel.shape)).astype(kernel.dtype)
     return merged
 

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from hgdpo_jax.models import splash_attention
+from hgdpo_jax.models.precision import precision_of
 from hgdpo_jax.models.remat import keep
 
 IMPLEMENTATIONS = ("auto", "chunked")
@@ -63,7 +64,9 @@ def _scores_gradient(operands, gradient):
     query, key = operands
     # As fused kernels have it: left in float32, it would make both products float32's, at a fraction of the speed.
     gradient = gradient.astype(query.dtype)
-    return jnp.einsum("...qk,...kd->...qd", gradient, key), jnp.einsum("...qk,...qd->...kd", gradient, query)
+    # Traced while the program is differentiated, outside of the module that called.
+    with precision_of(query.dtype):
+        return jnp.einsum("...qk,...kd->...qd", gradient, key), jnp.einsum("...qk,...qd->...kd", gradient, query)
 
 
 _scores.defvjp(lambda query, key: (_scores(query, key), (query, key)), _scores_gradient)

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from hgdpo_jax.models.convolution import convolution
 from hgdpo_jax.models.layers import GroupNorm
+from hgdpo_jax.models.precision import precise
 
 
 class AttributeClassifier(nn.Module):
@@ -14,6 +15,7 @@ class AttributeClassifier(nn.Module):
     channels: tuple[int, ...] = (16, 32, 64, 64)
     width: int = 192
 
+    @precise
     @nn.compact
     def __call__(self, pixels: Float[Array, "n height width 3"]) -> dict[str, Float[Array, "n classes"]]:
         x = convolution(self.channels[0], "conv_in", pixels.dtype)(pixels)

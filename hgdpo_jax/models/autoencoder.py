@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from hgdpo_jax.models.attention import attention
 from hgdpo_jax.models.convolution import convolution
 from hgdpo_jax.models.layers import GroupNorm, upsample
+from hgdpo_jax.models.precision import precise
 
 _EPSILON = 1e-6
 
@@ -140,6 +141,7 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Conv(2 * latent, (1, 1), dtype=self.dtype)
         self.post_quant_conv = nn.Conv(latent, (1, 1), dtype=self.dtype)
 
+    @precise
     def encode(
         self, images: Float[Array, "n height width 3"]
     ) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w c"]]:
@@ -148,6 +150,7 @@ class Autoencoder(nn.Module):
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
+    @precise
     def decode(self, latents: Float[Array, "n h w c"]) -> Float[Array, "n height width 3"]:
         """Images, nominally in [-1, 1], in float32."""
         return self.decoder(self.post_quant_conv(latents.astype(self.dtype))).astype(jnp.float32)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hgdpo_jax.models.attention import attention
+from hgdpo_jax.models.precision import precise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class VisionTransformer(nn.Module):
     config: VisionConfig
     dtype: jnp.dtype = jnp.float32
 
+    @precise
     @nn.compact
     def __call__(self, pixels: Float[Array, "n size size 3"]) -> Float[Array, "n t d"]:
         config, dtype, size = self.config, self.dtype, self.config.patch_size
@@ -72,6 +74,7 @@ class TextEncoder(nn.Module):
     config: TextConfig
     dtype: jnp.dtype = jnp.float32
 
+    @precise
     @nn.compact
     def __call__(self, token_ids: Int[Array, "n k"], image_states: Float[Array, "n t v"]) -> Float[Array, "n k d"]:
         config, dtype = self.config, self.dtype

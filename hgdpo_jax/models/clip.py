@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.attention import attention
+from hgdpo_jax.models.precision import precise
 
 
 def _quick_gelu(x):
@@ -114,6 +115,7 @@ class CLIPTextTransformer(nn.Module):
     config: CLIPTextConfig
     dtype: jnp.dtype = jnp.float32
 
+    @precise
     @nn.compact
     def __call__(self, token_ids: Int[Array, "n k"], skipped_layers: int = 0) -> Float[Array, "n k d"]:
         config, dtype, length = self.config, self.dtype, token_ids.shape[1]
@@ -135,6 +137,7 @@ class CLIPVisionTransformer(nn.Module):
     config: CLIPVisionConfig
     dtype: jnp.dtype = jnp.float32
 
+    @precise
     @nn.compact
     def __call__(self, pixels: Float[Array, "n height width 3"]) -> Float[Array, "n d"]:
         config, dtype, size = self.config, self.dtype, self.config.patch_size
@@ -181,12 +184,14 @@ class CLIP(nn.Module):
         self.visual_projection = nn.Dense(config.projection_dim, use_bias=False, dtype=self.dtype)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), ())
 
+    @precise
     def embed_text(self, token_ids: Int[Array, "n k"]) -> Float[Array, "n p"]:
         """Embedding of each prompt, taken at its end token: the first of the largest ids, as in CLIP's vocabulary."""
         states = self.text_model(token_ids)
         pooled = jnp.take_along_axis(states, jnp.argmax(token_ids, axis=-1)[:, None, None], axis=1)[:, 0]
         return _normalize(self.text_projection(pooled).astype(jnp.float32))
 
+    @precise
     def embed_images(self, pixels: Float[Array, "n height width 3"]) -> Float[Array, "n p"]:
         """Embedding of each image; pixels are normalised as the checkpoint's preprocessor says."""
         return _normalize(self.visual_projection(self.vision_model(pixels)).astype(jnp.float32))

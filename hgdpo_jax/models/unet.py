@@ -14,6 +14,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.attention import attention
 from hgdpo_jax.models.convolution import convolution
 from hgdpo_jax.models.layers import GroupNorm, upsample
+from hgdpo_jax.models.precision import precise
 from hgdpo_jax.models.remat import keep, rematerialized
 
 # Values of a diffusers config.json that other architectures change and this module does not implement.
@@ -241,6 +242,7 @@ class UNet(nn.Module):
     attention: str = "auto"
     remat: str = "none"
 
+    @precise
     @nn.compact
     def __call__(
         self,

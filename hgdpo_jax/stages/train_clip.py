@@ -88,7 +88,7 @@ def run(config, run: StageRun) -> None:
         inputs = preprocess(pixels, options.vision.image_size, "pad", **_statistics())
         text, image, logit_scale = model.apply({"params": parameters}, ids, inputs)
         loss = losses.contrastive(text, image, jnp.exp(logit_scale)).mean()
-        nearest = jnp.argmax(text @ image.T, axis=-1)
+        nearest = jnp.argmax(jnp.matmul(text, image.T, precision=jax.lax.Precision.HIGHEST), axis=-1)
         return loss, {"accuracy": (nearest == jnp.arange(len(ids))).mean(), "logit_scale": logit_scale}
 
     def batch_at(step):
