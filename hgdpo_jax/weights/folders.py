@@ -25,7 +25,8 @@ WEIGHT_PLACES = (
     ("text_encoder/", "model"),
 )
 
-_PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+# Endings of the files that PyTorch pickles.
+PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def content_fingerprint(source: epath.PathLike, weights: bool = True) -> str:
@@ -113,10 +114,10 @@ def read_weights(folder: epath.Path, stem: str) -> dict[str, np.ndarray]:
 
 def read_tensor_file(path: epath.Path) -> dict[str, np.ndarray]:
     """Tensors of a safetensors file, or of a file that PyTorch pickled; raises UserError for any other."""
-    if path.suffix in _PICKLED:
+    if path.suffix in PICKLED:
         return load_pickled(path)
     if path.suffix != ".safetensors":
-        raise UserError(f"{path} is no file of weights, expected .safetensors or {', '.join(_PICKLED)}")
+        raise UserError(f"{path} is no file of weights, expected .safetensors or {', '.join(PICKLED)}")
     return load_tensors(path)[0]
 
 

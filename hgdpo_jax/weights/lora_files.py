@@ -18,7 +18,8 @@ from etils import epath
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.weights import peft_config
-from hgdpo_jax.weights.folders import read_json
+from hgdpo_jax.weights.folders import PICKLED, read_json
+from hgdpo_jax.weights.pickled_files import load_pickled
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
 FORMATS = ("diffusers", "kohya")
@@ -28,7 +29,12 @@ _PEFT_PREFIX = "base_model.model."
 _PEFT_METADATA = "lora_adapter_metadata"
 
 # File names in the folders that diffusers' save_lora_weights and PEFT's save_pretrained make.
-_FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+_FOLDER_FILES = (
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.bin",
+    "adapter_model.bin",
+)
 
 _DIFFUSERS_KEY = re.compile(
     r"(?:(?:unet\.|base_model\.model\.)?(?P<unet>(?:down_blocks|mid_block|up_blocks|time_embedding)\..+?)"
@@ -47,6 +53,11 @@ _PARTS = {
     "lora_up.weight": "up",
     "alpha": "alpha",
 }
+
+# Until diffusers 0.20 the factors of a projection belonged to the attention, in a processor or beside the projections.
+_PROJECTION_KEY = re.compile(r"\.to_(?P<projection>q|k|v|out)_lora\.(?P<part>down|up)\.weight$")
+_UNET_PROJECTIONS = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+_TEXT_PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
 
 _XL_KEY = re.compile(r"text_encoder_2\.|lora_te[12]_")
 
@@ -117,7 +128,7 @@ def load_adapter(
         if not found:
             raise UserError(f"{path} holds no adapter, expected {' or '.join(_FOLDER_FILES)}")
         path = found[0]
-    tensors, metadata = load_tensors(path)
+    tensors, metadata = (load_pickled(path), {}) if path.suffix in PICKLED else load_tensors(path)
     if xl := [key for key in tensors if _XL_KEY.match(key)]:
         raise UserError(f"{path} is a LoRA of Stable Diffusion XL ({xl[0]}): give one of Stable Diffusion 1.x")
     configs = _peft_configs(path, tensors, metadata)
@@ -167,6 +178,10 @@ def _entry(path: epath.Path, module: str, parts: Mapping[str, np.ndarray], confi
 
 def _parse(key: str) -> tuple[str | None, str]:
     """Module path and part of a key; no path where the key is not understood."""
+    key = key.replace(".processor.", ".")
+    if match := _PROJECTION_KEY.search(key):
+        names = _TEXT_PROJECTIONS if ".self_attn." in key else _UNET_PROJECTIONS
+        key = f"{key[: match.start()]}.{names[match['projection']]}.lora.{match['part']}.weight"
     if match := _DIFFUSERS_KEY.fullmatch(key):
         return match["unet"] or lora.TEXT_ENCODER + match["text"], _PARTS[match["part"]]
     if match := _KOHYA_KEY.fullmatch(key):

@@ -102,6 +102,49 @@ def test_older_diffusers_names_are_read(adapter, tmp_path):
     assert same(load_adapter(tmp_path / "b"), adapter)
 
 
+def processor_names(adapter, prefix="unet."):
+    """Those of diffusers 0.12 to 0.19; the prefix came with 0.17."""
+    return {
+        key.replace(".to_out.0.", ".to_out.").replace(".to_", ".processor.to_").replace(".lora.", "_lora."): array
+        for key, array in old_names(adapter, prefix).items()
+    }
+
+
+@pytest.mark.parametrize("prefix", ["unet.", ""])
+def test_the_names_of_attention_processors_are_read(adapter, tmp_path, prefix):
+    tensors = processor_names(adapter, prefix)
+    assert f"{prefix}down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight" in tensors
+    safetensors.numpy.save_file(tensors, tmp_path / "a")
+    assert same(load_adapter(tmp_path / "a"), adapter)
+
+
+def test_old_names_of_the_text_encoder_are_read(tmp_path):
+    attention = "text_encoder.encoder.layers.3.self_attn"
+    adapter = random_adapter({f"{attention}.{name}": (4, 4) for name in ("q_proj", "out_proj")}, rank=2)
+    tensors = {
+        f"text_encoder.text_model.encoder.layers.3.self_attn.to_{name}_lora.{part}.weight": np.ascontiguousarray(
+            adapter[f"{attention}.{name}_proj"][part].T
+        )
+        for name in ("q", "out")
+        for part in ("down", "up")
+    }
+    safetensors.numpy.save_file(tensors, tmp_path / "a")
+    assert same(load_adapter(tmp_path / "a"), adapter)
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.bin", "adapter_model.bin", "kohya.pt"])
+def test_a_lora_that_pytorch_pickled_is_read(adapter, tmp_path, name):
+    torch = pytest.importorskip("torch")
+    tensors = {
+        "pytorch_lora_weights.bin": processor_names(adapter, prefix=""),
+        "adapter_model.bin": old_names(adapter, prefix="base_model.model."),
+        "kohya.pt": kohya_names(adapter, alpha=2),
+    }[name]
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 2}))
+    torch.save({key: torch.tensor(array) for key, array in tensors.items()}, tmp_path / name)
+    assert same(load_adapter(tmp_path / name if name == "kohya.pt" else tmp_path), adapter)
+
+
 def test_alpha_of_the_metadata_counts(adapter, tmp_path):
     metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 1})}
     safetensors.numpy.save_file(old_names(adapter), tmp_path / "a", metadata)
@@ -274,6 +317,13 @@ def test_a_kohya_file_with_another_alpha_means_the_same_to_both(pipeline, model,
     adapter = random_adapter(model[2], rank=4)
     safetensors.numpy.save_file(kohya_names(adapter, alpha=2.0), tmp_path / "a.safetensors")
     compare(pipeline, model, halved(adapter), tmp_path, "a.safetensors")
+
+
+def test_a_file_of_attention_processors_means_the_same_to_both(pipeline, model, tmp_path):
+    pytest.importorskip("peft")
+    adapter = random_adapter(model[2], rank=4)
+    safetensors.numpy.save_file(processor_names(adapter), tmp_path / "a.safetensors")
+    compare(pipeline, model, adapter, tmp_path, "a.safetensors")
 
 
 def test_a_file_that_diffusers_wrote_means_the_same_to_both(pipeline, model, tmp_path):
