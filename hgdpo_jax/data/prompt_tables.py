@@ -14,6 +14,8 @@ from hgdpo_jax.files import local_copy
 
 _SOURCE = re.compile(r"(.+?\.(?:jsonl|csv|tsv|parquet))(?::(.*))?", re.IGNORECASE)
 _MOST_NAMES = 12
+# str.splitlines also splits at form feeds, U+0085, U+2028 and others, which texts from web pages hold.
+_LINE_END = re.compile(r"\r\n|\n|\r")
 
 # Number of the line and what its columns hold.
 Row = tuple[int, dict[str, Any]]
@@ -74,6 +76,12 @@ def read_text(path: epath.Path) -> str:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
 
 
+def lines_of(content: str) -> list[str]:
+    """Lines of a text, without the \\n, \\r\\n or \\r that ends them; no other character ends a line."""
+    lines = _LINE_END.split(content)
+    return lines if lines[-1] else lines[:-1]
+
+
 def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[Row]:
     """Rows with the columns of these names; with all of them, but empty, where a name is not there, to be told."""
     # Slow to import, and few need it.
@@ -93,8 +101,7 @@ def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[Row]:
 
 
 def _json_rows(path: epath.Path, content: str) -> Iterator[Row]:
-    # Not splitlines: a text may hold other characters that it takes for line ends.
-    for line, text in enumerate(content.split("\n"), start=1):
+    for line, text in enumerate(lines_of(content), start=1):
         if not text.strip():
             continue
         try:

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from hgdpo_jax.data.hub_files import fetch_files, is_hub_address
-from hgdpo_jax.data.prompt_tables import column_texts, read_text, split_source
+from hgdpo_jax.data.prompt_tables import column_texts, lines_of, read_text, split_source
 from hgdpo_jax.errors import UserError
 
 _TOON = "toon:"
@@ -64,7 +64,7 @@ def _texts(source: str) -> list[str]:
 
 
 def _texts_of(path: epath.Path, selection: str | None) -> list[str]:
-    return read_text(path).splitlines() if selection is None else column_texts(path, selection)
+    return lines_of(read_text(path)) if selection is None else column_texts(path, selection)
 
 
 def warn_long_prompts(prompts: Sequence[str], tokenizer: Any) -> int:

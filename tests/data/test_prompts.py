@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from transformers import CLIPTokenizer
 
@@ -14,6 +16,19 @@ def prompts_file(tmp_path):
 
 def test_blank_lines_and_repetitions_do_not_count(prompts_file):
     assert load_prompts(prompts_file) == ["a man", "a woman with é", "a child"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("name", "column"), [("a.txt", ""), ("a.jsonl", ":text"), ("a.csv", ":text"), ("a.tsv", ":text")]
+)
+def test_lines_end_at_newlines_and_nowhere_else(tmp_path, name, column, end):
+    prompts = [f"one{character}prompt" for character in "\v\f\x1c\x1d\x1e\x85\u2028\u2029"]
+    head, lines = (["text"], prompts) if column else ([], prompts)
+    if name == "a.jsonl":
+        head, lines = [], [json.dumps({"text": prompt}, ensure_ascii=False) for prompt in prompts]
+    (tmp_path / name).write_bytes(end.join([*head, *lines, ""]).encode())
+    assert load_prompts(f"{tmp_path / name}{column}") == prompts
 
 
 def test_count_takes_the_first_prompts(prompts_file):
