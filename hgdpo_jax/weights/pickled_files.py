@@ -1,6 +1,13 @@
-"""Weights that PyTorch pickled (.bin, .ckpt), read by PyTorch without running code of theirs."""
+"""Weights that PyTorch pickled (.bin, .ckpt, .pt), read by PyTorch without running code of theirs.
+
+With `weights_only` PyTorch reads every pickle of a file by an unpickler of its own, which builds tensors and plain
+containers and refuses to import or call anything else. This holds for zip archives and for the sequence of pickles that
+PyTorch wrote before 1.6. For tar archives, its first format, it holds since PyTorch 2.6 only (CVE-2025-32434): they are
+refused unread.
+"""
 
 import pickle
+import tarfile
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +19,7 @@ from hgdpo_jax.weights.conversion import some
 
 
 def load_pickled(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """Arrays of a pickled file, read from the disk as they are used.
+    """Arrays of a pickled file, read from the disk as they are used; those of a file of before PyTorch 1.6 at once.
 
     Raises UserError where PyTorch is not installed, or the file is damaged or holds anything but tensors.
     """
@@ -25,13 +32,19 @@ def load_pickled(path: epath.PathLike) -> dict[str, np.ndarray]:
         ) from error
     try:
         with local_copy(path) as local:
-            content = torch.load(local, map_location="cpu", weights_only=True, mmap=True)
+            is_zip = _starts_as_zip(local)
+            if not is_zip and tarfile.is_tarfile(local):
+                raise UserError(f"{path} is a tar archive, which is not read: convert it to safetensors")
+            content = torch.load(local, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds code or objects besides weights, which are not run: convert it to safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except UserError:
+        raise
+    # What a damaged pickle raises depends on where it is damaged.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path} is not a whole file of pickled weights ({reason}): convert it to safetensors"
         ) from error
@@ -39,7 +52,16 @@ def load_pickled(path: epath.PathLike) -> dict[str, np.ndarray]:
     content = content.get("state_dict", content) if isinstance(content, dict) else {"": content}
     if others := [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]:
         raise UserError(f"{path} holds {some(others)} besides tensors: convert it to safetensors")
-    return {name: _to_array(tensor) for name, tensor in content.items()}
+    try:
+        return {name: _to_array(tensor) for name, tensor in content.items()}
+    except TypeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} holds tensors of a type that NumPy lacks ({reason}): convert it to float16") from error
+
+
+def _starts_as_zip(path: epath.PathLike) -> bool:
+    with epath.Path(path).open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _to_array(tensor) -> np.ndarray:

@@ -1,5 +1,6 @@
 import pickle
 import sys
+import tarfile
 
 import ml_dtypes
 import numpy as np
@@ -29,10 +30,16 @@ def one_line(error):
     return len(str(error.value).splitlines()) == 1
 
 
+# PyTorch's format since 1.6, and the one before.
+FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+
+
+@FORMATS
 @pytest.mark.parametrize("content", [TENSORS, {"state_dict": TENSORS, "global_step": 3}], ids=["bare", "lightning"])
-def test_tensors_are_read_in_their_types(tmp_path, content):
-    torch.save(content, tmp_path / "x.ckpt")
-    arrays = read_tensor_file(epath.Path(tmp_path / "x.ckpt"))
+@pytest.mark.parametrize("name", ["x.ckpt", "x.vae.pt"])
+def test_tensors_are_read_in_their_types(tmp_path, name, content, zipped):
+    torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    arrays = read_tensor_file(epath.Path(tmp_path / name))
     assert [array.dtype for array in arrays.values()] == [np.float32, np.float16, ml_dtypes.bfloat16]
     for name, tensor in TENSORS.items():
         np.testing.assert_array_equal(arrays[name].astype(np.float32), tensor.float().numpy())
@@ -44,8 +51,10 @@ def test_a_folder_of_pickled_weights_is_read(tmp_path, name):
     assert read_weights(epath.Path(tmp_path), "model").keys() == TENSORS.keys()
 
 
-def test_code_in_a_file_is_refused_and_not_run(tmp_path):
-    torch.save({"state_dict": TENSORS, "callbacks": Payload(tmp_path / "ran")}, tmp_path / "x.ckpt")
+@FORMATS
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, zipped):
+    content = {"state_dict": TENSORS, "callbacks": Payload(tmp_path / "ran")}
+    torch.save(content, tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match="x.ckpt holds code or objects besides weights") as error:
         load_pickled(tmp_path / "x.ckpt")
     assert one_line(error) and not (tmp_path / "ran").exists()
@@ -58,6 +67,35 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path):
     assert one_line(error) and not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("position", range(4))
+def test_code_in_any_pickle_of_the_legacy_format_is_refused_and_not_run(tmp_path, position):
+    torch.save(TENSORS, tmp_path / "x.ckpt", _use_new_zipfile_serialization=False)
+    with (tmp_path / "x.ckpt").open("rb") as file:
+        pickles = []
+        # Magic number, version and system; what follows is left out.
+        for _ in range(3):
+            begin = file.tell()
+            pickle.load(file)
+            end = file.tell()
+            file.seek(begin)
+            pickles.append(file.read(end - begin))
+    pickles = [*pickles[:position], pickle.dumps(Payload(tmp_path / "ran"), protocol=2), *pickles[position + 1 :]]
+    (tmp_path / "x.ckpt").write_bytes(b"".join(pickles))
+    with pytest.raises(UserError, match="x.ckpt holds code or objects besides weights") as error:
+        load_pickled(tmp_path / "x.ckpt")
+    assert one_line(error) and not (tmp_path / "ran").exists()
+
+
+def test_a_tar_archive_is_refused_unread(tmp_path):
+    (tmp_path / "pickle").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    with tarfile.open(tmp_path / "x.pt", "w:") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            archive.add(tmp_path / "pickle", name)
+    with pytest.raises(UserError, match="x.pt is a tar archive") as error:
+        load_pickled(tmp_path / "x.pt")
+    assert one_line(error) and not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("content", [TENSORS | {"step": 3}, [1, 2]], ids=["dictionary", "list"])
 def test_what_is_no_tensor_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.bin")
@@ -66,11 +104,19 @@ def test_what_is_no_tensor_is_refused(tmp_path, content):
     assert one_line(error)
 
 
-@pytest.mark.parametrize("length", [0, 100, -1])
-def test_a_truncated_file_is_refused(tmp_path, length):
-    torch.save(TENSORS, tmp_path / "x.bin")
+@FORMATS
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_a_truncated_file_is_refused(tmp_path, length, zipped):
+    torch.save(TENSORS, tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
     (tmp_path / "x.bin").write_bytes((tmp_path / "x.bin").read_bytes()[:length])
     with pytest.raises(UserError, match="x.bin") as error:
+        load_pickled(tmp_path / "x.bin")
+    assert one_line(error)
+
+
+def test_a_type_that_numpy_lacks_is_refused(tmp_path):
+    torch.save({"a": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "x.bin")
+    with pytest.raises(UserError, match=r"x.bin holds tensors of a type that NumPy lacks \(.*Float8") as error:
         load_pickled(tmp_path / "x.bin")
     assert one_line(error)
 
