@@ -121,7 +121,7 @@ class ImageFolder:
         path = self.folder / self.names[row]
         try:
             with path.open("rb") as file, Image.open(file) as opened:
-                upright = ImageOps.exif_transpose(opened)
+                upright = _in_eight_bits(ImageOps.exif_transpose(opened), *_range_of(opened))
                 return np.asarray(ImageOps.fit(_on_white(upright), (width, height), Image.Resampling.LANCZOS), np.uint8)
         # Pillow's readers raise nearly anything on a broken file.
         except Exception as error:
@@ -134,6 +134,7 @@ class ImageFolder:
         """Width and height of an upright image, None where there is no file, or what went wrong."""
         try:
             with (self.folder / name).open("rb") as file, Image.open(file) as opened:
+                _range_of(opened)
                 width, height = opened.size
                 turned = opened.getexif().get(ExifTags.Base.Orientation) in _TURNED
                 return (height, width) if turned else (width, height)
@@ -141,6 +142,34 @@ class ImageFolder:
             return None
         except Exception as error:
             return error
+
+
+def _range_of(opened: Image.Image) -> tuple[int, int]:
+    """The values of black and white in an image's file; raises ValueError where it does not say them."""
+    if opened.mode.startswith("I;16"):
+        tags = getattr(opened, "tag_v2", {})
+        white = (1 << tags.get(ExifTags.Base.BitsPerSample, (16,))[0]) - 1
+        # A TIFF may count from white to black. Pillow turns that round in 8 bits only.
+        return (white, 0) if tags.get(ExifTags.Base.PhotometricInterpretation) == 0 else (0, white)
+    # Pillow scales netpbm's values to 16 bits. Other such files hold signed or 32-bit values: depths, measurements.
+    if opened.mode == "I" and opened.format == "PPM":
+        return 0, (1 << 16) - 1
+    if opened.mode in ("I", "F"):
+        raise ValueError(
+            "its values are signed or of 32 bits, and nothing says which is white: save it with 8 or 16 bits"
+        )
+    return 0, 255
+
+
+def _in_eight_bits(image: Image.Image, black: int, white: int) -> Image.Image:
+    """The image with 0 as black and 255 as white; Pillow would clip values above 255."""
+    if (black, white) == (0, 255):
+        return image
+    values = np.asarray(image)
+    grey = Image.fromarray(np.round((values - np.float32(black)) * np.float32(255 / (white - black))).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _on_white(image: Image.Image) -> Image.Image:

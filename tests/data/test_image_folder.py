@@ -104,12 +104,32 @@ def test_transparent_parts_are_white(pixels_of):
     palette.putpalette([10, 20, 30] * 256)
     assert (pixels_of(palette, transparency=3) == 255).all()
     assert (pixels_of(palette) == (10, 20, 30)).all()
+    assert (pixels_of(Image.fromarray(np.full((40, 30), 100, np.uint16)), transparency=100) == 255).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK"])
 def test_other_kinds_of_images_become_rgb(pixels_of, mode):
     pixels = pixels_of(Image.new("RGB", (30, 40), "white").convert(mode), "a.tif")
     assert pixels.shape == (HEIGHT, WIDTH, 3) and (pixels == 255).all()
+
+
+@pytest.mark.parametrize("name", ["a.png", "little.tif", "big.tif", "negative.tif", "a.pgm"])
+def test_grey_of_16_bits_is_that_of_its_8_bit_copy(pixels_of, name):
+    values = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    eight = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    options = {}
+    if name == "negative.tif":
+        values, options["tiffinfo"] = 65535 - values, {ExifTags.Base.PhotometricInterpretation.value: 0}
+    picture = Image.fromarray(values.astype({"big.tif": ">u2", "a.pgm": "i4"}.get(name, "<u2")))
+    np.testing.assert_array_equal(pixels_of(picture, name, **options), pixels_of(eight, "eight.png"))
+
+
+@pytest.mark.parametrize("values", [np.float32(0.5), np.int32(1 << 20)])
+def test_image_whose_white_is_unknown_is_named_before_any_is_used(pixels_of, tmp_path, values):
+    with pytest.raises(UserError, match="a.tif cannot be decoded .*nothing says which is white"):
+        pixels_of(Image.fromarray(np.full((40, 30), values)), "a.tif")
+    with pytest.raises(UserError, match="has a.tif"):
+        ImageFolder.open(tmp_path, "text").require_images(WIDTH, HEIGHT)
 
 
 def test_small_images_and_empty_captions_are_counted(tmp_path, capsys):
