@@ -92,6 +92,9 @@ def base_config() -> ConfigDict:
     pool.block = 64
     # Images drawn at once on one device; changes speed and memory, not the images.
     pool.device_batch = 8
+    # Share of a stage's images that may be unusable, because their latents, pixels or scores are not finite, before the
+    # stage stops. They are left out and counted; a few of them never stop a stage. Changes no results.
+    pool.unusable_limit = 0.01
 
     config.scoring = scoring = ConfigDict()
     # How an image becomes the square that a scorer sees: "crop" its centre (PickScore's own way, and that of most;

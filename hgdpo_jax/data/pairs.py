@@ -123,8 +123,8 @@ def _write(folder: epath.Path, pairs: Iterable[dict[str, Any]], features: tfds.f
         size += len(record)
     if not writer:
         raise UserError(
-            "no prompt has a winner and a loser: all scores are equal, or the filter keeps too few images; "
-            "check weights.scorer and pairs.filter"
+            "no prompt has a winner and a loser: all scores are equal, or too few images are usable or kept by the "
+            "filter; check weights.scorer and pairs.filter"
         )
     writer.close()
     identity = DatasetIdentity(

@@ -5,6 +5,8 @@
     FOLDER/kept-<filter>/<block>/image-007.safetensors    whether a filter keeps them
 
 A block is named by its prompts' texts, so that lists which begin alike share parts. A part is whole or not there.
+An image whose latents or score are not finite is unusable: such rows are kept as they are, and later stages leave the
+image out.
 """
 
 import concurrent.futures
@@ -84,17 +86,14 @@ class Parts:
         listed = hosts.from_first([(numbers[block], index) for block, index in absent])
         return [(blocks[number], index) for number, index in listed]
 
-    def write(self, block: Block, index: int, rows: Shaped[np.ndarray, "prompts ..."]) -> None:
-        """Writes a part in the stored type; raises UserError where a value is not finite in it."""
+    def stored(self, rows: Shaped[np.ndarray, "prompts ..."]) -> Shaped[np.ndarray, "prompts ..."]:
+        """The rows in the stored type; a row that is not finite in it stands for an image that cannot be used."""
         with np.errstate(over="ignore"):
-            stored: np.ndarray = np.asarray(rows).astype(self.dtype)
-        if not np.isfinite(stored).all():
-            bad = int(np.argmin(np.isfinite(stored).reshape(len(stored), -1).all(axis=1)))
-            raise UserError(
-                f"{self.kind} of image {index} of prompt {block.prompts[bad]!r} are not finite: "
-                "check the weights, or give --config.dtype=float32"
-            )
-        save_tensors(self.path(block, index), {self.kind: stored})
+            return np.asarray(rows).astype(self.dtype)
+
+    def write(self, block: Block, index: int, rows: Shaped[np.ndarray, "prompts ..."]) -> None:
+        """Writes a part in the stored type."""
+        save_tensors(self.path(block, index), {self.kind: self.stored(rows)})
 
     def read(self, block: Block, index: int) -> Shaped[np.ndarray, "prompts ..."]:
         """A part; one that is cut short or altered is removed with a warning, and DamagedPartError raised."""

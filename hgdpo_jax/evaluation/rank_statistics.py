@@ -23,7 +23,9 @@ class RankStatistics:
         self._distances.append(np.stack([_cosine_distance(values[:, :1], values[:, 1:]) for values in ranked]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Means over pools, and their standard errors, from the second rank on; there must be a pool."""
+        """Means over pools, and their standard errors, from the second rank on; {} where there is no pool."""
+        if not self._distances:
+            return {}
         distances = np.concatenate(self._distances, axis=1).astype(np.float64)
         means, count = distances.mean(axis=1), distances.shape[1]
         errors = distances.std(axis=1, ddof=1) / np.sqrt(count) if count > 1 else np.zeros_like(means)

@@ -1,9 +1,11 @@
 """Running one compiled program over any number of rows."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Shaped
 
 from hgdpo_jax.sharding import data_mesh, shard_batch
 
@@ -13,26 +15,33 @@ def on_devices(array: np.ndarray) -> jax.Array:
     return shard_batch(array, data_mesh())
 
 
+def finite_rows(rows: Shaped[np.ndarray, "n ..."]) -> Bool[np.ndarray, " n"]:
+    """Of each row whether all of its values are finite."""
+    return np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+
+
 def map_batches(
-    function: Callable[[np.ndarray], jax.Array],
+    function: Callable[[np.ndarray], Any],
     count: int,
     device_batch: int,
     report: Callable[[int], object] | None = None,
-) -> np.ndarray:
+) -> Any:
     """Calls `function` with the indices of one slice of `count` rows after another; joins its results on the host.
+
+    A result is an array, or a tuple of arrays, with a row for each index.
 
     Every slice has `device_batch` rows a device: the last one is filled with row 0, so that nothing is compiled
     twice. One slice runs while the one before it is fetched. `report` receives the number of rows done.
     """
     batch = device_batch * data_mesh().size
-    results: list[np.ndarray] = []
+    results: list[Any] = []
 
-    def fetch(output: jax.Array, rows: int) -> None:
-        results.append(np.asarray(output)[:rows])
+    def fetch(output: Any, rows: int) -> None:
+        results.append(jax.tree.map(lambda array: np.asarray(array)[:rows], output))
         if report:
             report(rows)
 
-    pending: tuple[jax.Array, int] | None = None
+    pending: tuple[Any, int] | None = None
     for start in range(0, count, batch):
         rows = min(batch, count - start)
         output = function(np.concatenate([np.arange(start, start + rows), np.zeros(batch - rows, np.int64)]))
@@ -41,4 +50,4 @@ def map_batches(
         pending = (output, rows)
     if pending:
         fetch(*pending)
-    return np.concatenate(results)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *results)

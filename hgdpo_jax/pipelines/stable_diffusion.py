@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.diffusion import dpm_solver
@@ -22,7 +22,7 @@ from hgdpo_jax.models.attention import IMPLEMENTATIONS
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.unet import UNet, UNetConfig
-from hgdpo_jax.pipelines.batching import map_batches, on_devices
+from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights import stable_diffusion_files
 from hgdpo_jax.weights.conversion import from_tree, to_tree
@@ -216,9 +216,16 @@ class StableDiffusion:
 
     def decode(self, parameters, latents: Float[Array, "n h w c"]) -> UInt8[Array, "n height width 3"]:
         """Scaled latents to pixels."""
+        return self.decode_checked(parameters, latents)[0]
+
+    def decode_checked(
+        self, parameters, latents: Float[Array, "n h w c"]
+    ) -> tuple[UInt8[Array, "n height width 3"], Bool[Array, "n"]]:
+        """Pixels, and of each image whether the VAE gave finite values: as whole numbers, NaN is black."""
         unscaled = latents.astype(jnp.float32) / self.autoencoder.config.scaling_factor
         images = apply(self.autoencoder, parameters["vae"], unscaled, method="decode")
-        return jnp.round(jnp.clip(127.5 * (images + 1.0), 0.0, 255.0)).astype(jnp.uint8)
+        pixels = jnp.round(jnp.clip(127.5 * (images + 1.0), 0.0, 255.0)).astype(jnp.uint8)
+        return pixels, jnp.isfinite(images).all(axis=(1, 2, 3))
 
     def encode(self, parameters, images: UInt8[Array, "n height width 3"]) -> Float[Array, "n h w c"]:
         """Pixels to the scaled mean of their latents' posterior."""
@@ -276,13 +283,25 @@ class StableDiffusion:
         )
 
     def encode_images(self, images: ImageBatch, device_batch: int = 16) -> Float[np.ndarray, "n h w c"]:
-        """Scaled posterior means of the images' latents, float32."""
-        return map_batches(
+        """Scaled posterior means of the images' latents, float32; raises UserError where one is not finite."""
+        latents = map_batches(
             lambda rows: self.programs.encode(self.parameters, on_devices(images[rows])), len(images), device_batch
         )
+        _require_finite(finite_rows(latents), "the VAE's encoder gives values that are not finite for")
+        return latents
 
     def decode_latents(self, latents: Float[np.ndarray, "n h w c"], device_batch: int = 16) -> ImageBatch:
-        """Pixels of scaled latents."""
+        """Pixels of scaled latents; raises UserError where these, or what the VAE makes of them, are not finite."""
+        images, finite = self.decode_latents_checked(latents, device_batch)
+        if not finite.all():
+            _require_finite(finite_rows(latents), "the latents, before the VAE decodes them, are not finite for")
+            _require_finite(finite, "the VAE's decoder gives values that are not finite for")
+        return images
+
+    def decode_latents_checked(
+        self, latents: Float[np.ndarray, "n h w c"], device_batch: int = 16
+    ) -> tuple[ImageBatch, Bool[np.ndarray, " n"]]:
+        """Pixels of scaled latents, and of each image whether it can be used, as in `decode_checked`."""
         return map_batches(
             lambda rows: self.programs.decode(self.parameters, on_devices(latents[rows])), len(latents), device_batch
         )
@@ -417,7 +436,15 @@ class _Programs:
         self.noise = jax.jit(pure.noise)
         self.sample = jax.jit(pure.sample, static_argnames=("steps", "guidance", "latent_normalization"))
         self.encode = jax.jit(pure.encode)
-        self.decode = jax.jit(pure.decode)
+        self.decode = jax.jit(pure.decode_checked)
+
+
+def _require_finite(finite: np.ndarray, what: str) -> None:
+    if not finite.all():
+        raise UserError(
+            f"{what} {np.count_nonzero(~finite):,} of {len(finite):,} images, first for image {np.argmin(finite)}: "
+            'check the weights, or compute in dtype="float32"'
+        )
 
 
 def apply(module: Any, parameters: dict, *arguments, **keywords) -> Any:

@@ -18,13 +18,17 @@ class UserScorer:
     source: str
 
     def try_out(self, prompt: str, width: int, height: int) -> None:
-        """Asks it about black pictures; raises UserError where it fails."""
-        self.score(np.zeros((2, height, width, 3), np.uint8), [prompt, prompt])
+        """Asks it about black pictures; raises UserError where it fails, or gives a score that is not finite."""
+        scores = self.score(np.zeros((2, height, width, 3), np.uint8), [prompt, prompt])
+        if not np.isfinite(scores).all():
+            raise UserError(
+                f"scorer {self.source} returned {scores.tolist()} for black pictures, expected finite numbers"
+            )
 
     def score(
         self, images: UInt8[np.ndarray, "n height width 3"], prompts: Sequence[str], device_batch: int = 16
     ) -> Float[np.ndarray, "n"]:
-        """What the function says of each image; raises UserError where that is not a finite number for each."""
+        """What the function says of each image; raises UserError where that is not a number for each."""
         try:
             scores = np.asarray(self.function(images, list(prompts)), np.float32)
         except UserError:
@@ -32,13 +36,9 @@ class UserScorer:
         # The user's own code may raise anything.
         except Exception as error:
             raise UserError(f"scorer {self.source} failed with {type(error).__name__}: {error}") from error
-        if scores.shape != (len(images),) or not np.isfinite(scores).all():
-            what = (
-                f"an array of shape {list(scores.shape)}"
-                if scores.shape != (len(images),)
-                else "infinite or no numbers"
-            )
+        if scores.shape != (len(images),):
             raise UserError(
-                f"scorer {self.source} returned {what} for {len(images)} images, expected a number for each"
+                f"scorer {self.source} returned an array of shape {list(scores.shape)} for {len(images)} images, "
+                "expected a number for each"
             )
         return scores

@@ -10,7 +10,9 @@ from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
 from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
 from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
+from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.pipelines.batching import finite_rows
 from hgdpo_jax.pipelines.stable_diffusion import Adapters, StableDiffusion
 from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.run_log import progress
@@ -84,6 +86,8 @@ def check(config) -> None:
     for name in ("block", "device_batch"):
         if config.pool[name] < 1:
             raise UserError(f"pool.{name} is {config.pool[name]}, expected at least 1")
+    if not 0 <= config.pool.unusable_limit <= 1:
+        raise UserError(f"pool.unusable_limit is {config.pool.unusable_limit}, expected a share of 0 to 1")
 
 
 def plan(config, run: StageRun) -> str:
@@ -166,17 +170,32 @@ def draw_parts(
     shape = model.latent_shape(config.pool.width, config.pool.height)
     # As the text encoder's every layer sees it, for diffusers has it so.
     negative_states = model.encode_prompts([config.pool.negative_prompt], adapters=adapters)
+    negative_finite = finite_rows(negative_states)
+
     # The images of a block come one after the other.
-    encoded = functools.lru_cache(1)(
-        lambda block: model.encode_prompts(block.prompts, config.pool.clip_skip, adapters=adapters)
-    )
+    @functools.lru_cache(1)
+    def encoded(block: Block):
+        states = model.encode_prompts(block.prompts, config.pool.clip_skip, adapters=adapters)
+        return states, finite_rows(states) & negative_finite
+
+    unusable = Unusable(config.pool.unusable_limit, images)
+
+    def keep(block: Block, index: int, latents: np.ndarray, states_finite: np.ndarray) -> None:
+        stored = pool.latents.stored(latents)
+        usable = finite_rows(stored)
+        of_text = not states_finite[~usable].all()
+        # Not written where there are too many: a device that is mended draws them again.
+        what = "the text encoder's states" if of_text else "the U-Net's latents"
+        unusable.add(usable, what, image_of(block.prompts, index))
+        pool.latents.write(block, index, stored)
+
     done = images - sum(len(block.prompts) for block, _ in missing)
     with (
         progress(total=images, initial=done, description=description, unit="image") as bar,
         write_behind() as write,
     ):
         for block, index in missing:
-            states = encoded(block)
+            states, states_finite = encoded(block)
             latents = model.draw_latents(
                 np.asarray(image_noise(config.seed, block.prompts, np.full(len(block.prompts), index), shape)),
                 states,
@@ -188,9 +207,10 @@ def draw_parts(
                 device_batch=batch_of_block(config.pool.device_batch, config.pool.block),
                 report=bar.update,
             )
-            write(pool.latents.write, block, index, latents)
+            write(keep, block, index, latents, states_finite)
             if note_rate and (rate := bar.rate()):
                 write(note_rate, rate)
+    unusable.warn()
 
 
 def _prompts(config) -> list[str]:

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behind
 from hgdpo_jax.data.prompts import load_prompts
+from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.batching import map_batches, on_devices
+from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.scorer import Scorer
@@ -88,11 +89,15 @@ def complete_scores(config, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
 
 
 def make_score(model: StableDiffusion, scorer: Scorer):
-    """One compiled function `(model's parameters, scorer's parameters, latents, encoded prompts) -> scores`."""
+    """One compiled function `(model's parameters, scorer's parameters, latents, encoded prompts) -> scores, decoded`.
+
+    `decoded` says of each image whether its pixels, as the VAE gave them, are finite.
+    """
 
     @jax.jit
     def score(autoencoder, parameters, latents, prompts):
-        return scorer.score_pixels(parameters, model.decode(autoencoder, latents), prompts)
+        pixels, decoded = model.decode_checked(autoencoder, latents)
+        return scorer.score_pixels(parameters, pixels, prompts), decoded
 
     return score
 
@@ -107,23 +112,44 @@ def _score(config, pool: Pool, scores: Parts, missing: Sequence[tuple[Block, int
         write_behind() as write,
     ):
         score_part = _make_score_part(model, load_scorer(config), device_batch)
+        unusable = Unusable(config.pool.unusable_limit, images)
         for block, index in missing:
             with contextlib.suppress(DamagedPartError):
-                write(scores.write, block, index, score_part(block, pool.latents.read(block, index)))
+                latents = pool.latents.read(block, index)
+                scored, decoded = score_part(block, latents)
+                scored = scores.stored(np.where(decoded, scored, np.nan))
+                usable = finite_rows(scored)
+                unusable.add(usable, _cause(latents, decoded, usable), image_of(block.prompts, index))
+                write(scores.write, block, index, scored)
                 bar.update(len(block.prompts))
+    unusable.warn()
+
+
+def _cause(latents: np.ndarray, decoded: np.ndarray, usable: np.ndarray) -> str:
+    """What is not finite in the first image that is not usable."""
+    drawn = finite_rows(latents)
+    for finite, what in ((drawn, "the latents of the pool"), (decoded, "the pictures that the VAE decodes")):
+        if not finite[np.argmin(usable)]:
+            return what
+    return "the scores of weights.scorer"
 
 
 def _make_score_part(
     model: StableDiffusion, scorer: Scorer | UserScorer, device_batch: int
-) -> Callable[[Block, Float[np.ndarray, "n h w c"]], Float[np.ndarray, " n"]]:
-    """A function of a block and one latent of each of its prompts."""
+) -> Callable[[Block, Float[np.ndarray, "n h w c"]], tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
+    """A function of a block and one latent of each of its prompts; it returns scores and `decoded` (`make_score`)."""
     if isinstance(scorer, UserScorer):
-        return lambda block, latents: scorer.score(model.decode_latents(latents, device_batch), block.prompts)
+
+        def score_decoded(block: Block, latents: np.ndarray):
+            images, decoded = model.decode_latents_checked(latents, device_batch)
+            return scorer.score(images, block.prompts), decoded
+
+        return score_decoded
     autoencoder, score = {"vae": model.parameters["vae"]}, make_score(model, scorer)
     # The images of a block come one after the other.
     encoded = functools.lru_cache(1)(lambda block: scorer.encode_prompts(block.prompts, device_batch))
 
-    def score_part(block: Block, latents: np.ndarray) -> np.ndarray:
+    def score_part(block: Block, latents: np.ndarray):
         prompts = encoded(block)
 
         def score_rows(rows):

@@ -28,6 +28,24 @@ def reference(tiny_base):
     return pipeline
 
 
+def test_values_that_are_not_finite_are_no_pixels_and_no_latents(model):
+    latents = np.zeros((3, *model.latent_shape(48, 64)), np.float32)
+    latents[1, 0, 0, 0] = np.nan
+    with pytest.raises(UserError, match="the latents, before .*, are not finite for 1 of 3 images, first for image 1"):
+        model.decode_latents(latents)
+    images, usable = model.decode_latents_checked(latents)
+    assert usable.tolist() == [True, False, True]
+    np.testing.assert_array_equal(images[::2], model.decode_latents(latents[::2]))
+    vae = jax.tree.map(np.array, model.parameters["vae"])
+    for part in ("encoder", "decoder"):
+        vae[part]["conv_out"]["bias"][0] = np.nan
+    broken = model.with_parameters(vae=vae)
+    with pytest.raises(UserError, match="the VAE's decoder gives values that are not finite for 2 of 2 images"):
+        broken.decode_latents(latents[::2])
+    with pytest.raises(UserError, match="the VAE's encoder gives values that are not finite for 3 of 3 images"):
+        broken.encode_images(images)
+
+
 @pytest.mark.parametrize(("negative_prompt", "clip_skip"), [("", 0), ("blurred, a beard", 1)])
 def test_whole_images_equal_diffusers(model, reference, negative_prompt, clip_skip):
     torch = pytest.importorskip("torch")

@@ -64,12 +64,12 @@ def test_a_function_of_the_users_own_scores_beside_a_model(tiny_scorer, own):
 
 @pytest.mark.parametrize(
     ("function", "words"),
-    [("one_number", r"shape \[\] for 2 images"), ("nothing", "infinite or no numbers"), ("crash", "IndexError")],
+    [("one_number", r"shape \[\] for 2 images"), ("nothing", r"returned \[nan, nan\]"), ("crash", "IndexError")],
 )
 def test_a_function_that_returns_no_number_for_each_image_is_refused(function, words, own):
     scorer = ScorerSource.parse(f"own_scorers:{function}").load()
     with pytest.raises(UserError, match=words):
-        scorer.score(np.zeros((2, 8, 8, 3), np.uint8), ["a", "b"])
+        scorer.try_out("a", 8, 8)
 
 
 @pytest.mark.parametrize(

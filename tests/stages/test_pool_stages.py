@@ -1,6 +1,7 @@
 """The stages from prompts to pairs, on a checkpoint and a scorer with random weights."""
 
 import importlib
+import json
 import shutil
 
 import numpy as np
@@ -16,7 +17,8 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.stages import generate_pool, score_pool
-from hgdpo_jax.stages.select_pairs import winners_and_losers
+from hgdpo_jax.stages.select_pairs import read_statistics, winners_and_losers
+from hgdpo_jax.weights import folders
 
 PROMPTS = 6
 STAGES = ("generate_pool", "score_pool", "select_pairs")
@@ -264,6 +266,84 @@ def test_prompts_without_a_winner_are_left_out_and_counted(first, config, capsys
     pairs = pairs_of(run_stages(config, workdir))
     assert [(pair["winner_index"], pair["loser_index"]) for pair in pairs] == [(2, 0), (2, 0)]
     assert "4 of 6 prompts left out" in capsys.readouterr().out
+
+
+def write_nan(folder, copy, network, tensor):
+    """Copies a checkpoint, with NaN in the first element of one tensor."""
+    shutil.copytree(folder, copy)
+    (path,) = (copy / network).glob("*.safetensors")
+    tensors = folders.read_weights(path.parent, path.stem)
+    tensors[tensor] = np.array(tensors[tensor])
+    tensors[tensor].flat[0] = np.nan
+    folders.write_weights(path, tensors, "float32")
+    return str(copy)
+
+
+@pytest.mark.parametrize(
+    ("network", "tensor", "message"),
+    [
+        ("text_encoder", "text_model.final_layer_norm.bias", "the text encoder's states are not finite"),
+        ("unet", "conv_out.bias", "the U-Net's latents are not finite"),
+        # Of one colour.
+        ("vae", "decoder.conv_out.bias", "the pictures that the VAE decodes are not finite"),
+        ("vae", "encoder.conv_out.bias", "the latents that the VAE encodes are not finite"),
+        ("scorer", "visual_projection.weight", "the scores of weights.scorer are not finite"),
+    ],
+)
+def test_weights_with_nan_stop_the_first_stage_that_uses_them_and_are_named(
+    first, config, tmp_path, network, tensor, message
+):
+    workdir = shutil.copytree(first["score_pool"].workdir, tmp_path / "workdir")
+    config.name = "with NaN"
+    config.pool.size, config.prompts.train_count = 2, 4
+    which, inside = ("scorer", ".") if network == "scorer" else ("base", network)
+    config.weights[which] = write_nan(epath.Path(config.weights[which]), epath.Path(tmp_path) / "copy", inside, tensor)
+    with pytest.raises(UserError, match=f"of 4 .* are unusable, first .*: {message}: check the weights"):
+        run_stages(config, workdir)
+
+
+def test_an_image_whose_latents_are_not_finite_is_left_out_and_counted(first, config, tmp_path, capsys):
+    workdir = epath.Path(shutil.copytree(first["score_pool"].workdir, tmp_path / "workdir"))
+    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(config)))
+    block = blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)[0]
+    before = {pair["prompt"]: pair for pair in pairs_of(first)}
+    prompt = block.prompts[2]
+    winner, loser = (before[prompt][f"{side}_index"] for side in ("winner", "loser"))
+    latents = np.array(pool.latents.read(block, winner))
+    latents[2, 0, 0, 0] = np.nan
+    pool.latents.write(block, winner, latents)
+    pool.scores(fingerprint_of(score_pool.settings(config))).path(block, winner).unlink()
+    config.name = "one image less"
+    runs = run_stages(config, workdir)
+    after = {pair["prompt"]: pair for pair in pairs_of(runs)}
+    assert (after[prompt]["winner_index"], after[prompt]["loser_index"]) == (3 - winner - loser, loser)
+    assert all(np.isfinite(pair[f"{side}_latents"]).all() for pair in after.values() for side in ("winner", "loser"))
+    for other in set(before) - {prompt}:
+        np.testing.assert_array_equal(after[other]["winner_latents"], before[other]["winner_latents"])
+    statistics = read_statistics(runs["select_pairs"].folder)
+    assert (statistics["unusable_images"], statistics["pairs"], statistics["ranks"]["prompts"]) == (1, PROMPTS, 5)
+    # Strict JSON, which other programs read.
+    json.dumps(statistics, allow_nan=False)
+    told = f"1 of 18 images are unusable, first image {winner} of prompt {prompt[:60]!r}"[:-1]
+    assert f"warning: {told}" in capsys.readouterr().err
+
+
+def test_prompts_without_two_usable_images_are_left_out_where_the_limit_allows_it(
+    first, config, tmp_path, write_filter, capsys
+):
+    workdir = shutil.copytree(first["score_pool"].workdir, tmp_path / "workdir")
+    config.name = "second prompt"
+    # No score for the second prompt of each block; one for the black pictures that it is tried on.
+    second = "(np.arange(len(images)) == 1) & (images.max() > 0)"
+    config.weights.scorer = write_filter("second", f"np.where({second}, np.nan, images.mean(axis=(1, 2, 3)))")
+    with pytest.raises(UserError, match="4 of .* images are unusable, .* the scores of weights.scorer are not finite"):
+        run_stages(config, workdir)
+    config.pool.unusable_limit = 0.4
+    runs = run_stages(config, workdir)
+    prompts = load_prompts("toon:train", PROMPTS)
+    assert [pair["prompt"] for pair in pairs_of(runs)] == [prompts[row] for row in (0, 2, 3, 4)]
+    assert read_statistics(runs["select_pairs"].folder)["unusable_images"] == 6
+    assert "2 of 6 prompts left out: too few of their images are usable" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
