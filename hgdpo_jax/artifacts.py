@@ -18,10 +18,10 @@ from etils import epath
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import PARTIAL_SUFFIX, is_remote, written_whole
 
-STARTED, DONE, TRACEBACK = "started.json", "done.json", "traceback.txt"
+STARTED, DONE, TRACEBACK, LEASE = "started.json", "done.json", "traceback.txt", "lease"
 
-# What only serves to go on or to look on: it may change after the stage is done.
-_NOT_PART_OF_THE_RESULT = ("checkpoints", "tensorboard", STARTED, DONE, TRACEBACK)
+# What only serves to go on, to look on or to keep other runs away: it may change after the stage is done.
+_NOT_PART_OF_THE_RESULT = ("checkpoints", "tensorboard", LEASE, STARTED, DONE, TRACEBACK)
 _LONGEST_VALUE = 60
 
 

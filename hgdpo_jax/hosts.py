@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -101,6 +101,49 @@ def from_first(value: Any) -> Any:
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
     padded = encoded if is_first() else np.zeros(length, np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, in their order; plain ones that JSON can hold."""
+    if count() == 1:
+        return [value]
+    wait()
+    encoded = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(encoded)))
+    padded = np.pad(encoded, (0, lengths.max() - len(encoded)))
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def together(function: Callable[[], Item]) -> Item:
+    """Calls `function` on every process; a UserError of any of them is raised on all, so that none waits for it."""
+    if count() == 1:
+        return function()
+    result, refusal = _attempt(function)
+    refusals = gather(refusal)
+    for number, words in enumerate(refusals):
+        if words:
+            # What all of them say concerns none of them in particular.
+            raise UserError(words if len(set(refusals)) == 1 else f"process {number}: {words}")
+    return cast(Item, result)
+
+
+def by_first(function: Callable[[], Item]) -> Item | None:
+    """Calls `function` on the first process and returns its value there; its UserError is raised on all."""
+    if count() == 1:
+        return function()
+    result, refusal = _attempt(function) if is_first() else (None, "")
+    if words := from_first(refusal):
+        raise UserError(words)
+    return result
+
+
+def _attempt(function: Callable[[], Item]) -> tuple[Item | None, str]:
+    """The value of a call, or what it refuses."""
+    try:
+        return function(), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def divide(

@@ -21,7 +21,7 @@ import pkgutil
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from logging import CRITICAL, getLogger
 from types import ModuleType
 
@@ -193,10 +193,7 @@ def _run_stages(stages: Sequence[Stage], config: ConfigDict, processes: dict) ->
         if stage not in ahead:
             say(stage, "done before, skipped")
             continue
-        say(stage, f"running: {stage.module.plan(config, stage.run)}")
-        begin = time.monotonic()
-        _run_stage(stage, config)
-        say(stage, f"done in {time.monotonic() - begin:.1f} s")
+        _run_stage(stage, config, say)
     for stage in stages:
         if hosts.is_first() and (stage.run.folder / _REPORT).is_file():
             print(f"report: {stage.run.folder / _REPORT}")
@@ -215,30 +212,41 @@ def _divide_cpu(devices: int) -> None:
             jax.config.update("jax_num_cpu_devices", devices or 1 << (cores.bit_length() - 1))
 
 
-def _run_stage(stage: Stage, config: ConfigDict) -> None:
-    from hgdpo_jax import hosts
+def _run_stage(stage: Stage, config: ConfigDict, say: Callable[[Stage, str], None]) -> None:
+    """Runs a stage that is not done, unless another run is at it (UserError) or has completed it by now."""
+    from hgdpo_jax import hosts, leases
 
-    if hosts.is_first():
-        stage.run.start()
-    hosts.wait()
-    try:
-        if hosts.is_first() or getattr(stage.module, "EVERY_HOST", False):
-            stage.module.run(config, stage.run)
-    except UserError:
-        raise
-    except Exception as error:
-        if _disk_trouble(error):
+    with leases.held(stage.run.folder):
+
+        def start() -> bool:
+            # Another run may have begun or completed it since this one looked.
+            refuse_changes([*stage.run.inputs.values(), stage.run])
+            if stage.run.is_done():
+                return False
+            stage.run.start()
+            return True
+
+        if not hosts.from_first(hosts.by_first(start)):
+            return say(stage, "done by another run, skipped")
+        say(stage, f"running: {stage.module.plan(config, stage.run)}")
+        begin = time.monotonic()
+        try:
+            if hosts.is_first() or getattr(stage.module, "EVERY_HOST", False):
+                stage.module.run(config, stage.run)
+        except UserError:
             raise
-        place = stage.run.folder / TRACEBACK
-        write_text(place, traceback.format_exc())
-        raise RuntimeError(
-            f"{stage.run.name}: {type(error).__name__}: {first_line(error)} (traceback in {place})"
-        ) from error
-    hosts.wait()
-    if hosts.is_first():
-        stage.run.finish()
-    # Who comes later reads what the stage has finished.
-    hosts.wait()
+        except Exception as error:
+            if _disk_trouble(error):
+                raise
+            place = stage.run.folder / TRACEBACK
+            write_text(place, traceback.format_exc())
+            raise RuntimeError(
+                f"{stage.run.name}: {type(error).__name__}: {first_line(error)} (traceback in {place})"
+            ) from error
+        hosts.wait()
+        if hosts.is_first():
+            stage.run.finish()
+        say(stage, f"done in {time.monotonic() - begin:.1f} s")
 
 
 def _prepare(workdir: epath.Path) -> None:

@@ -20,6 +20,7 @@ ROWS = [
         "run_log",
         "termination",
         "hosts",
+        "leases",
     },
     {"pipelines", "weights", "scorers"},
     {"models", "adapters", "diffusion", "losses", "sharding", "random_keys"},

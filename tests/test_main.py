@@ -1,12 +1,15 @@
 """The command line, with small stages instead of the real ones."""
 
 import importlib
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 import hgdpo_jax.stages
+from hgdpo_jax import leases
 from hgdpo_jax.main import main
 
 CONFIG = """
@@ -19,6 +22,9 @@ def get_config():
 """
 
 DRAW = """
+import os
+import time
+
 INPUTS = ()
 
 def settings(config):
@@ -28,6 +34,10 @@ def plan(config, run):
     return f"{config.pool.steps} steps"
 
 def run(config, run):
+    if go := os.environ.get("WAIT_FOR"):
+        (run.folder / "drawing.partial").write_text("half")
+        while not os.path.exists(go):
+            time.sleep(0.02)
     with (run.folder / "drawn").open("a") as file:
         file.write("drawn\\n")
 """
@@ -225,6 +235,53 @@ def test_a_stage_that_stops_says_why_in_one_line_and_goes_on_the_next_time(
     monkeypatch.delenv("TROUBLE")
     status, out, _ = command()
     assert status == 0 and "draw   done before, skipped" in out
+
+
+STARTED_TWICE = """
+import sys
+import hgdpo_jax.stages
+from hgdpo_jax.main import main
+
+hgdpo_jax.stages.__path__[:] = [sys.argv[1]]
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_second_start_says_who_is_at_it_and_harms_nothing(command, tmp_path):
+    go, folder = tmp_path / "go", tmp_path / "work/runs/tiny/draw"
+    arguments = [str(tmp_path / "stages"), f"--config={tmp_path / 'tiny.py'}", f"--workdir={tmp_path / 'work'}"]
+    first = subprocess.Popen(
+        [sys.executable, "-c", STARTED_TWICE, *arguments], env=os.environ | {"WAIT_FOR": str(go)}, text=True
+    )
+    try:
+        while not (folder / "drawing.partial").exists():
+            assert first.poll() is None
+            time.sleep(0.02)
+        status, _, errors = command()
+        assert status == 2
+        assert f"{folder} is in use by process {first.pid} on " in one_line(errors)
+        assert sorted(path.name for path in folder.iterdir()) == ["drawing.partial", "lease", "started.json"]
+        go.touch()
+        assert first.wait(60) == 0
+    finally:
+        first.kill()
+        first.wait()
+    assert (folder / "drawn").read_text() == "drawn\n"
+
+
+def test_what_another_run_has_completed_meanwhile_is_not_run_again(command, tmp_path, monkeypatch):
+    held = leases.held
+
+    def overtaken(folder, wait=False):
+        monkeypatch.setattr(leases, "held", held)
+        assert command("--stage=draw")[0] == 0
+        return held(folder, wait)
+
+    monkeypatch.setattr(leases, "held", overtaken)
+    status, out, _ = command()
+    assert status == 0
+    assert "draw   done by another run, skipped" in out and "judge  done in" in out
+    assert (tmp_path / "work/runs/tiny/draw/drawn").read_text() == "drawn\n"
 
 
 def test_the_traceback_of_an_unexpected_error_is_kept_in_the_stage_s_folder(command, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from gcp_storage_emulator.handlers import buckets, objects
 from gcp_storage_emulator.server import RequestHandler
 from gcp_storage_emulator.storage import Storage
 
+from hgdpo_jax import leases
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.pairs import open_pairs, write_pairs
 from hgdpo_jax.errors import UserError
@@ -127,6 +128,14 @@ def test_what_another_process_wrote_is_listed_at_once(bucket, store):
     assert names_in(bucket) == ["first"]
     write_elsewhere(store, f"{bucket.name}/second")
     assert names_in(bucket) == ["first", "second"]
+
+
+def test_one_run_writes_into_a_folder_at_a_time(bucket):
+    for _ in range(2):
+        with leases.held(bucket):
+            with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on "), leases.held(bucket):
+                pass
+        assert not (bucket / "lease").exists()
 
 
 def test_tensors_are_read_back(bucket):

@@ -24,7 +24,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Shaped
 
-from hgdpo_jax import hosts
+from hgdpo_jax import hosts, leases
 from hgdpo_jax.artifacts import write_json
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import names_in
@@ -85,6 +85,20 @@ class Parts:
         absent = self.missing(blocks, size) if hosts.is_first() else []
         listed = hosts.from_first([(numbers[block], index) for block, index in absent])
         return [(blocks[number], index) for number, index in listed]
+
+    def make_missing(
+        self, blocks: Sequence[Block], size: int, make: Callable[[Sequence[tuple[Block, int]]], object]
+    ) -> bool:
+        """Calls `make` on every process with its share of what is missing; returns False if nothing was missing.
+
+        No other run makes parts of this kind meanwhile: if one does, this one waits, and uses what the other has made.
+        """
+        if not self.missing_for_all(blocks, size):
+            return False
+        with leases.held(self.folder, wait=True):
+            if missing := self.missing_for_all(blocks, size):
+                make(hosts.own(missing))
+        return True
 
     def stored(self, rows: Shaped[np.ndarray, "prompts ..."]) -> Shaped[np.ndarray, "prompts ..."]:
         """The rows in the stored type; a row that is not finite in it stands for an image that cannot be used."""

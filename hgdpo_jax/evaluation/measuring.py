@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, UInt8
 
-from hgdpo_jax import hosts
+from hgdpo_jax import hosts, leases
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, write_behind
 from hgdpo_jax.evaluation.color_shift import HSVMeans, hsv_of_images, means_of
 from hgdpo_jax.evaluation.diversity import diversity
@@ -53,12 +53,19 @@ def measure(
 ) -> Measured | None:
     """Measures what is not measured yet, a share on each host, and reads the whole; None on hosts but the first."""
     measures = _measures(source.folder, scores)
+
+    def missing() -> dict[str, list[tuple[Block, int]]]:
+        found = {name: each.parts.missing_for_all(blocks, seeds) for name, each in measures.items()}
+        return {name: parts for name, parts in found.items() if parts}
+
     while True:
         source.complete(blocks, seeds)
-        missing = {name: each.parts.missing_for_all(blocks, seeds) for name, each in measures.items()}
-        todo = dict.fromkeys(part for parts in missing.values() for part in parts)
-        if todo:
-            _measure(source, measures, {name: set(parts) for name, parts in missing.items()}, hosts.own(list(todo)))
+        if missing():
+            # One lease for everything that is measured: each image is decoded once for all of it.
+            with leases.held(measures["colors"].parts.folder, wait=True):
+                found = missing()
+                todo = dict.fromkeys(part for parts in found.values() for part in parts)
+                _measure(source, measures, {name: set(parts) for name, parts in found.items()}, hosts.own(list(todo)))
             continue
         measured = None
         if hosts.is_first():
@@ -102,7 +109,7 @@ def _measure(
             with contextlib.suppress(DamagedPartError):
                 images = source.images(block, index)
                 for name, each in measures.items():
-                    if (block, index) in missing[name]:
+                    if (block, index) in missing.get(name, ()):
                         write(each.parts.write, block, index, each.function(images, block.prompts))
                 bar.update(len(images))
 

@@ -150,17 +150,21 @@ class _DrawnImages:
     def complete(self, blocks: Sequence[Block], seeds: int) -> None:
         images = seeds * sum(len(block.prompts) for block in blocks)
         pool = Pool(self.folder)
-        while missing := pool.latents.missing_for_all(blocks, seeds):
+
+        def draw(missing: Sequence[tuple[Block, int]]) -> None:
             draw_parts(
                 self._config,
                 self._base,
                 pool,
-                hosts.own(missing),
+                missing,
                 images // hosts.count(),
                 self._description,
                 adapters=self._adapters,
                 latent_normalization=self._latent_normalization,
             )
+
+        while pool.latents.make_missing(blocks, seeds, draw):
+            pass
 
     def images(self, block: Block, index: int) -> np.ndarray:
         batch = batch_of_block(self._config.pool.device_batch, self._config.pool.block)

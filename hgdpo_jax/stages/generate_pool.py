@@ -124,8 +124,9 @@ def complete_pool(config, run: StageRun) -> tuple[Pool, list[Block]]:
     """The pool and its blocks, with all images that were missing drawn, a share of them by each host."""
     pool, blocks = _pool(config, run)
     images = sum(len(block.prompts) for block in blocks) * config.pool.size
-    while missing := pool.latents.missing_for_all(blocks, config.pool.size):
-        _draw(config, pool, hosts.own(missing), images // hosts.count())
+    draw = functools.partial(_draw, config, pool, images // hosts.count())
+    while pool.latents.make_missing(blocks, config.pool.size, draw):
+        pass
     return pool, blocks
 
 
@@ -141,7 +142,7 @@ def batch_of_block(device_batch: int, block: int) -> int:
     return min(device_batch, -(-block // jax.local_device_count()))
 
 
-def _draw(config, pool: Pool, missing: Sequence[tuple[Block, int]], images: int) -> None:
+def _draw(config, pool: Pool, images: int, missing: Sequence[tuple[Block, int]]) -> None:
     """Draws missing parts, this host's share; `images` is the share of the whole pool."""
     if hosts.is_first():
         write_json(pool.folder / "settings.json", drawing_settings(config))

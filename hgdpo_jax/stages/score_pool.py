@@ -81,11 +81,10 @@ def complete_scores(config, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
     while True:
         pool, blocks = complete_pool(config, run)
         scores = pool.scores(fingerprint_of(settings(config)))
-        missing = scores.missing_for_all(blocks, config.pool.size)
-        if not missing:
-            return pool, scores, blocks
         images = sum(len(block.prompts) for block in blocks) * config.pool.size
-        _score(config, pool, scores, hosts.own(missing), images // hosts.count())
+        score = functools.partial(_score, config, pool, scores, images // hosts.count())
+        if not scores.make_missing(blocks, config.pool.size, score):
+            return pool, scores, blocks
 
 
 def make_score(model: StableDiffusion, scorer: Scorer):
@@ -102,7 +101,7 @@ def make_score(model: StableDiffusion, scorer: Scorer):
     return score
 
 
-def _score(config, pool: Pool, scores: Parts, missing: Sequence[tuple[Block, int]], images: int) -> None:
+def _score(config, pool: Pool, scores: Parts, images: int, missing: Sequence[tuple[Block, int]]) -> None:
     """Scores parts, this host's share, but for those whose latents are damaged; `images` is the share of the pool."""
     model = load_autoencoder(config)
     device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)

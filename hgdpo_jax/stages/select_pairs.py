@@ -1,6 +1,7 @@
 """Makes preference pairs of the best and the worst image of each prompt's pool (HG-DPO, Eq. 6)."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -69,8 +70,7 @@ def run(config, run: StageRun) -> None:
     while not written:
         pool, scores, blocks = complete_scores(config, run)
         kept = _kept(config, pool)
-        if kept and (missing := kept.missing_for_all(blocks, config.pool.size)):
-            _filter(config, model, pool, kept, hosts.own(missing))
+        if kept and kept.make_missing(blocks, config.pool.size, functools.partial(_filter, config, model, pool, kept)):
             continue
         # Encoding two images of each prompt, where all hosts have drawn twenty, is worth no sharing.
         if hosts.is_first():

@@ -1,9 +1,12 @@
+import os
+import threading
 import time
 
 import numpy as np
 import pytest
 from etils import epath
 
+from hgdpo_jax import leases
 from hgdpo_jax.data.pool import DamagedPartError, Pool, blocks_of, write_behind
 from hgdpo_jax.pipelines.batching import finite_rows
 
@@ -36,6 +39,25 @@ def test_only_what_is_not_there_is_missing(pool):
     pool.latents.write(second, 1, latents(2))
     assert pool.latents.missing(blocks, 2) == [(first, 1), (second, 0), (third, 0), (third, 1)]
     assert pool.latents.missing(blocks[:1], 1) == []
+
+
+def test_two_runs_share_a_pool_and_make_each_part_once(pool, monkeypatch, capsys):
+    monkeypatch.setattr(leases, "_POLL_SECONDS", 0.01)
+    blocks, made = blocks_of(["a", "b", "c"], 2), []
+
+    def make(missing):
+        time.sleep(0.1)
+        for block, index in missing:
+            made.append((block, index))
+            pool.latents.write(block, index, np.zeros((len(block.prompts), 2, 2, 4)))
+
+    runs = [threading.Thread(target=pool.latents.make_missing, args=(blocks, 2, make)) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert len(made) == len(set(made)) == 4
+    assert f"waiting for process {os.getpid()} on " in capsys.readouterr().out
 
 
 def test_latents_come_back_in_half_precision_and_scores_in_full(pool):
