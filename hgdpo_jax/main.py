@@ -105,12 +105,14 @@ def _run(arguments: Sequence[str]) -> None:
     config = read_config(values.config, changes)
     workdir = epath.Path(values.workdir).expanduser()
     require_store(workdir)
-    stages = _stages(config, values.stage or config.stages, workdir)
+    stages = values.stage or config.stages
+    for name in stages:
+        _require_stage(name)
     if values.plan:
-        _print_plan(stages, config)
+        _print_plan(_stages(config, stages, workdir), config)
     else:
         names = ("coordinator_address", "num_processes", "process_id")
-        _run_stages(stages, config, {name: values[name].value for name in names})
+        _run_stages(config, stages, workdir, {name: values[name].value for name in names})
 
 
 def _stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> list[Stage]:
@@ -119,7 +121,7 @@ def _stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> li
 
     def load(name: str) -> Stage:
         if name not in known:
-            module = _import_stage(name)
+            module = importlib.import_module(f"hgdpo_jax.stages.{name}")
             inputs = {earlier: load(earlier).run for earlier in module.INPUTS}
             run = StageRun(name, config.name, workdir, module.settings(config), inputs)
             known[name] = Stage(module, run)
@@ -128,13 +130,12 @@ def _stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> li
     return [load(name) for name in names]
 
 
-def _import_stage(name: str) -> ModuleType:
+def _require_stage(name: str) -> None:
     names = _stage_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, 1, 0.4)
         hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(names)}"
         raise UserError(f"there is no stage {name!r}: {hint}")
-    return importlib.import_module(f"hgdpo_jax.stages.{name}")
 
 
 def _stage_names() -> list[str]:
@@ -155,33 +156,24 @@ def _print_plan(stages: Sequence[Stage], config: ConfigDict) -> None:
         print(f"{stage.run.name:{width}}  {state:14}  {stage.module.plan(config, stage.run)}")
 
 
-def _run_stages(stages: Sequence[Stage], config: ConfigDict, processes: dict) -> None:
+def _run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path, processes: dict) -> None:
     """Runs what is not done, after everything that can be wrong beforehand has been looked at."""
     # Not at the top: --help and --plan do without JAX.
     from hgdpo_jax import hosts
 
-    refuse_changes([stage.run for stage in stages])
     spare_memory_of_cpu()
     _divide_cpu(config.cpu_devices)
+    _keep_programs()
+    # Before weights are fetched and hashed: hosts take unequal time for that, and JAX waits five minutes for late ones.
     hosts.start(**processes)
+    stages = hosts.together(lambda: _stages(config, names, workdir))
+    hosts.together(lambda: refuse_changes([stage.run for stage in stages]))
     # Whoever comes later would see what the first one has finished meanwhile.
     names = hosts.from_first([stage.run.name for stage in stages if not stage.run.is_done()])
     ahead = [stage for stage in stages if stage.run.name in names]
-    coming: set[str] = set()
-    for stage in ahead:
-        earlier = [run for name, run in stage.run.inputs.items() if name not in coming]
-        refuse_changes(earlier)
-        for run in earlier:
-            if not run.is_done():
-                raise UserError(
-                    f"{stage.run.name} reads {run.name}, which is not done in {run.folder.parent}: "
-                    f"put {run.name} before it in --stage, or leave --stage out"
-                )
-        coming.add(stage.run.name)
-        if hasattr(stage.module, "check"):
-            stage.module.check(config)
+    hosts.together(lambda: _check(ahead, config))
     if ahead:
-        _prepare(stages[0].run.workdir)
+        hosts.together(lambda: _require_writable(workdir))
 
     width = max(len(stage.run.name) for stage in stages)
 
@@ -197,6 +189,23 @@ def _run_stages(stages: Sequence[Stage], config: ConfigDict, processes: dict) ->
     for stage in stages:
         if hosts.is_first() and (stage.run.folder / _REPORT).is_file():
             print(f"report: {stage.run.folder / _REPORT}")
+
+
+def _check(ahead: Sequence[Stage], config: ConfigDict) -> None:
+    """Raises UserError where a stage reads one that is neither done nor ahead of it, or cannot do its work."""
+    coming: set[str] = set()
+    for stage in ahead:
+        earlier = [run for name, run in stage.run.inputs.items() if name not in coming]
+        refuse_changes(earlier)
+        for run in earlier:
+            if not run.is_done():
+                raise UserError(
+                    f"{stage.run.name} reads {run.name}, which is not done in {run.folder.parent}: "
+                    f"put {run.name} before it in --stage, or leave --stage out"
+                )
+        coming.add(stage.run.name)
+        if hasattr(stage.module, "check"):
+            stage.module.check(config)
 
 
 def _divide_cpu(devices: int) -> None:
@@ -249,8 +258,8 @@ def _run_stage(stage: Stage, config: ConfigDict, say: Callable[[Stage, str], Non
         say(stage, f"done in {time.monotonic() - begin:.1f} s")
 
 
-def _prepare(workdir: epath.Path) -> None:
-    """Makes sure that the workdir can be written, and that programs are compiled once, not once a run."""
+def _require_writable(workdir: epath.Path) -> None:
+    """Raises UserError where the workdir cannot be written."""
     probe = workdir / f".writable-{os.getpid()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -261,6 +270,9 @@ def _prepare(workdir: epath.Path) -> None:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"workdir {workdir} cannot be written ({reason}): give another with --workdir=DIR") from error
 
+
+def _keep_programs() -> None:
+    """Makes sure that programs are compiled once, not once a run."""
     # Not at the top: --help and --plan do without.
     import jax
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import hgdpo_jax.stages
-from hgdpo_jax import leases
+from hgdpo_jax import hosts, leases
 from hgdpo_jax.main import main
 
 CONFIG = """
@@ -267,6 +267,15 @@ def test_a_second_start_says_who_is_at_it_and_harms_nothing(command, tmp_path):
         first.kill()
         first.wait()
     assert (folder / "drawn").read_text() == "drawn\n"
+
+
+def test_hosts_join_before_weights_are_fetched_and_hashed(command, tmp_path, monkeypatch):
+    draw = tmp_path / "stages" / "draw.py"
+    draw.write_text(DRAW.replace('    return {"seed"', '    print("hashed")\n    return {"seed"'))
+    monkeypatch.setattr(hosts, "start", lambda **_: print("joined"))
+    status, out, _ = command()
+    assert status == 0 and out.splitlines()[:2] == ["joined", "hashed"]
+    assert "joined" not in command("--plan")[1]
 
 
 def test_what_another_run_has_completed_meanwhile_is_not_run_again(command, tmp_path, monkeypatch):
