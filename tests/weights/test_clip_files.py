@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +54,62 @@ def test_a_written_folder_loads_in_transformers(clip_folder, tmp_path):
     inputs = processor(text=["a hat"], images=np.zeros((20, 16, 3), np.uint8), return_tensors="np")
     assert inputs["pixel_values"].shape == (1, 3, 16, 16)
     assert transformers.CLIPTokenizer.from_pretrained(tmp_path)("a hat")["input_ids"] == inputs["input_ids"][0].tolist()
+
+
+@pytest.fixture
+def folder_of_transformers_5(clip_folder, tmp_path):
+    """The same where one file describes image processor and tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    (tmp_path / "clip/preprocessor_config.json").unlink()
+    transformers.CLIPProcessor.from_pretrained(clip_folder).save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+def test_the_processor_config_of_transformers_5_is_read_first(clip_folder, folder_of_transformers_5):
+    colors = ("image_mean", "image_std")
+    expected = read_folder(clip_folder).preprocessor
+    found = read_folder(folder_of_transformers_5).preprocessor
+    assert [found[name] for name in colors] == [expected[name] for name in colors]
+    path = folder_of_transformers_5 / "preprocessor_config.json"
+    path.write_text(json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}))
+    assert read_folder(folder_of_transformers_5).preprocessor == found
+    # What transformers 4 wrote beside the image processor's own config says nothing of it.
+    (folder_of_transformers_5 / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+    assert read_folder(folder_of_transformers_5).preprocessor["image_mean"] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resample": 2},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127.5},
+        {"do_resize": False},
+        {"size": {"height": 16, "width": 16}},
+        {"size": 20},
+        {"crop_size": 12},
+    ],
+)
+def test_a_processor_that_prepares_images_otherwise_is_refused(clip_folder, folder_of_transformers_5, change):
+    path = folder_of_transformers_5 / "processor_config.json"
+    content = json.loads(path.read_text())
+    content["image_processor"] |= change
+    path.write_text(json.dumps(content))
+    (name,) = change
+    with pytest.raises(UserError, match=f"processor_config.json has {name} .*, expected") as error:
+        read_folder(folder_of_transformers_5)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_colors_that_a_processor_leaves_out_are_openais(clip_folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    (tmp_path / "clip/preprocessor_config.json").write_text(json.dumps({"size": 16, "crop_size": 16}))
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / "clip")
+    found = read_folder(tmp_path / "clip").preprocessor
+    assert (*found["image_mean"], *found["image_std"]) == (*processor.image_mean, *processor.image_std)
 
 
 def test_a_folder_without_tokenizer_is_refused(clip_folder, tmp_path):
