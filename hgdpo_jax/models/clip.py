@@ -21,6 +21,17 @@ def _quick_gelu(x):
 _ACTIVATIONS = {"quick_gelu": _quick_gelu, "gelu": lambda x: nn.gelu(x, approximate=False)}
 
 
+# transformers' defaults, ViT-B/32's, where they are not those below.
+_TEXT_DEFAULTS = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+_VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "patch_size": 32,
+}
+
+
 def _known(cls, values: Mapping[str, Any]):
     names = {field.name for field in dataclasses.fields(cls)}
     config = cls(**{k: v for k, v in values.items() if k in names})
@@ -77,10 +88,17 @@ class CLIPConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CLIPConfig":
-        """Reads a transformers CLIPModel config.json."""
+        """Reads a transformers CLIPModel config.json; raises UserError for another model's, or an unknown activation.
+
+        Many versions of transformers leave out of the towers' configs what equals its own defaults.
+        """
+        if missing := [name for name in ("text_config", "vision_config", "projection_dim") if name not in values]:
+            raise UserError(
+                f"a config without {missing[0]} is not of a CLIP of two towers: give a folder of a CLIPModel"
+            )
         return cls(
-            text=CLIPTextConfig.from_dict(values["text_config"]),
-            vision=CLIPVisionConfig.from_dict(values["vision_config"]),
+            text=CLIPTextConfig.from_dict(_TEXT_DEFAULTS | dict(values["text_config"])),
+            vision=CLIPVisionConfig.from_dict(_VISION_DEFAULTS | dict(values["vision_config"])),
             projection_dim=values["projection_dim"],
         )
 

@@ -21,6 +21,7 @@ PICK_SCORE = {
         "intermediate_size": 5120,
         "num_hidden_layers": 32,
         "num_attention_heads": 16,
+        "patch_size": 14,
         "hidden_act": "gelu",
     },
     "projection_dim": 1024,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from hgdpo_jax.errors import UserError
 from hgdpo_jax.weights.folders import (
     TOKENIZER_FILES,
     copy_files,
@@ -17,6 +18,15 @@ from hgdpo_jax.weights.folders import (
     write_weights,
 )
 from hgdpo_jax.weights.sources import resolve_source
+
+# OpenAI's mean and standard deviation of images, transformers' default.
+OPENAI_COLORS = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+# Pillow's number for what images are resized by.
+_BICUBIC = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +46,40 @@ def read_folder(folder: epath.PathLike, processor: epath.PathLike = "") -> CLIPF
     """
     folder = epath.Path(folder)
     processor = epath.Path(processor or folder)
+    config = read_json(folder / "config.json")
     return CLIPFiles(
-        config=read_json(folder / "config.json"),
-        preprocessor=read_json(processor / "preprocessor_config.json"),
+        config=config,
+        preprocessor=_read_preprocessor(processor, config.get("vision_config", {}).get("image_size", 224)),
         tokenizer=require_tokenizer(processor),
         tensors=read_weights(folder, "model"),
     )
+
+
+def _read_preprocessor(folder: epath.Path, image_size: int) -> dict[str, Any]:
+    """The config of the image processor; raises UserError where it prepares images otherwise than the scorers do.
+
+    Whether it crops is not looked at: that is the scorer's framing.
+    """
+    path = folder / "processor_config.json"
+    # transformers 5 writes the configs of image processor and tokenizer into one file, and prefers it to the other.
+    found = read_json(path).get("image_processor") if path.is_file() else None
+    if not isinstance(found, dict):
+        path = folder / "preprocessor_config.json"
+        found = read_json(path)
+    # Before transformers 4.23 sizes were numbers.
+    allowed = {
+        "size": (image_size, {"shortest_edge": image_size}),
+        "crop_size": (image_size, {"height": image_size, "width": image_size}),
+        "resample": (_BICUBIC,),
+        "do_resize": (True,),
+        "do_rescale": (True,),
+        "rescale_factor": (1 / 255,),
+        "do_normalize": (True,),
+    }
+    for name, values in allowed.items():
+        if (value := found.get(name, values[0])) not in values:
+            raise UserError(f"{path} has {name} {value}, expected {values[0]}: give the processor of a CLIP")
+    return OPENAI_COLORS | found
 
 
 def read_source(source: str, processor: str = "") -> CLIPFiles:

@@ -9,14 +9,8 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.weights.clip_files import CLIPFiles
+from hgdpo_jax.weights.clip_files import OPENAI_COLORS, CLIPFiles
 from hgdpo_jax.weights.folders import read_tensor_file
-
-# OpenAI's, which open_clip and HPSv2 keep.
-_PREPROCESSOR = {
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
 
 # Widths of attention heads, which no shape tells.
 _IMAGE_HEAD, _TEXT_HEAD = 80, 64
@@ -56,7 +50,8 @@ def read_file(path: epath.PathLike, tokenizer: epath.Path) -> CLIPFiles:
     """
     path = epath.Path(path)
     config, tensors = convert_checkpoint(read_tensor_file(path), str(path))
-    return CLIPFiles(config=config, tensors=tensors, preprocessor=_PREPROCESSOR, tokenizer=tokenizer)
+    # open_clip and HPSv2 keep OpenAI's.
+    return CLIPFiles(config=config, tensors=tensors, preprocessor=OPENAI_COLORS, tokenizer=tokenizer)
 
 
 def convert_checkpoint(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
