@@ -109,12 +109,7 @@ class StageRun:
         marker = _read_marker(self.folder / (DONE if self.is_done() else STARTED))
         if marker["fingerprint"] == self.fingerprint:
             return []
-        before, now = _flat(marker["settings"]), _flat(_as_json(self.settings))
-        changed = [
-            f"{name} {_shown(before, name)} -> {_shown(now, name)}"
-            for name in dict.fromkeys([*now, *before])
-            if _shown(before, name, shorten=False) != _shown(now, name, shorten=False)
-        ]
+        changed = differences(marker["settings"], _as_json(self.settings))
         inputs = self._input_fingerprints()
         changed += [f"{name} made anew" for name in inputs if marker["inputs"].get(name) != inputs[name]]
         return changed
@@ -152,6 +147,16 @@ class StageRun:
             "settings": _as_json(self.settings),
             "inputs": self._input_fingerprints(),
         }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs in nested settings, plain values as JSON gives them back, one "name old -> new" each."""
+    before, now = _flat(before), _flat(now)
+    return [
+        f"{name} {_shown(before, name)} -> {_shown(now, name)}"
+        for name in dict.fromkeys([*now, *before])
+        if _shown(before, name, shorten=False) != _shown(now, name, shorten=False)
+    ]
 
 
 def refuse_changes(runs: Sequence[StageRun]) -> None:

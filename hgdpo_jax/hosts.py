@@ -3,6 +3,7 @@
 All run the same command on the same workdir. The first one writes what has no share for each of them.
 """
 
+import collections
 import glob
 import itertools
 import json
@@ -104,9 +105,19 @@ def from_first(value: Any) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, in their order; plain ones that JSON can hold."""
+    """The values of all processes, in their order; plain ones that JSON can hold.
+
+    Raises UserError, on all of them, where they have unequal numbers of devices.
+    """
     if count() == 1:
         return [value]
+    devices = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(devices.values())) > 1:
+        numbers = ", ".join(str(devices[number]) for number in range(count()))
+        raise UserError(
+            f"the processes have {numbers} devices, expected as many on each: give all of them machines of one kind, "
+            "the same CUDA_VISIBLE_DEVICES and the same config.cpu_devices"
+        )
     wait()
     encoded = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(encoded)))

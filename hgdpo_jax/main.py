@@ -15,21 +15,24 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import hashlib
 import importlib
+import importlib.metadata
 import os
 import pkgutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import CRITICAL, getLogger
 from types import ModuleType
+from typing import Any
 
 from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from hgdpo_jax.artifacts import TRACEBACK, StageRun, refuse_changes, write_text
+from hgdpo_jax.artifacts import TRACEBACK, StageRun, differences, refuse_changes, write_text
 from hgdpo_jax.compilation import spare_memory_of_cpu
 from hgdpo_jax.config_files import config_changes, read_config
 from hgdpo_jax.errors import UserError, first_line
@@ -43,6 +46,8 @@ _DISK_TROUBLES = {
     errno.EROFS: "the disk is read-only",
     errno.EACCES: "no permission",
 }
+# Hosts with other versions of these may compute other numbers.
+_DECISIVE_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "transformers")
 _REPORT = epath.Path("report/index.html")
 
 
@@ -167,6 +172,7 @@ def _run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path, p
     # Before weights are fetched and hashed: hosts take unequal time for that, and JAX waits five minutes for late ones.
     hosts.start(**processes)
     stages = hosts.together(lambda: _stages(config, names, workdir))
+    _require_alike(config, stages)
     hosts.together(lambda: refuse_changes([stage.run for stage in stages]))
     # Whoever comes later would see what the first one has finished meanwhile.
     names = hosts.from_first([stage.run.name for stage in stages if not stage.run.is_done()])
@@ -189,6 +195,43 @@ def _run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path, p
     for stage in stages:
         if hosts.is_first() and (stage.run.folder / _REPORT).is_file():
             print(f"report: {stage.run.folder / _REPORT}")
+
+
+def _require_alike(config: ConfigDict, stages: Sequence[Stage]) -> None:
+    """Raises UserError on every host where one has another config, other weights or other packages than the first."""
+    from hgdpo_jax import hosts
+
+    if hosts.count() == 1:
+        return
+    settings: dict[str, Mapping[str, Any]] = {}
+
+    def collect(run: StageRun) -> None:
+        settings[run.name] = run.settings
+        for earlier in run.inputs.values():
+            collect(earlier)
+
+    for stage in stages:
+        collect(stage.run)
+    own = {"config": config.to_dict(), "packages": _packages()}
+    # What stages make of a config counts files by their content: weights, prompts and functions of the user's own.
+    first, *others = hosts.gather([own, settings])
+    for number, other in enumerate(others, 1):
+        if found := differences(first[0], other[0]) or differences(first[1], other[1]):
+            raise UserError(
+                f"process {number} differs from process 0: {', '.join(found)}; start all of them with the same "
+                "command, code, packages and weights"
+            )
+
+
+def _packages() -> dict[str, str]:
+    """Versions of all that decides a result, this package's by its source."""
+    source = hashlib.sha256()
+    folder = epath.Path(__file__).parent
+    for path in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")]):
+        source.update(f"{path.relative_to(folder)} ".encode() + path.read_bytes())
+    return {name: importlib.metadata.version(name) for name in _DECISIVE_PACKAGES} | {
+        "hgdpo_jax": source.hexdigest()[:16]
+    }
 
 
 def _check(ahead: Sequence[Stage], config: ConfigDict) -> None:

@@ -45,21 +45,21 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, tiny_base, tiny_scorer, tiny_judge):
-    """Starts the experiment in `count` processes, which have two devices together."""
+    """Starts the experiment in `count` processes, which have two devices together; `last` is for the last one alone."""
     folder = tmp_path_factory.mktemp("hosts")
     (folder / "prompts.txt").write_text("".join(f"person number {i}\n" for i in range(7)))
 
-    def start(workdir: str, count: int, *arguments: str) -> list[subprocess.Popen]:
+    def start(workdir: str, count: int, program=("-m", "hgdpo_jax.main"), last=()) -> list[subprocess.Popen]:
         names = {"base": str(tiny_base), "scorer": str(tiny_scorer), "judge": str(tiny_judge)}
         config = folder / f"config_{count}.py"
         config.write_text(CONFIG.format(devices=2 // count, prompts=str(folder / "prompts.txt"), **names))
-        command = [sys.executable, "-m", "hgdpo_jax.main", f"--config={config}", f"--workdir={folder / workdir}"]
+        command = [sys.executable, *program, f"--config={config}", f"--workdir={folder / workdir}"]
         with socket.create_server(("127.0.0.1", 0)) as server:
             address = f"127.0.0.1:{server.getsockname()[1]}"
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
         return [
             subprocess.Popen(
-                [*command, *arguments],
+                [*command, *(last if i == count - 1 else [])],
                 cwd=ROOT,
                 env=environment
                 | (
@@ -155,6 +155,43 @@ def test_the_report_holds_all_images(folders):
     assert [summary["prompts"] for summary in summaries] == [3, 3]
     images = [sorted(path.name for path in folder.glob("runs/small/sample_images/images/*")) for folder in folders]
     assert images[0] == images[1] and len(images[0]) == 6
+
+
+def test_hosts_with_unequal_settings_all_end_with_the_difference(start):
+    processes = start("unequal", 2, last=["--config.loss.beta=1", "--config.train.learning_rate=0.5"])
+    words = "process 1 differs from process 0: config.loss.beta 100.0 -> 1.0, config.train.learning_rate 0.001 -> 0.5;"
+    for output, process in [(process.communicate(timeout=300)[0], process) for process in processes]:
+        assert process.returncode == 2 and f"error: {words}" in output, output
+
+
+REFUSALS = """
+from hgdpo_jax import hosts
+from hgdpo_jax.errors import UserError
+
+def refuse(words):
+    raise UserError(words)
+
+hosts.start()
+said = [str(hosts.gather({"process": hosts.index(), "long": "x" * hosts.index()}))]
+for call in (
+    lambda: hosts.together(lambda: refuse("no file") if hosts.index() else None),
+    lambda: hosts.together(lambda: refuse("no such stage")),
+    lambda: hosts.by_first(lambda: refuse("in use")),
+):
+    try:
+        call()
+    except UserError as error:
+        said.append(str(error))
+print(" | ".join(said), flush=True)
+"""
+
+
+def test_what_one_host_refuses_is_raised_on_all(start):
+    outputs = finish(start("refusals", 2, program=["-c", REFUSALS]))
+    gathered = [{"process": 0, "long": ""}, {"process": 1, "long": "x"}]
+    assert {output.splitlines()[-1] for output in outputs} == {
+        f"{gathered} | process 1: no file | no such stage | in use"
+    }
 
 
 @pytest.mark.parametrize(
