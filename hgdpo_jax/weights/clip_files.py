@@ -94,6 +94,8 @@ def write_folder(folder: epath.PathLike, files: CLIPFiles, storage: str = "float
     """
     folder = epath.Path(folder)
     copy_files(files.tokenizer, folder, TOKENIZER_FILES)
+    # One that is there already would be read first.
+    (folder / "processor_config.json").unlink(missing_ok=True)
     write_json(
         folder / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"} | dict(files.preprocessor)
     )

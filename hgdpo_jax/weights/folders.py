@@ -14,7 +14,15 @@ from hgdpo_jax.weights.conversion import DTYPES, some
 from hgdpo_jax.weights.pickled_files import load_pickled
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    # Words that a textual inversion added, until transformers 4.34.
+    "added_tokens.json",
+)
 
 # Where weights lie: a scorer's and a VAE's at the top of their folders, a checkpoint's in folders of their own.
 WEIGHT_PLACES = (
@@ -142,12 +150,14 @@ def write_weights(path: epath.Path, tensors: dict[str, np.ndarray], storage: str
 
 
 def copy_files(source: epath.PathLike, target: epath.Path, names: Sequence[str]) -> None:
-    """Copies those of `names` that `source` has."""
+    """Copies those of `names` that `source` has, and removes the others, which would change what the copies mean."""
     source = epath.Path(source)
     target.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if (source / name).is_file() and source != target:
+    for name in names if source != target else ():
+        if (source / name).is_file():
             (source / name).copy(target / name, overwrite=True)
+        else:
+            (target / name).unlink(missing_ok=True)
 
 
 def require_tokenizer(folder: epath.Path) -> epath.Path:

@@ -1,12 +1,16 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.pipelines.stable_diffusion import load_tokenizer
 from hgdpo_jax.weights.folders import (
+    TOKENIZER_FILES,
     content_fingerprint,
+    copy_files,
     read_json,
     read_tensor_file,
     read_weights,
@@ -70,3 +74,16 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"")
     with pytest.raises(UserError, match="x.gguf is no file of weights, expected .safetensors or .bin"):
         read_tensor_file(epath.Path(tmp_path / "x.gguf"))
+
+
+def test_a_copied_tokenizer_gives_the_ids_of_its_source(tokenizer_folder, tmp_path):
+    plain, added, copy = epath.Path(tokenizer_folder), epath.Path(tmp_path / "added"), epath.Path(tmp_path / "copy")
+    shutil.copytree(plain, added)
+    # As transformers before 4.34 saved a word of a textual inversion.
+    (added / "added_tokens.json").write_text(json.dumps({"<toy>": 54}))
+    ids = {folder: load_tokenizer(folder)("a <toy>")["input_ids"] for folder in (plain, added)}
+    assert 54 in ids[added] and 54 not in ids[plain]
+    for source in (added, plain, added):
+        # Nothing stays of the one that was there before.
+        copy_files(source, copy, TOKENIZER_FILES)
+        assert load_tokenizer(copy)("a <toy>")["input_ids"] == ids[source]
