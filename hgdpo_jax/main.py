@@ -23,6 +23,7 @@ import pkgutil
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from logging import CRITICAL, getLogger
 from types import ModuleType
@@ -179,7 +180,7 @@ def _run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path, p
     ahead = [stage for stage in stages if stage.run.name in names]
     hosts.together(lambda: _check(ahead, config))
     if ahead:
-        hosts.together(lambda: _require_writable(workdir))
+        _require_workdir(workdir)
 
     width = max(len(stage.run.name) for stage in stages)
 
@@ -301,17 +302,37 @@ def _run_stage(stage: Stage, config: ConfigDict, say: Callable[[Stage, str], Non
         say(stage, f"done in {time.monotonic() - begin:.1f} s")
 
 
-def _require_writable(workdir: epath.Path) -> None:
-    """Raises UserError where the workdir cannot be written."""
-    probe = workdir / f".writable-{os.getpid()}"
+def _require_workdir(workdir: epath.Path) -> None:
+    """Raises UserError on every host where one cannot write into the workdir, or sees another one than the first."""
+    from hgdpo_jax import hosts
+
+    # Not by process number: in containers each host has the same one.
+    probe = workdir / f".writable-{uuid.uuid4().hex}"
+
+    def write() -> None:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+        # An object store has errors of its own.
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(
+                f"workdir {workdir} cannot be written ({reason}): give another with --workdir=DIR"
+            ) from error
+
+    def look() -> None:
+        if not (workdir / first).is_file():
+            raise UserError(
+                f"workdir {workdir} is not that of process 0: give all of them one that they share, on NFS or gs://"
+            )
+
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    # An object store has errors of its own.
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"workdir {workdir} cannot be written ({reason}): give another with --workdir=DIR") from error
+        hosts.together(write)
+        first = hosts.from_first(probe.name)
+        hosts.together(look)
+    finally:
+        with contextlib.suppress(Exception):
+            probe.unlink(missing_ok=True)
 
 
 def _keep_programs() -> None:

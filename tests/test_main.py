@@ -269,6 +269,24 @@ def test_a_second_start_says_who_is_at_it_and_harms_nothing(command, tmp_path):
     assert (folder / "drawn").read_text() == "drawn\n"
 
 
+def test_hosts_with_the_same_process_number_do_not_disturb_each_other(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    # What the first process of another container is about to remove.
+    (tmp_path / "work/.writable-1").mkdir(parents=True)
+    assert command()[0] == 0
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [".writable-1", "runs"]
+
+
+def test_a_workdir_that_hosts_do_not_share_is_refused(command, tmp_path, monkeypatch):
+    from_first = hosts.from_first
+    monkeypatch.setattr(
+        hosts, "from_first", lambda value: ".writable-there" if ".writable" in str(value) else from_first(value)
+    )
+    status, _, errors = command()
+    assert status == 2
+    assert f"workdir {tmp_path}/work is not that of process 0: give all of them one that they share" in one_line(errors)
+
+
 def test_hosts_join_before_weights_are_fetched_and_hashed(command, tmp_path, monkeypatch):
     draw = tmp_path / "stages" / "draw.py"
     draw.write_text(DRAW.replace('    return {"seed"', '    print("hashed")\n    return {"seed"'))
