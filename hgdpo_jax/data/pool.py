@@ -9,6 +9,7 @@ An image whose latents or score are not finite is unusable: such rows are kept a
 image out.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -17,8 +18,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -31,10 +32,26 @@ from hgdpo_jax.files import names_in
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
 _LISTERS = 16
+# An object store takes 0.1 to 0.3 s for a part of 6 MB, however many are asked for at once.
+_READERS = 32
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class DamagedPartError(Exception):
     """A part that could not be read; it has been removed, to be made again."""
+
+
+@contextlib.contextmanager
+def removed_if_damaged(path: epath.Path) -> Iterator[None]:
+    """Removes a part with a warning where reading it, inside, finds it damaged; raises DamagedPartError."""
+    try:
+        yield
+    except (UserError, KeyError) as error:
+        path.unlink(missing_ok=True)
+        print(f"warning: {path} was damaged and is made again", file=sys.stderr, flush=True)
+        raise DamagedPartError(str(path)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,14 +129,10 @@ class Parts:
     def read(self, block: Block, index: int) -> Shaped[np.ndarray, "prompts ..."]:
         """A part; one that is cut short or altered is removed with a warning, and DamagedPartError raised."""
         path = self.path(block, index)
-        try:
+        with removed_if_damaged(path):
             rows = load_tensors(path)[0][self.kind]
             if len(rows) != len(block.prompts):
                 raise UserError(f"{path} holds {len(rows)} rows, expected {len(block.prompts)}")
-        except (UserError, KeyError) as error:
-            path.unlink(missing_ok=True)
-            print(f"warning: {path} was damaged and is made again", file=sys.stderr, flush=True)
-            raise DamagedPartError(str(path)) from error
         return rows
 
     def read_block(self, block: Block, size: int) -> Shaped[np.ndarray, "prompts size ..."]:
@@ -181,3 +194,19 @@ def write_behind() -> Iterator[Callable[..., None]]:
         yield submit
         if last:
             last.result()
+
+
+def read_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`function` of each item, in their order, called ahead on threads; what a call raises is raised in its turn."""
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as executor:
+        pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+        try:
+            for item in items:
+                pending.append(executor.submit(function, item))
+                if len(pending) > _READERS:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

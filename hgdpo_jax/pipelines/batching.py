@@ -17,7 +17,7 @@ def on_devices(array: np.ndarray) -> jax.Array:
 
 def finite_rows(rows: Shaped[np.ndarray, "n ..."]) -> Bool[np.ndarray, " n"]:
     """Of each row whether all of its values are finite."""
-    return np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+    return np.isfinite(rows).all(axis=tuple(range(1, np.ndim(rows))))
 
 
 def map_batches(

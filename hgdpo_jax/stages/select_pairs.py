@@ -1,9 +1,11 @@
 """Makes preference pairs of the best and the worst image of each prompt's pool (HG-DPO, Eq. 6)."""
 
 import contextlib
+import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,12 +17,13 @@ from jaxtyping import Bool, Float, Int
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, write_json
 from hgdpo_jax.data.image_filter import apply_filter, filter_pool, load_filter
+from hgdpo_jax.data.pair_parts import PairParts, SelectedBlock
 from hgdpo_jax.data.pairs import write_pairs
-from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool
+from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, read_ahead, write_behind
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, image_of, pair_of
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.evaluation.rank_statistics import RankStatistics
+from hgdpo_jax.evaluation.rank_statistics import channel_statistics, rank_distances, summarize_ranks
 from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
@@ -29,6 +32,7 @@ from hgdpo_jax.stages.score_pool import complete_scores
 
 INPUTS = ("score_pool",)
 EVERY_HOST = True
+_STATISTICS = "statistics.json"
 
 
 def settings(config) -> dict:
@@ -66,35 +70,21 @@ def plan(config, run: StageRun) -> str:
 def run(config, run: StageRun) -> None:
     run.input("score_pool")
     model = load_autoencoder(config)
-    written = False
-    while not written:
+    parts = PairParts(run.folder / "parts")
+    # The statistics are written last: where they are, only the parts are left to be removed.
+    while not hosts.from_first((run.folder / _STATISTICS).is_file()):
         pool, scores, blocks = complete_scores(config, run)
         kept = _kept(config, pool)
         if kept and kept.make_missing(blocks, config.pool.size, functools.partial(_filter, config, model, pool, kept)):
             continue
-        # Encoding two images of each prompt, where all hosts have drawn twenty, is worth no sharing.
-        if hosts.is_first():
-            with contextlib.suppress(DamagedPartError):
-                prompts = sum(len(block.prompts) for block in blocks)
-                _write(config, run, _Selection(config, model, pool, scores, kept, prompts), blocks)
-                written = True
-        written = hosts.from_first(written)
-
-
-def _write(config, run: StageRun, selection: "_Selection", blocks: Sequence[Block]) -> None:
-    shape = selection.model.latent_shape(config.pool.width, config.pool.height)
-    count = write_pairs(run.folder, selection.pairs(blocks), shape)
-    write_json(run.folder / "statistics.json", selection.statistics())
-    prompts = sum(len(block.prompts) for block in blocks)
-    for left_out, reason in (
-        (selection.too_few_usable, "too few of their images are usable"),
-        (selection.too_few_kept, "the filter keeps too few of their images"),
-        (selection.unusable_pairs.count, "the VAE encodes winner or loser to values that are not finite"),
-        (len(selection.spreads) - count, "winner and loser have the same score"),
-    ):
-        if left_out:
-            print(f"{left_out:,} of {prompts:,} prompts left out: {reason}")
-    selection.unusable.warn()
+        if missing := parts.missing_for_all(blocks):
+            prompts = sum(len(block.prompts) for block in blocks) // hosts.count()
+            _select(config, model, pool, scores, kept, parts, hosts.own(missing), prompts)
+            continue
+        shape = model.latent_shape(config.pool.width, config.pool.height)
+        hosts.by_first(functools.partial(_write, config, run, parts, blocks, shape))
+    if hosts.is_first():
+        parts.remove()
 
 
 def winners_and_losers(
@@ -115,7 +105,7 @@ def winners_and_losers(
 
 def read_statistics(folder: epath.Path) -> dict[str, Any]:
     """What this stage wrote of scores and pairs."""
-    return json.loads((folder / "statistics.json").read_text())
+    return json.loads((folder / _STATISTICS).read_text())
 
 
 def make_reencode(model: StableDiffusion):
@@ -142,91 +132,236 @@ def _filter(config, model: StableDiffusion, pool: Pool, kept: Parts, parts: Sequ
     filter_pool(image_filter, lambda x: model.decode_latents_checked(x, device_batch)[0], pool, kept, parts)
 
 
-class _Selection:
-    """Goes through the pool once, block by block, and remembers what it saw of the scores."""
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """Image indices of winner and loser of each prompt of a block, -1 where there are none; NaN scores are unusable."""
 
-    def __init__(self, config, model: StableDiffusion, pool: Pool, scores: Parts, kept: Parts | None, prompts: int):
-        self.config, self.model, self.pool, self.scores, self.kept = config, model, pool, scores, kept
-        self.device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
-        self.autoencoder = {"vae": model.parameters["vae"]}
-        self.reencode = make_reencode(model)
-        self.spreads: list[float] = []
-        self.too_few_usable = self.too_few_kept = 0
-        self.unusable = Unusable(config.pool.unusable_limit, prompts * config.pool.size)
-        self.unusable_pairs = Unusable(config.pool.unusable_limit, prompts, "pairs")
-        self.scores_seen: list[np.ndarray] = []
-        self.channel_means: list[np.ndarray] = []
-        self.ranks = RankStatistics()
+    block: Block
+    scores: Float[np.ndarray, "prompts size"]
+    winners: Int[np.ndarray, " prompts"]
+    losers: Int[np.ndarray, " prompts"]
 
-    def pairs(self, blocks: Sequence[Block]) -> Iterator[dict[str, Any]]:
-        """The pairs in the order of the prompts, without those whose winner and loser have the same score."""
-        with progress(total=sum(len(b.prompts) for b in blocks), description="select_pairs", unit="prompt") as bar:
-            for block in blocks:
-                yield from self._pairs_of(block)
+    @functools.cached_property
+    def rows(self) -> Int[np.ndarray, " pairs"]:
+        """The prompts that give a pair: winner and loser have different scores."""
+        rows = np.flatnonzero(self.winners >= 0)
+        return rows[self.scores[rows, self.winners[rows]] > self.scores[rows, self.losers[rows]]]
+
+    def chosen(self, index: int) -> Bool[np.ndarray, "2 pairs"]:
+        """Whether an image is the winner, and the loser, of each pair."""
+        return np.stack([self.winners, self.losers])[:, self.rows] == index
+
+
+@dataclasses.dataclass(frozen=True)
+class _Image:
+    """One image of each prompt of a block."""
+
+    choice: _Choice
+    statistics: Float[np.ndarray, "2 prompts c"]
+    # Of the images that are winners, and losers, of a pair.
+    latents: tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "m h w c"]]
+
+
+def _images(
+    config, pool: Pool, scores: Parts, kept: Parts | None, blocks: Sequence[Block]
+) -> Iterator[list[_Image | None]]:
+    """The images of one block after the other, read ahead; None for one that is damaged.
+
+    Blocks whose scores are damaged are left out.
+    """
+    size = config.pool.size
+
+    def choose(block: Block) -> _Choice | None:
+        with contextlib.suppress(DamagedPartError):
+            of_block = scores.read_block(block, size)
+            # An image whose score is not finite is unusable, whatever the reason.
+            usable = np.isfinite(of_block)
+            allowed = usable & kept.read_block(block, size) if kept else usable
+            places = winners_and_losers(of_block, config.pairs.loser_rank, allowed)
+            return _Choice(block, np.where(usable, of_block, np.float32(np.nan)), *places)
+        return None
+
+    def read(task: tuple[_Choice, int]) -> _Image | None:
+        choice, index = task
+        with contextlib.suppress(DamagedPartError):
+            latents = pool.latents.read(choice.block, index)
+            winners, losers = (latents[choice.rows[chosen]] for chosen in choice.chosen(index))
+            return _Image(choice, channel_statistics(latents), (winners, losers))
+        return None
+
+    choices = (choice for choice in read_ahead(choose, blocks) if choice)
+    images = read_ahead(read, ((choice, index) for choice in choices for index in range(size)))
+    while of_block := list(itertools.islice(images, size)):
+        yield of_block
+
+
+def _select(
+    config,
+    model: StableDiffusion,
+    pool: Pool,
+    scores: Parts,
+    kept: Parts | None,
+    parts: PairParts,
+    missing: Sequence[Block],
+    prompts: int,
+) -> None:
+    """Selects from blocks, this host's share, but from those where something is damaged.
+
+    `prompts` is the share of all prompts.
+    """
+    device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
+    autoencoder, reencode = {"vae": model.parameters["vae"]}, make_reencode(model)
+
+    def encode(latents: np.ndarray) -> np.ndarray:
+        if config.pairs.latents == "sampled" or not len(latents):
+            return latents
+        return map_batches(lambda rows: reencode(autoencoder, on_devices(latents[rows])), len(latents), device_batch)
+
+    unusable = _Unusable(config, prompts)
+    done = prompts - sum(len(block.prompts) for block in missing)
+    with (
+        progress(total=prompts, initial=done, description="select_pairs", unit="prompt") as bar,
+        write_behind() as write,
+    ):
+        for of_block in _images(config, pool, scores, kept, missing):
+            whole = [image for image in of_block if image]
+            if len(whole) == len(of_block):
+                selected = _selected(whole, encode)
+                block = whole[0].choice.block
+                # Not written where there are too many: with a VAE that is mended the block is encoded again.
+                unusable.add(block, selected)
+                write(parts.write, block, selected)
                 bar.update(len(block.prompts))
 
-    def _pairs_of(self, block: Block) -> Iterator[dict[str, Any]]:
-        scores = self.scores.read_block(block, self.config.pool.size)
-        kept = self.kept.read_block(block, self.config.pool.size) if self.kept else None
-        pool = self.pool.latents.read_block(block, self.config.pool.size)
-        # An image whose score is not finite is unusable, whatever the reason.
-        usable = np.isfinite(scores)
-        for index, column in enumerate(usable.T):
-            self.unusable.add(column, "the scores of the pool", image_of(block.prompts, index))
-        whole = usable.all(axis=1)
-        if whole.any():
-            self.ranks.add(pool[whole], scores[whole])
-        loser_rank = self.config.pairs.loser_rank
-        winners, losers = winners_and_losers(scores, loser_rank, usable if kept is None else usable & kept)
-        too_few = usable.sum(axis=1) < max(loser_rank, 2)
-        self.too_few_usable += int(too_few.sum())
-        self.too_few_kept += int(((winners < 0) & ~too_few).sum())
-        rows = np.flatnonzero(winners >= 0)
-        self.scores_seen.append(np.where(usable, scores, np.nan))
-        spreads = scores[rows, winners[rows]] - scores[rows, losers[rows]]
-        differ = spreads > 0
-        if not differ.any():
-            self.spreads += spreads.tolist()
-            return
-        rows = rows[differ]
-        latents = np.concatenate([pool[rows, winners[rows]], pool[rows, losers[rows]]])
-        if self.config.pairs.latents == "encoded":
-            latents = map_batches(
-                lambda part: self.reencode(self.autoencoder, on_devices(latents[part])), len(latents), self.device_batch
-            )
-        with np.errstate(over="ignore"):
-            winner_latents, loser_latents = np.split(latents.astype(np.float16), 2)
-        finite = finite_rows(winner_latents) & finite_rows(loser_latents)
-        prompts = [block.prompts[row] for row in rows]
-        self.unusable_pairs.add(finite, "the latents that the VAE encodes", pair_of(prompts))
-        if not finite.all():
-            rows, winner_latents, loser_latents = rows[finite], winner_latents[finite], loser_latents[finite]
-            differ[differ] = finite
-            spreads = spreads[differ | (spreads <= 0)]
-        self.spreads += spreads.tolist()
-        self.channel_means.append(np.stack([winner_latents, loser_latents]).astype(np.float32).mean(axis=(2, 3)))
-        for row, winner_latent, loser_latent in zip(rows, winner_latents, loser_latents, strict=True):
-            winner, loser = winners[row], losers[row]
-            yield {
-                "prompt": block.prompts[row],
-                "winner_latents": winner_latent,
-                "loser_latents": loser_latent,
-                "winner_score": scores[row, winner],
-                "loser_score": scores[row, loser],
-                "winner_index": int(winner),
-                "loser_index": int(loser),
-            }
 
-    def statistics(self) -> dict[str, Any]:
-        """What the scores and the pairs look like."""
+def _selected(images: Sequence[_Image], encode: Callable[[np.ndarray], np.ndarray]) -> SelectedBlock:
+    """What is selected from a block, of which all images are given; `encode` is called with winners and losers."""
+    choice = images[0].choice
+    sides = np.empty((2, len(choice.rows), *images[0].latents[0].shape[1:]), np.float16)
+    for index, image in enumerate(images):
+        for side, chosen in enumerate(choice.chosen(index)):
+            sides[side, chosen] = image.latents[side]
+    with np.errstate(over="ignore"):
+        encoded = encode(sides.reshape(-1, *sides.shape[2:])).astype(np.float16)
+    finite = finite_rows(encoded).reshape(2, -1).all(axis=0)
+    winner_latents, loser_latents = (side[finite] for side in np.split(encoded, 2))
+    whole = np.isfinite(choice.scores).all(axis=1)
+    statistics = np.stack([image.statistics[:, whole] for image in images], axis=2)
+    return SelectedBlock(
+        scores=choice.scores,
+        winners=choice.winners.astype(np.int32),
+        losers=choice.losers.astype(np.int32),
+        rows=choice.rows[finite].astype(np.int32),
+        unencodable=choice.rows[~finite].astype(np.int32),
+        winner_latents=winner_latents,
+        loser_latents=loser_latents,
+        channel_means=np.stack([channel_statistics(side)[0] for side in (winner_latents, loser_latents)]),
+        distances=rank_distances(statistics, choice.scores[whole]),
+    )
+
+
+class _Unusable:
+    """Counts unusable images, and pairs that the VAE encodes to values that are not finite, of so many prompts."""
+
+    def __init__(self, config, prompts: int):
+        self.images = Unusable(config.pool.unusable_limit, prompts * config.pool.size)
+        self.pairs = Unusable(config.pool.unusable_limit, prompts, "pairs")
+
+    def add(self, block: Block, selected: SelectedBlock) -> None:
+        """Counts a block in; raises UserError where there are too many."""
+        for index, usable in enumerate(np.isfinite(selected.scores).T):
+            self.images.add(usable, "the scores of the pool", image_of(block.prompts, index))
+        rows = np.sort(np.concatenate([selected.rows, selected.unencodable]))
+        prompts = [block.prompts[row] for row in rows]
+        self.pairs.add(np.isin(rows, selected.rows), "the latents that the VAE encodes", pair_of(prompts))
+
+
+def _write(config, run: StageRun, parts: PairParts, blocks: Sequence[Block], latent_shape: Sequence[int]) -> None:
+    """Writes the files of the pairs, in the order of the prompts, and what scores and pairs look like.
+
+    Where a part is damaged it writes nothing: the part is missing then.
+    """
+    prompts = sum(len(block.prompts) for block in blocks)
+    summary = _Summary(config, prompts)
+
+    def pairs() -> Iterator[dict[str, Any]]:
+        with progress(total=prompts, description="select_pairs: files", unit="prompt") as bar:
+            for block, selected in zip(blocks, read_ahead(parts.read, blocks), strict=True):
+                summary.add(block, selected)
+                yield from _pairs_of(block, selected)
+                bar.update(len(block.prompts))
+
+    try:
+        count = write_pairs(run.folder, pairs(), latent_shape)
+    except DamagedPartError:
+        return
+    for left_out, reason in (
+        (summary.too_few_usable, "too few of their images are usable"),
+        (summary.too_few_kept, "the filter keeps too few of their images"),
+        (summary.unusable.pairs.count, "the VAE encodes winner or loser to values that are not finite"),
+        (sum(map(len, summary.spreads)) - count, "winner and loser have the same score"),
+    ):
+        if left_out:
+            print(f"{left_out:,} of {prompts:,} prompts left out: {reason}")
+    summary.unusable.images.warn()
+    write_json(run.folder / _STATISTICS, summary.to_dict())
+
+
+def _pairs_of(block: Block, selected: SelectedBlock) -> Iterator[dict[str, Any]]:
+    """The pairs of a block, in the order of its prompts."""
+    for row, winner_latents, loser_latents in zip(
+        selected.rows, selected.winner_latents, selected.loser_latents, strict=True
+    ):
+        winner, loser = selected.winners[row], selected.losers[row]
+        yield {
+            "prompt": block.prompts[row],
+            "winner_latents": winner_latents,
+            "loser_latents": loser_latents,
+            "winner_score": selected.scores[row, winner],
+            "loser_score": selected.scores[row, loser],
+            "winner_index": int(winner),
+            "loser_index": int(loser),
+        }
+
+
+class _Summary:
+    """What the scores and the pairs look like."""
+
+    def __init__(self, config, prompts: int):
+        self.loser_rank = config.pairs.loser_rank
+        self.unusable = _Unusable(config, prompts)
+        self.too_few_usable = self.too_few_kept = 0
+        self.spreads: list[np.ndarray] = []
+        self.scores: list[np.ndarray] = []
+        self.channel_means: list[np.ndarray] = []
+        self.distances: list[np.ndarray] = []
+
+    def add(self, block: Block, selected: SelectedBlock) -> None:
+        """Counts a block in."""
+        self.unusable.add(block, selected)
+        too_few = np.isfinite(selected.scores).sum(axis=1) < max(self.loser_rank, 2)
+        self.too_few_usable += int(too_few.sum())
+        self.too_few_kept += int(((selected.winners < 0) & ~too_few).sum())
+        rows = np.setdiff1d(np.flatnonzero(selected.winners >= 0), selected.unencodable)
+        self.spreads.append(
+            selected.scores[rows, selected.winners[rows]] - selected.scores[rows, selected.losers[rows]]
+        )
+        # Copies: views would keep the whole part, mapped into memory.
+        self.scores.append(selected.scores.copy())
+        self.channel_means.append(selected.channel_means.copy())
+        self.distances.append(selected.distances.copy())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         # NaN where an image is unusable.
-        scores, spreads = np.concatenate(self.scores_seen).astype(np.float64), np.asarray(self.spreads)
+        scores = np.concatenate(self.scores).astype(np.float64)
+        spreads = np.concatenate(self.spreads).astype(np.float64)
         scored = np.isfinite(scores).any(axis=1)
         winner_mean, loser_mean = np.concatenate(self.channel_means, axis=1).mean(axis=1)
         return {
             "prompts": len(scores),
             "pairs": int((spreads > 0).sum()),
-            "unusable_images": self.unusable.count,
+            "unusable_images": self.unusable.images.count,
             "score_mean": np.nanmean(scores),
             # Of the images of one prompt: scores compare only within it.
             "score_standard_deviation": np.nanstd(scores[scored], axis=1).mean(),
@@ -235,5 +370,5 @@ class _Selection:
             # How far apart the pairs are in colour, which DPO alone would learn (Fig. 5b).
             "winner_channel_means": winner_mean.tolist(),
             "loser_channel_means": loser_mean.tolist(),
-            "ranks": self.ranks.to_dict(),
+            "ranks": summarize_ranks(np.concatenate(self.distances, axis=1)),
         }

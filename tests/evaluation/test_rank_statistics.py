@@ -1,12 +1,17 @@
 import numpy as np
 import pytest
 
-from hgdpo_jax.evaluation.rank_statistics import RankStatistics
+from hgdpo_jax.evaluation.rank_statistics import channel_statistics, rank_distances, summarize_ranks
 
 
 def pools(count=6, size=4, seed=0):
     random = np.random.default_rng(seed)
     return random.normal(size=(count, size, 3, 2, 4)).astype(np.float16), random.normal(size=(count, size))
+
+
+def statistics_of(latents):
+    """Channel statistics of pools of latents."""
+    return channel_statistics(latents.reshape(-1, *latents.shape[2:])).reshape(2, *latents.shape[:2], -1)
 
 
 def cosine_distance(one, other):
@@ -15,10 +20,7 @@ def cosine_distance(one, other):
 
 def test_distances_are_those_of_the_best_image_to_each_rank():
     latents, scores = pools()
-    statistics = RankStatistics()
-    statistics.add(latents[:2], scores[:2])
-    statistics.add(latents[2:], scores[2:])
-    found = statistics.to_dict()
+    found = summarize_ranks(rank_distances(statistics_of(latents), scores))
     assert (found["prompts"], found["ranks"]) == (6, [2, 3, 4])
     for name, function in (("mean_distance", np.mean), ("deviation_distance", np.std)):
         expected = np.array(
@@ -41,9 +43,7 @@ def test_a_colour_that_drifts_with_the_rank_shows_in_the_means_alone():
     latents, scores = pools(count=40, size=5)
     scores = np.broadcast_to(-np.arange(5.0), (40, 5))
     drifting = latents + 3 + np.arange(5)[:, None, None, None] * np.array([1, -1, 0, 0])
-    statistics = RankStatistics()
-    statistics.add(drifting, scores)
-    found = statistics.to_dict()
+    found = summarize_ranks(rank_distances(statistics_of(drifting), scores))
     assert found["mean_distance"] == sorted(found["mean_distance"]) and found["mean_distance"][-1] > 0.1
     spread = np.ptp(found["deviation_distance"])
     assert spread < 4 * max(found["deviation_distance_error"])

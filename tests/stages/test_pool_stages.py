@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from etils import epath
 
+from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
 from hgdpo_jax.base_config import base_config
 from hgdpo_jax.data.pairs import open_pairs
-from hgdpo_jax.data.pool import Pool, blocks_of
+from hgdpo_jax.data.pool import Parts, Pool, blocks_of
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
@@ -251,6 +252,53 @@ def test_damaged_part_is_made_again_as_it_was(first, config, pattern, capsys):
     assert {changed for changed in after if after[changed] != before[changed]} == {name}
     assert _bytes(again) == _bytes(first)
     assert f"warning: {path} was damaged" in capsys.readouterr().err
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The blocks whose latents are read, in their order; `stop_at`, if set, is the block where a run is stopped."""
+    read = Parts.read
+
+    class Reads(list):
+        stop_at = None
+
+    def recorded(parts, block, index):
+        if parts.kind == "latents":
+            if block == reads.stop_at:
+                raise KeyboardInterrupt
+            if block not in reads:
+                reads.append(block)
+        return read(parts, block, index)
+
+    monkeypatch.setattr(Parts, "read", recorded)
+    reads = Reads()
+    return reads
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_selection_that_was_stopped_goes_on_with_the_next_block(first, config, reads, damaged, capsys):
+    blocks = blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)
+    config.name, reads.stop_at = f"stopped {damaged}", blocks[1]
+    workdir = first["score_pool"].workdir
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(config, workdir)
+    reads.clear()
+    reads.stop_at = None
+    (part,) = (workdir / "runs" / config.name / "select_pairs" / "parts").iterdir()
+    if damaged:
+        part.write_bytes(part.read_bytes()[:-5])
+    assert _bytes(run_stages(config, workdir)) == _bytes(first)
+    # A part that is damaged is noticed when the pairs are written.
+    assert reads == ([blocks[1], blocks[0]] if damaged else [blocks[1]])
+    assert (f"warning: {part} was damaged" in capsys.readouterr().err) == damaged
+
+
+def test_hosts_select_a_share_of_the_blocks_each(first, config, reads, monkeypatch):
+    # As the second of two hosts, and what the first one would have done afterwards.
+    monkeypatch.setattr(hosts, "own", lambda items: items[1::2] or items)
+    config.name = "shared"
+    assert _bytes(run_stages(config, first["score_pool"].workdir)) == _bytes(first)
+    assert reads == blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)[::-1]
 
 
 def test_prompts_without_a_winner_are_left_out_and_counted(first, config, capsys):
