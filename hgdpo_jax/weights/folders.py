@@ -12,7 +12,7 @@ from etils import epath
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.weights.conversion import DTYPES, some
 from hgdpo_jax.weights.pickled_files import load_pickled
-from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
+from hgdpo_jax.weights.tensor_files import OWN_METADATA, load_tensors, save_tensors
 
 TOKENIZER_FILES = (
     "vocab.json",
@@ -126,7 +126,7 @@ def read_tensor_file(path: epath.Path) -> dict[str, np.ndarray]:
         return load_pickled(path)
     if path.suffix != ".safetensors":
         raise UserError(f"{path} is no file of weights, expected .safetensors or {', '.join(PICKLED)}")
-    return load_tensors(path)[0]
+    return load_tensors(path, foreign=True)[0]
 
 
 def _shards(index: epath.Path) -> list[str]:
@@ -146,7 +146,8 @@ def _read_shards(index: epath.Path) -> dict[str, np.ndarray]:
 
 def write_weights(path: epath.Path, tensors: dict[str, np.ndarray], storage: str) -> None:
     """Writes tensors as float32 or float16, whichever `storage` names, marked as PyTorch's."""
-    save_tensors(path, {name: array.astype(DTYPES[storage]) for name, array in tensors.items()}, {"format": "pt"})
+    stored = {name: array.astype(DTYPES[storage]) for name, array in tensors.items()}
+    save_tensors(path, stored, {"format": "pt"} | OWN_METADATA)
 
 
 def copy_files(source: epath.PathLike, target: epath.Path, names: Sequence[str]) -> None:

@@ -128,7 +128,7 @@ def load_adapter(
         if not found:
             raise UserError(f"{path} holds no adapter, expected {' or '.join(_FOLDER_FILES)}")
         path = found[0]
-    tensors, metadata = (load_pickled(path), {}) if path.suffix in PICKLED else load_tensors(path)
+    tensors, metadata = (load_pickled(path), {}) if path.suffix in PICKLED else load_tensors(path, foreign=True)
     if xl := [key for key in tensors if _XL_KEY.match(key)]:
         raise UserError(f"{path} is a LoRA of Stable Diffusion XL ({xl[0]}): give one of Stable Diffusion 1.x")
     configs = _peft_configs(path, tensors, metadata)

@@ -134,7 +134,7 @@ def read_license(source: epath.PathLike) -> str | None:
         head = _CARD_HEAD.match(card.read_text()) if card.is_file() else None
         return head["license"] if head else None
     # The name that the trainers of the web interfaces agreed on.
-    return load_tensors(path)[1].get("modelspec.license") if path.suffix == ".safetensors" else None
+    return load_tensors(path, foreign=True)[1].get("modelspec.license") if path.suffix == ".safetensors" else None
 
 
 def write_card(folder: epath.PathLike, base: str, license: str | None) -> None:

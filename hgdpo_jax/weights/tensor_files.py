@@ -15,6 +15,9 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import cached_copy, local_copy, written_whole
 
 _CHECKSUM = "sha256"
+# Metadata of this name marks a file of this project: others have a key "sha256" of their own.
+_OWN = "hgdpo_jax"
+OWN_METADATA = {f"{_OWN}_checksum": _CHECKSUM}
 
 _TYPE_NAMES = {
     np.dtype(np.float64): "F64",
@@ -59,11 +62,11 @@ def save_tensors(path: epath.PathLike, tensors: Mapping[str, np.ndarray], metada
             file.write(array.tobytes())
 
 
-def load_tensors(path: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def load_tensors(path: epath.PathLike, foreign: bool = False) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and metadata of a safetensors file; the arrays are views of it, read from the disk as they are used.
 
-    Raises UserError where the file is missing, cut short, or differs from the checksum it carries; files of other
-    programs carry none.
+    With `foreign` the file may be another program's, and "sha256" in its metadata counts only where the metadata names
+    this project. Raises UserError where the file is missing, cut short, or differs from the checksum it carries.
     """
     path = epath.Path(path)
     if not path.is_file():
@@ -78,7 +81,8 @@ def load_tensors(path: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str,
         raise UserError(f"{path} is not a whole safetensors file ({reason}): fetch or make it again") from error
     except KeyError as error:
         raise UserError(f"{path} holds tensors of type {error}, expected one of {', '.join(_DTYPES)}") from error
-    expected = metadata.pop(_CHECKSUM, None)
+    is_own = not foreign or any(key.startswith(_OWN) for key in metadata)
+    expected = metadata.pop(_CHECKSUM, None) if is_own else None
     if expected is not None and _checksum(tensors, metadata) != expected:
         raise UserError(f"{path} differs from the checksum it was written with: fetch or make it again")
     return tensors, metadata

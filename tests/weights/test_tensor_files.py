@@ -7,6 +7,8 @@ import pytest
 import safetensors.numpy
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.weights.folders import read_tensor_file, write_weights
+from hgdpo_jax.weights.lora_files import load_adapter, save_adapter
 from hgdpo_jax.weights.tensor_files import load_tensors, release, save_tensors
 
 TENSORS = {
@@ -50,6 +52,26 @@ def test_only_the_file_itself_remains_beside_nothing(tmp_path):
 def test_a_file_without_checksum_is_read(tmp_path):
     safetensors.numpy.save_file({"a": np.ones(2, np.float32)}, tmp_path / "x", {"format": "pt"})
     assert load_tensors(tmp_path / "x")[1] == {"format": "pt"}
+
+
+def test_a_checksum_of_another_program_is_not_taken_for_ours(tmp_path):
+    metadata = {"format": "pt", "sha256": "0" * 64}
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    factors = {f"unet.{name}.lora_{part}.weight": np.ones((2, 2), np.float32) for part in "AB"}
+    safetensors.numpy.save_file(factors, tmp_path / "x.safetensors", metadata)
+    assert read_tensor_file(tmp_path / "x.safetensors").keys() == factors.keys()
+    assert load_adapter(tmp_path / "x.safetensors").keys() == {name}
+    assert load_tensors(tmp_path / "x.safetensors", foreign=True)[1] == metadata
+
+
+def test_damage_shows_in_saved_weights_and_adapters(tmp_path):
+    write_weights(tmp_path / "w.safetensors", {"a": np.ones((2, 3), np.float32)}, "float32")
+    save_adapter({"mid_block.attn1.to_q": {"down": np.ones((2, 2)), "up": np.ones((2, 2))}}, tmp_path / "l.safetensors")
+    for name, read in (("w.safetensors", read_tensor_file), ("l.safetensors", load_adapter)):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(UserError, match=f"{name} differs from the checksum"):
+            read(tmp_path / name)
 
 
 def test_a_missing_file_is_named(tmp_path):
