@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import functools
 import gc
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import LatestN
@@ -27,6 +27,9 @@ _KEPT = 2
 _OVERHEAD = 1 << 20
 _LONGEST_REASON = 100
 _LATE_SECONDS = 0.5
+# On CPUs XLA blocks a thread of its pool while a device has 32 programs in flight. The pool may have no more threads
+# than there are devices: a collective that waits for a device whose program waits for that thread then never ends.
+_PROGRAMS_IN_FLIGHT = 8
 # What tensorstore says where not the files are at fault, but memory, rights or the network.
 _PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
@@ -133,12 +136,16 @@ class Checkpoints:
 def _checksum(tree: Any) -> jax.Array:
     """A number that the alteration of any one element changes, and that of several with near certainty."""
     # On the devices: they read gigabytes in no time, and no host need hold the whole of an array.
-    sums = [_checksum_of_array(leaf) for leaf in jax.tree.leaves(tree)]
-    return functools.reduce(lambda total, one: total * jnp.uint32(1_000_003) + one, sums)
+    total = np.uint32(0)
+    for number, leaf in enumerate(jax.tree.leaves(tree), 1):
+        total = _add_to_checksum(total, leaf)
+        if number % _PROGRAMS_IN_FLIGHT == 0:
+            jax.block_until_ready(total)
+    return jnp.asarray(total)
 
 
 @jax.jit
-def _checksum_of_array(array: jax.Array) -> jax.Array:
+def _add_to_checksum(total: jax.Array, array: jax.Array) -> jax.Array:
     array = jnp.asarray(array)
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
@@ -148,7 +155,7 @@ def _checksum_of_array(array: jax.Array) -> jax.Array:
         position = position * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     # Odd factors lose no bit of an element; mixed, so that no two places are alike.
     factors = (position * jnp.uint32(2_654_435_769)) ^ (position >> 15) | 1
-    return jnp.sum(bits * factors, dtype=jnp.uint32)
+    return total * jnp.uint32(1_000_003) + jnp.sum(bits * factors, dtype=jnp.uint32)
 
 
 @contextlib.contextmanager

@@ -99,7 +99,10 @@ def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if not sharding.mesh.is_multi_process:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return leaf if leaf.sharding == sharding else jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf)
+        if leaf.sharding == sharding:
+            return leaf
+        # One at a time: on CPUs many collectives in flight can block each other, see checkpoints.py.
+        return jax.block_until_ready(jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf))
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_place(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
     if not sharding.is_fully_replicated:

@@ -186,3 +186,31 @@ def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path, monke
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(1, {"a": jnp.zeros(10)})
     assert list((tmp_path / "run").iterdir()) == []
+
+
+MANY_SHARDED_ARRAYS = """
+import sys
+import jax, numpy as np
+from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.sharding import shard_parameters, training_mesh
+
+state = shard_parameters([np.full((256, 256), i, np.float32) for i in range(200)], training_mesh(fsdp=2))
+checkpoints = Checkpoints(sys.argv[1])
+for step in (1, 2):
+    checkpoints.save(step, state)
+step, restored = checkpoints.restore(state)
+assert step == 2 and all(map(np.array_equal, state, restored))
+checkpoints.close()
+"""
+
+
+def test_many_sharded_arrays_are_saved_on_a_cpu_with_as_many_threads_as_devices(tmp_path):
+    # The size of XLA's thread pool, otherwise the number of cores.
+    environment = os.environ | {
+        "NPROC": "2",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    command = [sys.executable, "-c", MANY_SHARDED_ARRAYS, str(tmp_path / "checkpoints")]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
