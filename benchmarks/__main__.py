@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.alternating import alternate, summary
 from hgdpo_jax.artifacts import write_json
+from hgdpo_jax.compilation import usable_cores
 
 COMPARISONS = ("unet", "preference_step", "sampling", "weight_files")
 NAMES = (*COMPARISONS, "toon_demo")
@@ -59,7 +60,7 @@ def _machine() -> str:
     found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     processor = found[1] if found else "a processor without a name"
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch", "diffusers", "peft"))
-    return f"{len(os.sched_getaffinity(0))} cores of {processor}; {versions}"
+    return f"{usable_cores()} cores of {processor}; {versions}"
 
 
 def _comparisons(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -7,6 +7,11 @@ import os
 _CONCURRENCY = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 
+def usable_cores() -> int:
+    """How many cores this process may use; where the system does not say, as macOS, how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def spare_memory_of_cpu() -> None:
     """Makes a CPU's programs free memory early instead of readying many operations at once.
 

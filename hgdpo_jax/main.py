@@ -34,7 +34,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hgdpo_jax.artifacts import TRACEBACK, StageRun, differences, refuse_changes, write_text
-from hgdpo_jax.compilation import spare_memory_of_cpu
+from hgdpo_jax.compilation import spare_memory_of_cpu, usable_cores
 from hgdpo_jax.config_files import config_changes, read_config
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import require_store
@@ -258,7 +258,7 @@ def _divide_cpu(devices: int) -> None:
     import jax
 
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        cores = min(len(os.sched_getaffinity(0)), 8)
+        cores = min(usable_cores(), 8)
         # A program that used JAX before it called main keeps the devices it has.
         with contextlib.suppress(RuntimeError):
             # A power of two divides the usual batches.

@@ -17,6 +17,12 @@ Exit status: that of the first process that failed, 130 interrupted, 143 termina
 TEXT
 }
 
+# `wait -n -p` came with it.
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
+    echo "error: this is bash $BASH_VERSION, expected 5.1 or later; on macOS: brew install bash" >&2
+    exit 2
+fi
+
 dry_run=
 while [[ ${1:-} == -* ]]; do
     case $1 in
@@ -38,8 +44,9 @@ python=${PYTHON:-$root/.venv/bin/python}
 [[ ${PYTHON:-} || -x $python ]] || python=python3
 
 # As main divides a machine of its own: a power of two, at most 8, and no more devices than cores.
+cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
 devices=8
-while ((devices > 1 && devices * count > $(nproc))); do ((devices /= 2)); done
+while ((devices > 1 && devices * count > cores)); do ((devices /= 2)); done
 
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 
@@ -75,7 +82,7 @@ trap 'stop; exit 143' TERM
 
 for ((number = 0; number < count; number++)); do
     make_command "$number" "$@"
-    "${command[@]}" > >(exec sed --unbuffered "s/^/[$number] /") 2>&1 &
+    "${command[@]}" > >(exec sed -u "s/^/[$number] /") 2>&1 &
     running[$!]=$number
 done
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from hgdpo_jax.compilation import spare_memory_of_cpu
+from hgdpo_jax.compilation import spare_memory_of_cpu, usable_cores
 
 FLAG = "--xla_cpu_enable_concurrency_optimized_scheduler"
 
@@ -15,6 +15,14 @@ FLAG = "--xla_cpu_enable_concurrency_optimized_scheduler"
 def cpu_alone(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: ())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+def test_cores_are_those_of_the_process_or_else_of_the_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 5})
+    assert usable_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert usable_cores() == 6
 
 
 def test_flags_of_the_user_s_own_stay_and_win(monkeypatch):

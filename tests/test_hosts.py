@@ -47,6 +47,7 @@ def get_config():
 def start(tmp_path_factory, tiny_base, tiny_scorer, tiny_judge):
     """Starts the experiment in `count` processes, which have two devices together; `last` is for the last one alone."""
     folder = tmp_path_factory.mktemp("hosts")
+    running: list[subprocess.Popen] = []
     (folder / "prompts.txt").write_text("".join(f"person number {i}\n" for i in range(7)))
 
     def start(workdir: str, count: int, program=("-m", "hgdpo_jax.main"), last=()) -> list[subprocess.Popen]:
@@ -57,7 +58,7 @@ def start(tmp_path_factory, tiny_base, tiny_scorer, tiny_judge):
         with socket.create_server(("127.0.0.1", 0)) as server:
             address = f"127.0.0.1:{server.getsockname()[1]}"
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
-        return [
+        started = [
             subprocess.Popen(
                 [*command, *(last if i == count - 1 else [])],
                 cwd=ROOT,
@@ -73,9 +74,14 @@ def start(tmp_path_factory, tiny_base, tiny_scorer, tiny_judge):
             )
             for i in range(count)
         ]
+        running.extend(started)
+        return started
 
     start.folder = folder
-    return start
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
 
 
 def finish(processes: list[subprocess.Popen]) -> list[str]:

@@ -269,6 +269,12 @@ def test_a_second_start_says_who_is_at_it_and_harms_nothing(command, tmp_path):
     assert (folder / "drawn").read_text() == "drawn\n"
 
 
+def test_a_system_that_does_not_tell_the_cores_of_a_process_will_do(command, monkeypatch):
+    # As macOS.
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert command()[0] == 0
+
+
 def test_hosts_with_the_same_process_number_do_not_disturb_each_other(command, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 1)
     # What the first process of another container is about to remove.

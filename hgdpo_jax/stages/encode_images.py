@@ -1,7 +1,6 @@
 """Encodes a folder of captioned images, once, for fine-tuning: latents by the VAE, text states by the text encoder."""
 
 import itertools
-import os
 from collections.abc import Iterator
 
 import grain
@@ -11,6 +10,7 @@ import numpy as np
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, write_json
+from hgdpo_jax.compilation import usable_cores
 from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages
 from hgdpo_jax.data.image_folder import ImageFolder
 from hgdpo_jax.data.pool import write_behind
@@ -108,7 +108,7 @@ def _encoded(run: StageRun, images: int) -> EncodedImages:
 
 def _pixels(images: ImageFolder, missing: list[range], width: int, height: int) -> Iterator[np.ndarray]:
     """Pixels `[n, height, width, 3]` of the rows of each missing file, decoded ahead on threads."""
-    options = grain.ReadOptions(num_threads=len(os.sched_getaffinity(0)), prefetch_buffer_size=ROWS_PER_FILE)
+    options = grain.ReadOptions(num_threads=usable_cores(), prefetch_buffer_size=ROWS_PER_FILE)
     decoded = (
         grain.MapDataset.source(list(itertools.chain(*missing)))
         .map(lambda row: images.image(row, width, height))
