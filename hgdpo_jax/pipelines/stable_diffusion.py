@@ -22,6 +22,7 @@ from hgdpo_jax.models.attention import IMPLEMENTATIONS
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.pipelines.arguments import images_of, latents_of, of_one_length, seeds_of, texts_of
 from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights import stable_diffusion_files
@@ -37,7 +38,8 @@ class StableDiffusion:
     """Modules, parameters, noise schedule and tokenizer of a checkpoint, and the configs of its files.
 
     The pure functions (`text_states`, `noise`, `sample`, `decode`, `encode`, `posterior`) take the parameters and run
-    inside jit; the methods of the public interface take and return numpy arrays of any number of rows.
+    inside jit; the methods of the public interface take and return numpy arrays of any number of rows. A single prompt,
+    seed or image counts as a sequence of one, and what has one row is repeated for the rows of the other arguments.
     """
 
     unet: UNet
@@ -253,14 +255,14 @@ class StableDiffusion:
             )
         return height // factor, width // factor, self.autoencoder.config.latent_channels
 
-    def tokenize(self, prompts: Sequence[str]) -> Int[np.ndarray, "n t"]:
+    def tokenize(self, prompts: str | Sequence[str]) -> Int[np.ndarray, "n t"]:
         """Token ids, cut and padded to the text encoder's length."""
         length = self.text_encoder.config.max_position_embeddings
-        encoded = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length)
+        encoded = self.tokenizer(texts_of(prompts), padding="max_length", truncation=True, max_length=length)
         return np.asarray(encoded["input_ids"], np.int32)
 
     def encode_prompts(
-        self, prompts: Sequence[str], clip_skip: int = 0, device_batch: int = 16, adapters: Adapters = ()
+        self, prompts: str | Sequence[str], clip_skip: int = 0, device_batch: int = 16, adapters: Adapters = ()
     ) -> Float[np.ndarray, "n t d"]:
         """Text states of the prompts, float32; `clip_skip` and `adapters` as in `text_states`."""
         self._check(adapters)
@@ -278,12 +280,18 @@ class StableDiffusion:
     def predict_noise(self, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[np.ndarray, "n h w c"]:
         """One call of the U-Net; timesteps `[n]`."""
         self._check(adapters)
+        latents, timesteps, text_states = of_one_length(
+            latents=latents_of(latents, self.unet.config.in_channels),
+            timesteps=np.atleast_1d(timesteps),
+            text_states=text_states,
+        )
         return np.asarray(
             self.programs.noise(self.parameters, latents, jnp.asarray(timesteps), text_states, tuple(adapters))
         )
 
     def encode_images(self, images: ImageBatch, device_batch: int = 16) -> Float[np.ndarray, "n h w c"]:
         """Scaled posterior means of the images' latents, float32; raises UserError where one is not finite."""
+        images = images_of(images)
         latents = map_batches(
             lambda rows: self.programs.encode(self.parameters, on_devices(images[rows])), len(images), device_batch
         )
@@ -292,6 +300,7 @@ class StableDiffusion:
 
     def decode_latents(self, latents: Float[np.ndarray, "n h w c"], device_batch: int = 16) -> ImageBatch:
         """Pixels of scaled latents; raises UserError where these, or what the VAE makes of them, are not finite."""
+        latents = latents_of(latents, self.autoencoder.config.latent_channels)
         images, finite = self.decode_latents_checked(latents, device_batch)
         if not finite.all():
             _require_finite(finite_rows(latents), "the latents, before the VAE decodes them, are not finite for")
@@ -308,11 +317,11 @@ class StableDiffusion:
 
     def generate_latents(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         initial_latents: Float[np.ndarray, "n h w c"],
         adapters: Adapters = (),
         *,
-        negative_prompts: Sequence[str] | None = None,
+        negative_prompts: str | Sequence[str] | None = None,
         clip_skip: int = 0,
         steps: int = 50,
         guidance: float = 5.0,
@@ -324,7 +333,14 @@ class StableDiffusion:
 
         Guidance leads away from `negative_prompts`, one a prompt; None: from the empty prompt. `clip_skip` layers of
         the text encoder are skipped for prompts, none for negative ones; `report` receives the number of images done.
+        Raises UserError where the numbers of prompts, negative prompts and starts do not go together.
         """
+        prompts, negative_prompts, initial_latents = of_one_length(
+            prompts=texts_of(prompts),
+            # No negative prompts are one that is empty.
+            negative_prompts=texts_of(negative_prompts or "", "negative_prompts"),
+            initial_latents=latents_of(initial_latents, self.autoencoder.config.latent_channels, "initial_latents"),
+        )
 
         def encoded(texts: Sequence[str], clip_skip: int):
             distinct = list(dict.fromkeys(texts))
@@ -338,7 +354,7 @@ class StableDiffusion:
             initial_latents,
             encoded(prompts, clip_skip),
             # All layers, as diffusers has it: an adapter should draw there as it was trained here.
-            encoded(negative_prompts or [""] * len(prompts), 0),
+            encoded(negative_prompts, 0),
             adapters,
             steps=steps,
             guidance=guidance,
@@ -378,11 +394,11 @@ class StableDiffusion:
 
     def generate(
         self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int],
         adapters: Adapters = (),
         *,
-        negative_prompts: Sequence[str] | None = None,
+        negative_prompts: str | Sequence[str] | None = None,
         clip_skip: int = 0,
         width: int = 704,
         height: int = 1024,
@@ -394,11 +410,14 @@ class StableDiffusion:
     ) -> ImageBatch:
         """One image a prompt and seed; `initial_latents`, where given, are the start instead of the seeds' noise.
 
+        One prompt with several seeds gives an image a seed, several prompts with one seed start from the same noise.
         The other options are those of `generate_latents`.
         """
+        prompts = texts_of(prompts)
         if initial_latents is None:
+            prompts, numbers = of_one_length(prompts=prompts, seeds=seeds_of(seeds))
             shape = self.latent_shape(width, height)
-            initial_latents = np.stack([np.asarray(jax.random.normal(jax.random.key(seed), shape)) for seed in seeds])
+            initial_latents = np.stack([np.asarray(jax.random.normal(jax.random.key(seed), shape)) for seed in numbers])
         # Nobody waits for the rest of a batch that is not full; a pool's parts do, to share one program.
         device_batch = min(device_batch, -(-len(prompts) // data_mesh().size))
         latents = self.generate_latents(
@@ -416,6 +435,9 @@ class StableDiffusion:
 
     def _check(self, adapters: Adapters) -> None:
         """Raises UserError where an adapter has an entry that would find no layer."""
+        for entry in adapters:
+            if not isinstance(entry, tuple | list) or len(entry) != 2:
+                raise UserError("adapters are no pairs, expected [(adapter, scale), ...], for example [(adapter, 0.5)]")
         for adapter, _ in adapters:
             lora.check(adapter, self.lora_layers)
 

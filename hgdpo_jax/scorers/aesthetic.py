@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from hgdpo_jax.models.score_head import ScoreHead
+from hgdpo_jax.pipelines.arguments import texts_of
 from hgdpo_jax.pipelines.stable_diffusion import apply
 from hgdpo_jax.scorers.clip_score import CLIPScore
 from hgdpo_jax.scorers.clip_scorer import CLIPScorer
@@ -54,9 +55,9 @@ class Aesthetic(Scorer):
         """Scores of images."""
         return apply(ScoreHead(), parameters["head"], self.embedder.embed_pixels(parameters["clip"], pixels))
 
-    def encode_prompts(self, prompts: Sequence[str], device_batch: int = 16) -> Float[np.ndarray, "n 0"]:
+    def encode_prompts(self, prompts: str | Sequence[str], device_batch: int = 16) -> Float[np.ndarray, "n 0"]:
         """Nothing: prompts do not count."""
-        return np.zeros((len(prompts), 0), np.float32)
+        return np.zeros((len(texts_of(prompts)), 0), np.float32)
 
     def embed_images(
         self, images: UInt8[np.ndarray, "n height width 3"], device_batch: int = 16

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
+from hgdpo_jax.pipelines.arguments import images_of, texts_of
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import apply, load_tokenizer
 from hgdpo_jax.scorers.preprocess import preprocess
@@ -89,13 +90,13 @@ class CLIPScorer(Scorer):
 
     # Public interface
 
-    def tokenize(self, prompts: Sequence[str]) -> Int[np.ndarray, "n t"]:
+    def tokenize(self, prompts: str | Sequence[str]) -> Int[np.ndarray, "n t"]:
         """Token ids, cut and padded to the text tower's length."""
         length = self.clip.config.text.max_position_embeddings
-        encoded = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length)
+        encoded = self.tokenizer(texts_of(prompts), padding="max_length", truncation=True, max_length=length)
         return np.asarray(encoded["input_ids"], np.int32)
 
-    def encode_prompts(self, prompts: Sequence[str], device_batch: int = 16) -> Float[np.ndarray, "n p"]:
+    def encode_prompts(self, prompts: str | Sequence[str], device_batch: int = 16) -> Float[np.ndarray, "n p"]:
         """Unit embeddings of the prompts."""
         ids = self.tokenize(prompts)
         return map_batches(
@@ -106,6 +107,7 @@ class CLIPScorer(Scorer):
         self, images: UInt8[np.ndarray, "n height width 3"], device_batch: int = 16
     ) -> Float[np.ndarray, "n p"]:
         """Unit embeddings of images."""
+        images = images_of(images)
         return map_batches(
             lambda rows: self._embed_pixels(self.parameters, on_devices(images[rows])), len(images), device_batch
         )

@@ -14,6 +14,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import cached_folder
 from hgdpo_jax.models.blip import TextConfig, TextEncoder, VisionConfig, VisionTransformer
 from hgdpo_jax.models.score_head import ScoreHead
+from hgdpo_jax.pipelines.arguments import texts_of
 from hgdpo_jax.pipelines.stable_diffusion import apply
 from hgdpo_jax.scorers.preprocess import preprocess
 from hgdpo_jax.scorers.scorer import Option, Scorer
@@ -68,9 +69,9 @@ class ImageReward(Scorer):
         parameters |= to_tree(head, {"mlp": shapes["mlp"]}, source, "float32", place)
         return cls(parameters, vision, text, _load_tokenizer(tokenizer), framing)
 
-    def encode_prompts(self, prompts: Sequence[str], device_batch: int = 16) -> Int[np.ndarray, "n 35"]:
+    def encode_prompts(self, prompts: str | Sequence[str], device_batch: int = 16) -> Int[np.ndarray, "n 35"]:
         """Token ids, cut and padded."""
-        encoded = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=_TOKENS)
+        encoded = self.tokenizer(texts_of(prompts), padding="max_length", truncation=True, max_length=_TOKENS)
         return np.asarray(encoded["input_ids"], np.int32)
 
     def score_pixels(

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
+from hgdpo_jax.pipelines.arguments import images_of, of_one_length, texts_of
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 
 
@@ -33,7 +34,7 @@ class Scorer(abc.ABC):
     parameters: dict
 
     @abc.abstractmethod
-    def encode_prompts(self, prompts: Sequence[str], device_batch: int = 16) -> Shaped[np.ndarray, "n ..."]:
+    def encode_prompts(self, prompts: str | Sequence[str], device_batch: int = 16) -> Shaped[np.ndarray, "n ..."]:
         """What `score_pixels` wants to know of each prompt."""
 
     @abc.abstractmethod
@@ -43,9 +44,13 @@ class Scorer(abc.ABC):
         """Scores of images, each for its own encoded prompt: a pure function."""
 
     def score(
-        self, images: UInt8[np.ndarray, "n height width 3"], prompts: Sequence[str], device_batch: int = 16
+        self, images: UInt8[np.ndarray, "n height width 3"], prompts: str | Sequence[str], device_batch: int = 16
     ) -> Float[np.ndarray, "n"]:
-        """Score of each image for the prompt in the same place; scores compare only within one prompt."""
+        """Score of each image for the prompt in the same place, or for one prompt; scores compare only within one.
+
+        Raises UserError where the numbers of images and prompts do not go together.
+        """
+        images, prompts = of_one_length(images=images_of(images), prompts=texts_of(prompts))
         texts = list(dict.fromkeys(prompts))
         place = {text: i for i, text in enumerate(texts)}
         encoded = self.encode_prompts(texts, device_batch)[np.array([place[prompt] for prompt in prompts])]

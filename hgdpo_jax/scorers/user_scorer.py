@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.pipelines.arguments import images_of, of_one_length, texts_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +27,12 @@ class UserScorer:
             )
 
     def score(
-        self, images: UInt8[np.ndarray, "n height width 3"], prompts: Sequence[str], device_batch: int = 16
+        self, images: UInt8[np.ndarray, "n height width 3"], prompts: str | Sequence[str], device_batch: int = 16
     ) -> Float[np.ndarray, "n"]:
         """What the function says of each image; raises UserError where that is not a number for each."""
+        images, prompts = of_one_length(images=images_of(images), prompts=texts_of(prompts))
         try:
-            scores = np.asarray(self.function(images, list(prompts)), np.float32)
+            scores = np.asarray(self.function(images, prompts), np.float32)
         except UserError:
             raise
         # The user's own code may raise anything.

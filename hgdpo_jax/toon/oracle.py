@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, UInt8
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.attribute_classifier import AttributeClassifier
+from hgdpo_jax.pipelines.arguments import images_of, of_one_length, texts_of
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.captions import caption
@@ -68,14 +69,16 @@ class AttributeOracle:
 
     def attributes(self, images: UInt8[np.ndarray, "n 64 48 3"], device_batch: int = 64) -> np.ndarray:
         """Class indices read off each image, `[n, attributes]`."""
+        images = images_of(images)
         if images.shape[1:] != (HEIGHT, WIDTH, 3):
             raise UserError(
                 f"the oracle reads portraits of {WIDTH}x{HEIGHT} pixels, not {images.shape[2]}x{images.shape[1]}"
             )
         return map_batches(lambda rows: self._read(on_devices(images[rows])), len(images), device_batch)
 
-    def score(self, images: UInt8[np.ndarray, "n 64 48 3"], prompts: Sequence[str]) -> Float[np.ndarray, "n"]:
+    def score(self, images: UInt8[np.ndarray, "n 64 48 3"], prompts: str | Sequence[str]) -> Float[np.ndarray, "n"]:
         """Share of the prompt's attributes, in per cent, that each image shows."""
+        images, prompts = of_one_length(images=images_of(images), prompts=texts_of(prompts))
         expected = np.stack([prompt_labels(prompt) for prompt in prompts])
         return 100.0 * (self.attributes(images) == expected).mean(axis=1).astype(np.float32)
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,6 +177,63 @@ def test_same_seed_gives_the_same_image_in_any_company(model):
     both = model.generate(PROMPTS, [3, 4], device_batch=2, **SIZE)
     alone = model.generate(PROMPTS[1:], [4], device_batch=1, **SIZE)
     assert np.abs(both[1].astype(int) - alone[0]).max() <= 1
+
+
+def test_one_prompt_or_one_seed_counts_for_all_of_the_other(model):
+    draw = functools.partial(model.generate, **SIZE, device_batch=1)
+    expected = draw(["a man", "a man", "a woman"], [0, 1, 0])
+    np.testing.assert_array_equal(draw("a man", [0, 1]), expected[:2])
+    np.testing.assert_array_equal(draw(("a man", "a woman"), np.array([0])), expected[::2])
+    without_hats = draw("a man", 0, negative_prompts="a hat")
+    np.testing.assert_array_equal(draw(["a man"], [0], negative_prompts=["a hat"]), without_hats)
+    assert np.any(without_hats != expected[:1])
+
+
+def test_a_single_text_picture_or_latent_is_one_row(model):
+    np.testing.assert_array_equal(model.tokenize("a man"), model.tokenize(["a man"]))
+    np.testing.assert_array_equal(model.encode_prompts("a man"), model.encode_prompts(["a man"]))
+    picture = np.full((64, 48, 3), 90, np.uint8)
+    latents = model.encode_images(picture, device_batch=1)
+    np.testing.assert_array_equal(latents, model.encode_images([picture], device_batch=1))
+    np.testing.assert_array_equal(model.decode_latents(latents[0], 1), model.decode_latents(latents, 1))
+    states = model.encode_prompts("a man")
+    np.testing.assert_array_equal(
+        model.predict_noise(latents[0], 9, states), model.predict_noise(latents, np.array([9]), states)
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompts", "seeds", "options", "message"),
+    [
+        (PROMPTS, [0, 1, 2], {}, "2 prompts, 3 seeds are given, expected as many of each, or one for all"),
+        (PROMPTS, [0, 1], {"negative_prompts": ["a"] * 3}, "3 negative prompts"),
+        (PROMPTS, [0, 1], {"initial_latents": np.zeros((3, 8, 6, 4))}, "3 initial latents"),
+        (PROMPTS, 0, {"initial_latents": np.zeros((8, 6))}, r"initial_latents are float64\[8, 6\]"),
+        ([], [0], {}, "no prompts are given"),
+        (["a man", None], 0, {}, r"prompts\[1\] is None, expected a text"),
+        (3, 0, {}, "prompts is 3, expected one or several"),
+        ("a man", [], {}, "no seeds are given"),
+        ("a man", 0.5, {}, r"seeds\[0\] is 0.5, expected a whole number"),
+        # JAX would draw the image of seed 0.
+        ("a man", [1, 1 << 32], {}, r"seeds\[1\] is 4294967296, expected 0 to 4294967295"),
+        ("a man", 0, {"adapters": ({}, 0.5)}, "adapters are no pairs"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(model, prompts, seeds, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        model.generate(prompts, seeds, **SIZE, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_images_that_are_no_pixels_are_refused(model):
+    for images, message in (
+        (np.zeros((2, 64, 48, 3)), r"float64\[2, 64, 48, 3\], expected uint8"),
+        (np.zeros((64, 48), np.uint8), r"uint8\[64, 48\], expected"),
+        ([np.zeros((64, 48, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)], "of several shapes"),
+        (np.zeros((0, 64, 48, 3), np.uint8), "no images are given"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.encode_images(images)
 
 
 def test_latent_normalization_gives_the_adapted_model_the_channel_statistics_of_the_base(model):

@@ -54,6 +54,19 @@ def test_a_fingerprint_follows_what_decides_the_scores_and_not_the_name(tiny_sco
     assert fingerprint("own_scorers:brightness") != fingerprint("own_scorers:crash")
 
 
+@pytest.mark.parametrize("source", ["tiny_scorer", "own_scorers:brightness"])
+def test_one_prompt_or_one_image_counts_for_all_of_the_other(source, tiny_scorer, own):
+    scorer = ScorerSource.parse(str(tiny_scorer) if source == "tiny_scorer" else source).load()
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    prompts = ["a man", "a tall woman"]
+    np.testing.assert_array_equal(scorer.score(images, "a man"), scorer.score(images, ["a man"] * 3))
+    np.testing.assert_array_equal(scorer.score(images[0], prompts), scorer.score(images[[0, 0]], prompts))
+    with pytest.raises(UserError, match="3 images, 2 prompts are given"):
+        scorer.score(images, prompts)
+    with pytest.raises(UserError, match="float64.*expected uint8"):
+        scorer.score(images / 255, "a man")
+
+
 def test_a_function_of_the_users_own_scores_beside_a_model(tiny_scorer, own):
     scores = load_scores(str(tiny_scorer), ["own_scorers:brightness"], dtype="float32", framing="crop", device_batch=2)
     images, prompts = np.full((2, 32, 32, 3), 9, np.uint8), ["a man", "a woman"]
