@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from hgdpo_jax.data.image_folder import ImageFolder
 from hgdpo_jax.data.pool import Block
@@ -43,6 +43,9 @@ class FolderImages:
                         f"{seeds} (evaluate.seeds): rows of its table with this prompt as {_CAPTION_COLUMN}"
                     )
 
-    def images(self, block: Block, index: int) -> UInt8[np.ndarray, "prompts height width 3"]:
-        """One image of each prompt of a block."""
-        return np.stack([self._images.image(self._rows[prompt][index], *self._size) for prompt in block.prompts])
+    def images(
+        self, block: Block, index: int
+    ) -> tuple[UInt8[np.ndarray, "prompts height width 3"], Bool[np.ndarray, " prompts"]]:
+        """One image of each prompt of a block, and that all of them are usable."""
+        images = [self._images.image(self._rows[prompt][index], *self._size) for prompt in block.prompts]
+        return np.stack(images), np.ones(len(images), bool)

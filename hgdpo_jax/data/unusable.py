@@ -13,6 +13,7 @@ _FEW = 3
 # Where most of the first images are unusable, all of them will be. More than the images of one prompt.
 _FIRST = 100
 _LONGEST_PROMPT = 60
+_ADVICE = "check the weights, or give --config.dtype=float32"
 
 
 def image_of(prompts: Sequence[str], index: int) -> Callable[[int], str]:
@@ -53,9 +54,14 @@ class Unusable:
         most = self._seen >= _FIRST and self.count > self._seen / 2
         if most or self.count > max(self._limit * self._total, _FEW):
             raise UserError(
-                f"{self._told()}: check the weights, or give --config.dtype=float32; "
-                f"--config.pool.unusable_limit, now {self._limit:g}, allows a larger share of {self._total:,}"
+                f"{self._told()}: {_ADVICE}; --config.pool.unusable_limit, now {self._limit:g}, allows a larger share "
+                f"of {self._total:,}"
             )
+
+    def require_rest(self, rest: int) -> None:
+        """Raises UserError where `rest`, the number of those that can be used, is 0."""
+        if not rest:
+            raise UserError(f"{self._told()}: {_ADVICE}")
 
     def warn(self) -> None:
         """Warns of what was counted, if there is anything."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from hgdpo_jax import hosts
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
@@ -18,12 +18,17 @@ _CHUNK_IMAGES = 64
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Images of some prompts: `prompts` and `seeds` say for each which prompt it shows and which image of it it is."""
+    """Images of some prompts: `prompts` and `seeds` say for each which prompt it shows and which image of it it is.
+
+    `base_usable` and `tuned_usable` say whether the values of an image were finite.
+    """
 
     prompts: Int[np.ndarray, " n"]
     seeds: Int[np.ndarray, " n"]
     base: UInt8[np.ndarray, "n height width 3"]
     tuned: UInt8[np.ndarray, "n height width 3"]
+    base_usable: Bool[np.ndarray, " n"]
+    tuned_usable: Bool[np.ndarray, " n"]
 
 
 def draw_base_and_tuned(
@@ -74,7 +79,7 @@ def draw_base_and_tuned(
                     device_batch=device_batch,
                     report=lambda images: report and report(images * hosts.count()),
                 )
-                images[name] = model.decode_latents(latents, device_batch)
+                images[name], images[f"{name}_usable"] = model.decode_latents_checked(latents, device_batch)
             return images
 
         yield Drawn(prompt_of, seed_of, **hosts.divide(draw, len(prompt_of)))

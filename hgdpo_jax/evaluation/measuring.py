@@ -7,13 +7,15 @@ from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from hgdpo_jax import hosts, leases
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, write_behind
+from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.evaluation.color_shift import HSVMeans, hsv_of_images, means_of
 from hgdpo_jax.evaluation.diversity import diversity
 from hgdpo_jax.evaluation.scores import Score
+from hgdpo_jax.pipelines.batching import finite_rows
 from hgdpo_jax.run_log import progress
 
 ImagesOfPrompts = UInt8[np.ndarray, "prompts height width 3"]
@@ -28,13 +30,19 @@ class ImageSource(Protocol):
     def complete(self, blocks: Sequence[Block], seeds: int) -> None:
         """Makes what is missing, a share on each host."""
 
-    def images(self, block: Block, index: int) -> ImagesOfPrompts:
-        """One image of each prompt of a block; raises DamagedPartError where it has to be made again."""
+    def images(self, block: Block, index: int) -> tuple[ImagesOfPrompts, Bool[np.ndarray, " prompts"]]:
+        """One image of each prompt of a block, and which of them are usable: NaN is measured of the others.
+
+        Raises DamagedPartError where it has to be made again.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What was measured of a model's images; `examples` are the first images of the first prompts."""
+    """What was measured of a model's images; `examples` are the first images of the first prompts.
+
+    Scores are NaN where an image is unusable; the other measures leave it out.
+    """
 
     scores: Mapping[str, Float[np.ndarray, "prompts seeds"]]
     colors: HSVMeans
@@ -49,9 +57,17 @@ class _Measure:
 
 
 def measure(
-    source: ImageSource, blocks: Sequence[Block], seeds: int, scores: Mapping[str, Score], examples: int
+    source: ImageSource,
+    blocks: Sequence[Block],
+    seeds: int,
+    scores: Mapping[str, Score],
+    examples: int,
+    unusable_limit: float,
 ) -> Measured | None:
-    """Measures what is not measured yet, a share on each host, and reads the whole; None on hosts but the first."""
+    """Measures what is not measured yet, a share on each host, and reads the whole; None on hosts but the first.
+
+    Raises UserError where more than the share `unusable_limit` of the images are unusable.
+    """
     measures = _measures(source.folder, scores)
 
     def missing() -> dict[str, list[tuple[Block, int]]]:
@@ -65,7 +81,9 @@ def measure(
             with leases.held(measures["colors"].parts.folder, wait=True):
                 found = missing()
                 todo = dict.fromkeys(part for parts in found.values() for part in parts)
-                _measure(source, measures, {name: set(parts) for name, parts in found.items()}, hosts.own(list(todo)))
+                wanted = {name: set(parts) for name, parts in found.items()}
+                images = seeds * sum(len(block.prompts) for block in blocks) // hosts.count()
+                _measure(source, measures, wanted, hosts.own(list(todo)), Unusable(unusable_limit, images))
             continue
         measured = None
         if hosts.is_first():
@@ -102,16 +120,27 @@ def _measure(
     measures: Mapping[str, _Measure],
     missing: Mapping[str, set[tuple[Block, int]]],
     parts: Sequence[tuple[Block, int]],
+    unusable: Unusable,
 ) -> None:
     total = sum(len(block.prompts) for block, _ in parts)
     with progress(total=total, description=f"measure {source.name}", unit="image") as bar, write_behind() as write:
         for block, index in parts:
             with contextlib.suppress(DamagedPartError):
-                images = source.images(block, index)
+                images, usable = source.images(block, index)
+                what, measured = f"the pictures of {source.name}", {}
                 for name, each in measures.items():
                     if (block, index) in missing.get(name, ()):
-                        write(each.parts.write, block, index, each.function(images, block.prompts))
+                        values = each.parts.stored(each.function(images, block.prompts))
+                        values[~usable] = np.nan
+                        measured[name] = values
+                for name, values in measured.items():
+                    if (usable & ~finite_rows(values)).any():
+                        usable, what = usable & finite_rows(values), f"the {name} of {source.name}"
+                unusable.add(usable, what, image_of(block.prompts, index))
+                for name, values in measured.items():
+                    write(measures[name].parts.write, block, index, values)
                 bar.update(len(images))
+    unusable.warn()
 
 
 def _read(
@@ -126,13 +155,14 @@ def _read(
         name: np.concatenate([each.parts.read_block(block, seeds) for block in blocks])
         for name, each in measures.items()
     }
+    colors = values["colors"].reshape(-1, values["colors"].shape[-1])
     shown: list[np.ndarray] = []
     for block in blocks:
         if len(shown) < examples:
-            shown += list(source.images(block, 0)[: examples - len(shown)])
+            shown += list(source.images(block, 0)[0][: examples - len(shown)])
     return Measured(
-        scores={name: values[name] for name in scores},
-        colors=means_of(values["colors"].reshape(-1, values["colors"].shape[-1])),
+        scores={name: np.where(np.isfinite(values[name]), values[name], np.nan) for name in scores},
+        colors=means_of(colors[finite_rows(colors)]),
         diversity=diversity(values["embeddings"]) if "embeddings" in values else None,
         examples=np.stack(shown),
     )

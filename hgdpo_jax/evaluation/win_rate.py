@@ -6,6 +6,8 @@ import math
 import numpy as np
 from scipy import stats
 
+from hgdpo_jax.errors import UserError
+
 # Standard normal quantile of a two-sided 95 % interval.
 Z_95 = 1.959963984540054
 
@@ -54,7 +56,10 @@ def wilson_interval(rate: float, count: int) -> tuple[float, float]:
 
 
 def comparable(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in float64; raises ValueError where they are not finite scores [prompts, seeds] of the same prompts."""
+    """Both in float64, where NaN stands for an image that is unusable.
+
+    Raises ValueError where they are not scores [prompts, seeds] of the same prompts.
+    """
     scores_a, scores_b = (
         np.asarray(scores_a, np.float64),
         np.asarray(scores_b, np.float64),
@@ -63,9 +68,27 @@ def comparable(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, 
         raise ValueError(
             f"expected scores [prompts, seeds] of the same prompts, got {scores_a.shape}, {scores_b.shape}"
         )
-    if not (np.isfinite(scores_a).all() and np.isfinite(scores_b).all()):
-        raise ValueError("scores must be finite to be compared")
+    if np.isinf(scores_a).any() or np.isinf(scores_b).any():
+        raise ValueError("scores must be finite to be compared, or NaN where an image is unusable")
     return scores_a, scores_b
+
+
+def prompt_means(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean score of each prompt on both sides, over its usable images; only of prompts that both sides have some of.
+
+    Raises UserError where no prompt is left.
+    """
+    means_a, means_b = (_means(scores) for scores in comparable(scores_a, scores_b))
+    both = np.isfinite(means_a) & np.isfinite(means_b)
+    if not both.any():
+        raise UserError("no prompt has an image with a finite score on both sides: check the weights of both models")
+    return means_a[both], means_b[both]
+
+
+def _means(scores: np.ndarray) -> np.ndarray:
+    usable = ~np.isnan(scores)
+    with np.errstate(invalid="ignore"):
+        return np.where(usable, scores, 0).sum(axis=1) / usable.sum(axis=1)
 
 
 def win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> WinRate:
@@ -74,8 +97,7 @@ def win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> WinRate:
     Scores compare only within one prompt, and images of one prompt are not independent: the prompt is the trial. Exact
     equality of the float64 means is a tie. The two sides may have different numbers of seeds.
     """
-    scores_a, scores_b = comparable(scores_a, scores_b)
-    return _count(scores_a.mean(axis=1), scores_b.mean(axis=1))
+    return _count(*prompt_means(scores_a, scores_b))
 
 
 def per_image_win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> float:
@@ -86,7 +108,9 @@ def per_image_win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> float:
     scores_a, scores_b = comparable(scores_a, scores_b)
     if scores_a.shape != scores_b.shape:
         raise ValueError(f"images are compared seed by seed, but the scores are {scores_a.shape} and {scores_b.shape}")
-    return _count(scores_a.ravel(), scores_b.ravel()).rate
+    both = ~(np.isnan(scores_a) | np.isnan(scores_b))
+    # The usable images of a prompt may be others on the two sides.
+    return _count(scores_a[both], scores_b[both]).rate if both.any() else 0.5
 
 
 def compare_scores(
@@ -102,8 +126,8 @@ def compare_scores(
         description=description,
         win_rate=win_rate(tuned_scores, base_scores),
         per_image_win_rate=per_image_win_rate(tuned_scores, base_scores),
-        base_mean=float(np.mean(base_scores, dtype=np.float64)),
-        tuned_mean=float(np.mean(tuned_scores, dtype=np.float64)),
+        base_mean=float(np.nanmean(base_scores, dtype=np.float64)),
+        tuned_mean=float(np.nanmean(tuned_scores, dtype=np.float64)),
     )
 
 

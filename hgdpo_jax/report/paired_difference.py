@@ -6,7 +6,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from hgdpo_jax.evaluation.win_rate import comparable
+from hgdpo_jax.evaluation.win_rate import prompt_means
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ def paired_difference(scores_a: np.ndarray, scores_b: np.ndarray) -> PairedDiffe
 
     One prompt tells nothing: its interval is infinite. Where all prompts differ by the same, the interval is a point.
     """
-    scores_a, scores_b = comparable(scores_a, scores_b)
-    differences = scores_a.mean(axis=1) - scores_b.mean(axis=1)
+    means_a, means_b = prompt_means(scores_a, scores_b)
+    differences = means_a - means_b
     count, mean = len(differences), float(differences.mean())
     if count == 1:
         return PairedDifference(mean, -math.inf, math.inf, 1.0, 1)

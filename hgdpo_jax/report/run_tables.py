@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from hgdpo_jax.evaluation.color_shift import shift_between
 from hgdpo_jax.evaluation.numbers import DASH, format_score, signed
 from hgdpo_jax.evaluation.win_rate import win_rate
@@ -18,7 +20,7 @@ def runs_section(runs: Sequence[Run]) -> Section:
     heads += [*(channel.capitalize() for channel in paper.CHANNELS), "Diversity"]
     base = [Cell("base")]
     for name in first.scores:
-        mean = float(first.base.scores[name].mean())
+        mean = float(np.nanmean(first.base.scores[name]))
         base.append(Cell(DASH, f"mean {format_score(mean)}", {"mean": mean}))
     base += [*(Cell(DASH) for _ in paper.CHANNELS), number_cell("diversity", [first.base.diversity])]
     cells = [base]
@@ -37,7 +39,7 @@ def runs_section(runs: Sequence[Run]) -> Section:
 def _model_cells(run: Run, model: Model) -> list[Cell]:
     cells = []
     for name in run.scores:
-        rate, mean = win_rate(model.scores[name], run.base.scores[name]), float(model.scores[name].mean())
+        rate, mean = win_rate(model.scores[name], run.base.scores[name]), float(np.nanmean(model.scores[name]))
         detail = f"{interval(rate)}; mean {format_score(mean)}"
         cells.append(Cell(percent(rate.rate), detail, {**rate_values(rate), "mean": mean}))
     shift = shift_between(run.base.colors, model.colors)

@@ -35,7 +35,10 @@ class ScoreName:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What was measured of one model: scores [prompts, seeds] by name, and its images' colours and diversity."""
+    """What was measured of one model: scores [prompts, seeds] by name, and its images' colours and diversity.
+
+    A score is NaN where the image is unusable.
+    """
 
     label: str
     scores: Mapping[str, Float[np.ndarray, "prompts seeds"]]
@@ -209,7 +212,8 @@ def _refuse_differences(first: Run, other: Run) -> None:
         raise UserError(f"{first.name} and {other.name} were evaluated on different prompts: {advice}")
     for name, label in first.scores.items():
         one, two = first.base.scores[name], other.base.scores[name]
-        apart = float(np.abs(one - two).max()) if one.shape == two.shape else math.inf
+        same = one.shape == two.shape and np.array_equal(np.isnan(one), np.isnan(two))
+        apart = float(np.nanmax(np.abs(one - two))) if same else math.inf
         if apart > _BASE_TOLERANCE:
             raise UserError(
                 f"the base's scores by {label.label} differ between {first.name} and {other.name} by up to "
@@ -295,7 +299,8 @@ def _parse_score_names(values: Mapping[str, Any]) -> dict[str, ScoreName]:
 def _parse_model(values: Mapping[str, Any], scores: Mapping[str, ScoreName], prompts: int) -> Model:
     arrays = {name: np.array(values["scores"][name], np.float64) for name in scores}
     for name, array in arrays.items():
-        if array.ndim != 2 or len(array) != prompts or not array.size or not np.isfinite(array).all():
+        # null, for an image that is unusable, is NaN.
+        if array.ndim != 2 or len(array) != prompts or np.isinf(array).any() or not np.isfinite(array).any():
             raise ValueError(f"scores {name} are not finite numbers of {prompts} prompts")
     return Model(
         label=str(values["label"]),

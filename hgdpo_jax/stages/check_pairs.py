@@ -10,6 +10,7 @@ from PIL import Image
 from hgdpo_jax.artifacts import StageRun, write_bytes, write_json
 from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.data.prompts import load_prompts
+from hgdpo_jax.data.unusable import Unusable, pair_of
 from hgdpo_jax.evaluation.figures import ImagePair, png_bytes
 from hgdpo_jax.evaluation.pair_check import PairCheck, check_pairs
 from hgdpo_jax.evaluation.scores import TRAINING, Score, load_scores, score_sources
@@ -72,20 +73,31 @@ def run(config, run: StageRun) -> None:
     rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_PAIRS)).astype(int)
     sides = ("winner", "loser")
     values = {side: {name: np.zeros(len(rows)) for name in scores} for side in sides}
+    unusable = Unusable(config.pool.unusable_limit, 2 * len(rows))
 
-    def images_of(side: str, chosen) -> np.ndarray:
+    def images_of(side: str, chosen) -> tuple[np.ndarray, np.ndarray]:
         latents = np.stack([pairs[int(row)][f"{side}_latents"] for row in chosen])
-        return model.decode_latents(latents, config.pool.device_batch)
+        return model.decode_latents_checked(latents, config.pool.device_batch)
 
     prompts = [pairs[int(row)]["prompt"] for row in rows]
     with progress(total=2 * len(rows), description="check_pairs", unit="image") as bar:
         for start in range(0, len(rows), _CHUNK_PAIRS):
             chunk = slice(start, start + _CHUNK_PAIRS)
             for side in sides:
-                images = images_of(side, rows[chunk])
+                images, decoded = images_of(side, rows[chunk])
+                usable, what = decoded, "the pictures that the VAE decodes"
                 for name, score in scores.items():
-                    values[side][name][chunk] = score.function(images, prompts[chunk])
+                    marked = np.where(decoded, score.function(images, prompts[chunk]), np.nan)
+                    values[side][name][chunk] = marked
+                    if (usable & ~np.isfinite(marked)).any():
+                        usable, what = usable & np.isfinite(marked), f"the scores of {name}"
+                unusable.add(usable, what, pair_of(prompts[chunk]))
                 bar.update(len(images))
+    unusable.warn()
+    compared = np.isfinite([table for side in sides for table in values[side].values()]).all(axis=0)
+    unusable.require_rest(compared.sum())
+    rows, prompts = rows[compared], [prompts[i] for i in np.flatnonzero(compared)]
+    values = {side: {name: table[compared] for name, table in tables.items()} for side, tables in values.items()}
 
     labels = {name: score.label for name, score in scores.items()}
     check = check_pairs(values["winner"], values["loser"], labels)
@@ -94,7 +106,7 @@ def run(config, run: StageRun) -> None:
     half = min(_SHOWN, (len(rows) + 1) // 2)
     listed: dict[str, list] = {}
     for kind, chosen in (("best", furthest_first[:half]), ("worst", furthest_first[half:][::-1][:_SHOWN])):
-        pictures = {side: images_of(side, rows[chosen]) for side in sides if len(chosen)}
+        pictures = {side: images_of(side, rows[chosen])[0] for side in sides if len(chosen)}
         listed[kind] = [{"prompt": prompts[i]} for i in chosen]
         for place, i in enumerate(chosen):
             for side in sides:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from hgdpo_jax.evaluation.color_shift import shift_between
 from hgdpo_jax.evaluation.compared_models import TUNED, ComparedModel, compared_models
 from hgdpo_jax.evaluation.figures import ImagePair
 from hgdpo_jax.evaluation.measuring import ImageSource, Measured, measure
+from hgdpo_jax.evaluation.numbers import finite_or_none
 from hgdpo_jax.evaluation.report import ModelRow, ReportData, write_report
 from hgdpo_jax.evaluation.scores import Score, headline
 from hgdpo_jax.evaluation.win_rate import compare_scores
@@ -125,7 +127,8 @@ def measure_models(
         source.complete(blocks, seeds)
     # Not before: gigabytes of scorers would lie beside the model while it draws.
     scores = scores_of(config)
-    measured = {name: measure(source, blocks, seeds, scores, examples) for name, source in sources.items()}
+    limit = config.pool.unusable_limit
+    measured = {name: measure(source, blocks, seeds, scores, examples, limit) for name, source in sources.items()}
     return scores, {name: values for name, values in measured.items() if values}
 
 
@@ -166,9 +169,9 @@ class _DrawnImages:
         while pool.latents.make_missing(blocks, seeds, draw):
             pass
 
-    def images(self, block: Block, index: int) -> np.ndarray:
+    def images(self, block: Block, index: int) -> tuple[np.ndarray, np.ndarray]:
         batch = batch_of_block(self._config.pool.device_batch, self._config.pool.block)
-        return self._base.decode_latents(Pool(self.folder).latents.read(block, index), batch)
+        return self._base.decode_latents_checked(Pool(self.folder).latents.read(block, index), batch)
 
 
 def _results(
@@ -205,7 +208,9 @@ def _results(
                 "adapter": adapter if model.adapter == TUNED else model.adapter,
                 "scale": model.scale,
                 "latent_normalization": model.latent_normalization,
-                "scores": {name: values.tolist() for name, values in measured[model.name].scores.items()},
+                "scores": finite_or_none(
+                    {name: values.tolist() for name, values in measured[model.name].scores.items()}
+                ),
                 "colors": dataclasses.asdict(measured[model.name].colors),
                 "diversity": measured[model.name].diversity,
             }
@@ -223,6 +228,7 @@ def _report(
     measured: Mapping[str, Measured],
 ) -> ReportData:
     prompts, (first, second) = held_out_prompts(config), models[:2]
+    unusable = [np.isnan(list(values.scores.values())).any(axis=0).sum() for values in measured.values()]
     pair_check, best_pairs, worst_pairs = read_check(run.input("check_pairs"))
 
     def compared(model: ComparedModel) -> ModelRow:
@@ -242,7 +248,8 @@ def _report(
         )
 
     def first_scores(model: ComparedModel, row: int) -> dict[str, float]:
-        return {name: float(values[row, 0]) for name, values in measured[model.name].scores.items()}
+        scored = {name: float(values[row, 0]) for name, values in measured[model.name].scores.items()}
+        return {name: value for name, value in scored.items() if math.isfinite(value)}
 
     pictures = zip(prompts, measured[first.name].examples, measured[second.name].examples, strict=False)
     examples = [
@@ -251,7 +258,8 @@ def _report(
     ]
     return ReportData(
         title=f"{run.experiment}: {second.label} against {first.label}",
-        subtitle=f"{len(prompts):,} held-out prompts, {config.evaluate.seeds} images each",
+        subtitle=f"{len(prompts):,} held-out prompts, {config.evaluate.seeds} images each"
+        + (f"; {sum(unusable):,} unusable images left out" if sum(unusable) else ""),
         labels=(first.label, second.label),
         headline=headline(list(scores)),
         models=[compared(model) for model in models[1:]],

@@ -13,6 +13,7 @@ from hgdpo_jax import hosts, losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.batches import ShuffledBatches
+from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.diffusion.schedule import add_noise
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.contact_sheet import contact_sheet
@@ -139,9 +140,15 @@ def run(config, run: StageRun) -> None:
                 guidance=config.pool.guidance,
                 device_batch=config.pool.device_batch,
             )
-            return {"images": tuned.decode_latents(latents, config.pool.device_batch)}
+            images, usable = tuned.decode_latents_checked(latents, config.pool.device_batch)
+            return {"images": images, "usable": usable}
 
-        log.image(step, "samples", contact_sheet(hosts.divide(draw, len(captions))["images"], columns=4))
+        drawn = hosts.divide(draw, len(captions))
+        unusable = Unusable(config.pool.unusable_limit, len(captions))
+        unusable.add(drawn["usable"], f"the samples at step {step}", image_of(captions, 0))
+        if hosts.is_first():
+            unusable.warn()
+        log.image(step, "samples", contact_sheet(drawn["images"], columns=4))
         return {}
 
     parameters = shard_parameters(model.parameters["unet"], mesh)

@@ -12,6 +12,7 @@ from hgdpo_jax import hosts
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.artifacts import StageRun, write_bytes, write_json
 from hgdpo_jax.data.prompts import load_prompts
+from hgdpo_jax.data.unusable import Unusable, pair_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.drawing import Drawn, draw_base_and_tuned
 from hgdpo_jax.evaluation.figures import ImagePair, pair_grid, png_bytes, resize_for_display
@@ -60,10 +61,16 @@ def run(config, run: StageRun) -> None:
     prompts = _prompts(config)
     listed: list[dict] = [{"prompt": prompt, "images": []} for prompt in prompts]
     pairs = []
+    unusable = Unusable(config.pool.unusable_limit, 2 * len(prompts) * config.sample.seeds)
     for drawn in draw(config, run.input("export_adapter"), prompts, config.sample.seeds, "sample_images"):
+        drawn_of = [prompts[i] for i in drawn.prompts]
+        for model, finite in (("base", drawn.base_usable), ("tuned model", drawn.tuned_usable)):
+            unusable.add(finite, f"the pictures of the {model}", pair_of(drawn_of))
         if not hosts.is_first():
             continue
-        for i, seed, base, tuned in zip(drawn.prompts, drawn.seeds, drawn.base, drawn.tuned, strict=True):
+        usable = drawn.base_usable & drawn.tuned_usable
+        shown = (rows[usable] for rows in (drawn.prompts, drawn.seeds, drawn.base, drawn.tuned))
+        for i, seed, base, tuned in zip(*shown, strict=True):
             names = {model: f"images/{i:03d}-{_slug(prompts[i])}-{seed}-{model}.png" for model in ("base", "tuned")}
             write_bytes(run.folder / names["base"], png_bytes(base))
             write_bytes(run.folder / names["tuned"], png_bytes(tuned))
@@ -72,6 +79,8 @@ def run(config, run: StageRun) -> None:
             base, tuned = (np.asarray(resize_for_display(image, _SHEET_HEIGHT)) for image in (base, tuned))
             pairs.append(ImagePair(prompts[i], base, tuned, {}, {}))
     if hosts.is_first():
+        unusable.warn()
+        unusable.require_rest(len(pairs))
         write_json(run.folder / "prompts.json", listed)
         write_bytes(run.folder / "sheet.png", _sheet(pairs))
 

@@ -82,5 +82,5 @@ def _prompts(config) -> list[str]:
 
 def _compared(base: Measured, tuned: Measured, score: str) -> dict[str, Any]:
     rate = win_rate(tuned.scores[score], base.scores[score])
-    mean = float(tuned.scores[score].mean(dtype=np.float64))
+    mean = float(np.nanmean(tuned.scores[score], dtype=np.float64))
     return {"mean": mean, "win_rate": {key: dataclasses.asdict(rate)[key] for key in ("rate", "low", "high")}}

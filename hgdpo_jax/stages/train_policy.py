@@ -19,8 +19,9 @@ from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.pair_loader import PairLoader
 from hgdpo_jax.data.prompts import load_prompts
+from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.evaluation.color_shift import hsv_means, shift_between
+from hgdpo_jax.evaluation.color_shift import HSVMeans, hsv_means, shift_between
 from hgdpo_jax.evaluation.figures import ImagePair, pair_grid
 from hgdpo_jax.evaluation.win_rate import win_rate
 from hgdpo_jax.models.remat import REMAT
@@ -258,19 +259,28 @@ class Validation:
                 guidance=pool.guidance,
                 device_batch=pool.device_batch,
             )
-            images = model.decode_latents(latents, pool.device_batch)
-            return {"images": images, "scores": self.scorer.score(images, prompts, pool.device_batch)}
+            images, usable = model.decode_latents_checked(latents, pool.device_batch)
+            scores = np.where(usable, self.scorer.score(images, prompts, pool.device_batch), np.nan)
+            return {"images": images, "scores": scores}
 
-        return hosts.divide(draw_own, len(self.prompts))
+        drawn = hosts.divide(draw_own, len(self.prompts))
+        usable = np.isfinite(drawn["scores"])
+        drawn["scores"] = np.where(usable, drawn["scores"], np.nan)
+        unusable = Unusable(pool.unusable_limit, len(self.prompts))
+        unusable.add(usable, f"the validation scores with the LoRA at {scale:g}", image_of(self.prompts, 0))
+        unusable.require_rest(usable.sum())
+        if hosts.is_first():
+            unusable.warn()
+        return drawn
 
     def __call__(self, state, step: int) -> dict[str, float]:
         """Measures the adapter after `step` steps."""
         adapter = on_each_device(state["parameters"], self.mesh)
         if self.base is None:
             drawn = self.draw(adapter, 0.0)
-            self.base = drawn, hsv_means(drawn["images"])
+            self.base = drawn, _colors(drawn)
         (base, base_means), tuned = self.base, self.draw(adapter, self.config.adapter.scale)
-        shift = shift_between(base_means, hsv_means(tuned["images"]))
+        shift = shift_between(base_means, _colors(tuned))
         pairs = [
             ImagePair(
                 prompt,
@@ -288,6 +298,10 @@ class Validation:
             "validation_saturation_shift": shift.signed_saturation,
             "validation_value_shift": shift.signed_value,
         }
+
+
+def _colors(drawn: dict[str, np.ndarray]) -> HSVMeans:
+    return hsv_means(drawn["images"][np.isfinite(drawn["scores"])])
 
 
 def best_adapter(folder: epath.Path) -> tuple[dict, int]:

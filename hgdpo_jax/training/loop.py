@@ -62,9 +62,13 @@ def train(
         # The gradient's too: it can fail alone, and the weights that it makes would be saved before the next loss.
         for name in ("loss", "gradient_norm"):
             if not np.isfinite(scalars[name]):
+                what = f"{description}: the {name.replace('_', ' ')} is {scalars[name]} at step {step}"
+                if step == 1:
+                    # No learning rate has had any part in it.
+                    raise UserError(f"{what}, before the first update; check the weights and the training data")
                 raise UserError(
-                    f"{description}: the {name.replace('_', ' ')} is {scalars[name]} at step {step}; lower the "
-                    f"learning rate (the last good checkpoint, step {max(checkpoints.steps(), default=0)}, is kept)"
+                    f"{what}; lower the learning rate (the last good checkpoint, step "
+                    f"{max(checkpoints.steps(), default=0)}, is kept)"
                 )
         if samples_per_step:
             scalars[f"{unit}s_per_second"] = bar.rate() * samples_per_step

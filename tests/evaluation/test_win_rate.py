@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.win_rate import compare_scores, per_image_win_rate, wilson_interval, win_rate
 
 
@@ -62,12 +63,25 @@ def test_comparison_holds_both_win_rates_and_both_means():
         (np.zeros((3, 2)), np.zeros((4, 2))),
         (np.zeros(3), np.zeros(3)),
         (np.zeros((0, 2)), np.zeros((0, 2))),
-        (np.full((2, 1), np.nan), np.zeros((2, 1))),
+        (np.full((2, 1), np.inf), np.zeros((2, 1))),
     ],
 )
 def test_scores_that_cannot_be_compared_are_refused(scores_a, scores_b):
     with pytest.raises(ValueError, match="scores"):
         win_rate(scores_a, scores_b)
+
+
+def test_an_unusable_image_is_left_out_of_its_prompt_and_a_prompt_without_any_is_left_out():
+    nan = np.nan
+    scores_a = np.array([[1.0, nan, 3.0], [nan, nan, nan], [5.0, 5.0, 5.0], [1.0, 1.0, 1.0]])
+    scores_b = np.array([[1.9, 9.0, nan], [0.0, 0.0, 0.0], [4.0, 4.0, nan], [nan, nan, 2.0]])
+    comparison = compare_scores(scores_a, scores_b, label="Judge")
+    rate = comparison.win_rate
+    assert (rate.wins, rate.losses, rate.prompts) == (1, 2, 3)
+    assert comparison.per_image_win_rate == 2 / 4
+    assert comparison.tuned_mean == pytest.approx(22 / 8)
+    with pytest.raises(UserError, match="no prompt has an image with a finite score on both sides"):
+        win_rate(scores_a[1:2], scores_b[1:2])
 
 
 def test_sign_test_leaves_ties_out_and_is_exact():

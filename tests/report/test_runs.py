@@ -7,7 +7,10 @@ import pytest
 from runs_on_disk import PROMPTS, SETTINGS, make_results, make_sweep, write_run
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.evaluation.win_rate import win_rate
+from hgdpo_jax.report.content import build
 from hgdpo_jax.report.runs import read_runs, rows_of
+from hgdpo_jax.report.texts import as_json
 
 
 def refused(tmp_path, *results):
@@ -35,6 +38,19 @@ def test_a_run_has_what_was_written(tmp_path):
     np.testing.assert_array_equal(run.models["tuned"].scores["judge"], results["models"]["tuned"]["scores"]["judge"])
     assert run.base.scores["judge"].shape == (len(PROMPTS), 2) and run.base.colors.saturation == 0.40
     assert [point.scale for point in run.sweep.points] == [0.0, 0.5, 1.0] and len(run.sweep.images) == 2
+
+
+def test_an_unusable_image_is_null_in_the_results_and_left_out_of_the_tables(tmp_path):
+    results = [make_results(name, lead=0.5) for name in ("n20", "n5")]
+    for each in results:
+        each["models"]["base"]["scores"]["judge"][0] = [None, 1.0]
+        each["models"]["tuned"]["scores"]["judge"][1] = [None, None]
+    runs = read_runs([write_run(tmp_path, each) for each in results])
+    base, tuned = (runs[0].models[name].scores["judge"] for name in ("base", "tuned"))
+    assert win_rate(tuned, base).prompts == len(PROMPTS) - 1
+    assert "NaN" not in as_json(build(runs))
+    results[1]["models"]["base"]["scores"]["judge"][0] = [2.0, 1.0]
+    assert "the base's scores by" in refused(tmp_path / "other", *results)
 
 
 def test_a_run_named_twice_counts_once(tmp_path):
@@ -135,7 +151,7 @@ def without_base(text):
 
 def with_a_gap(text):
     values = json.loads(text)
-    values["models"]["tuned"]["scores"]["judge"][2][0] = None
+    values["models"]["tuned"]["scores"]["judge"] = [[None, None] for _ in PROMPTS]
     return json.dumps(values)
 
 

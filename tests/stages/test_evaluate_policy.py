@@ -1,7 +1,9 @@
 """The stages that look at pairs and at a trained adapter: what they draw, compare and write."""
 
+import dataclasses
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ from hgdpo_jax.stages import check_pairs, evaluate_policy, sample_images, sweep_
 from hgdpo_jax.stages.export_adapter import FILES
 from hgdpo_jax.toon.captions import prompts
 from hgdpo_jax.weights import lora_files
+from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
 PAIRS = 5
 RANKS = {"prompts": PAIRS, "ranks": [2, 3], "mean_distance": [0.1, 0.2]}
@@ -229,6 +232,63 @@ def test_a_damaged_image_is_drawn_again_and_nothing_else(several, capsys):
     assert "was damaged and is made again" in capsys.readouterr().err
     assert path.read_bytes() == before
     assert json.loads((run.folder / "results.json").read_text()) == results
+
+
+def test_an_image_whose_latents_are_not_finite_is_left_out_of_the_evaluation(several, tmp_path, capsys):
+    config, run, results = several
+    again = dataclasses.replace(run, experiment="unusable")
+    shutil.copytree(run.folder, again.folder)
+    path = sorted((again.folder / "drawn" / "tuned").glob("*/image-001.safetensors"))[0]
+    latents = np.array(load_tensors(path)[0]["latents"])
+    latents[2, 0, 0, 0] = np.nan
+    save_tensors(path, {"latents": latents})
+    for measured in (again.folder / "drawn" / "tuned").glob("*/*/image-001.safetensors"):
+        measured.unlink()
+    evaluate_policy.run(config, again)
+    found = json.loads((again.folder / "results.json").read_text())
+    before, after = (values["models"]["tuned"] for values in (results, found))
+    for name, scores in before["scores"].items():
+        assert after["scores"][name] == [*scores[:2], [scores[2][0], None]]
+    assert before["diversity"] != after["diversity"] and before["colors"] != after["colors"]
+    assert {**results, "experiment": "unusable", "models": {**results["models"], "tuned": after}} == {
+        **found,
+        "experiment": "unusable",
+    }
+    printed = capsys.readouterr()
+    assert "1 of 3 images are unusable, first image 1 of prompt" in printed.err
+    assert "2 images each; 1 unusable images left out" in printed.out
+    assert (again.folder / "report" / "index.html").is_file()
+
+
+def test_a_pair_without_a_finite_score_is_left_out_of_the_check(config, runs, tmp_path, monkeypatch):
+    (tmp_path / "odd_score.py").write_text(
+        "import numpy as np\n"
+        "def odd(images, prompts):\n"
+        "    return np.where([prompt == prompts[1] and images.max() > 0 for prompt in prompts], np.nan, 1.0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    other = config.copy_and_resolve_references()
+    other.evaluate.scorers = ("odd_score:odd",)
+    check_run = dataclasses.replace(runs["check_pairs"], experiment="odd")
+    check_pairs.run(other, check_run)
+    check, best, worst = check_pairs.read_check(check_run.folder)
+    assert check.pairs == len(best) + len(worst) == PAIRS - 1
+    assert prompts("train", PAIRS)[1] not in {pair.prompt for pair in [*best, *worst]}
+
+
+def test_an_unusable_sample_is_left_out_of_the_sheet(config, runs, monkeypatch, capsys):
+    decode = StableDiffusion.decode_latents_checked
+
+    def first_is_unusable(self, *arguments):
+        images, usable = decode(self, *arguments)
+        return images, np.arange(len(images)) > 0
+
+    monkeypatch.setattr(StableDiffusion, "decode_latents_checked", first_is_unusable)
+    run = dataclasses.replace(runs["sample_images"], experiment="unusable")
+    sample_images.run(config, run)
+    (listed,) = json.loads((run.folder / "prompts.json").read_text())
+    assert [image["base"][-10:] for image in listed["images"]] == ["1-base.png"]
+    assert "warning: 2 of 4 images are unusable" in capsys.readouterr().err
 
 
 def test_a_folder_without_an_image_of_a_prompt_is_refused_beforehand(config, tmp_path):

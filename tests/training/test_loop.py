@@ -114,6 +114,11 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 6
 
 
+def test_loss_that_is_not_finite_before_the_first_update_is_not_put_down_to_the_learning_rate(tmp_path):
+    with pytest.raises(UserError, match="loss is nan at step 1, before the first update; check the weights"):
+        run(tmp_path, 4, lambda step: np.float32(np.nan))
+
+
 def test_gradient_that_is_not_finite_is_found_before_the_weights_it_makes_are_saved(tmp_path):
     def steep_at_step_9(parameters, frozen, batch):
         loss, scalars = loss_function(parameters, frozen, batch)
