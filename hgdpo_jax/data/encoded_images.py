@@ -30,7 +30,8 @@ class EncodedImages:
     def __init__(self, folder: epath.PathLike, images: int):
         self._folder, self._images = epath.Path(folder), images
         # Rows come in any order, a file has many, and each that is mapped holds one of the process's descriptors.
-        self._file = functools.lru_cache(_MAPPED_FILES)(lambda start: map_tensors(self._path(start)))
+        # Of the folder, not of this object, which would be a cycle and keep the files open.
+        self._file = functools.lru_cache(_MAPPED_FILES)(functools.partial(_map_file, self._folder))
 
     def __len__(self) -> int:
         return self._images
@@ -65,4 +66,12 @@ class EncodedImages:
         save_tensors(self._path(rows.start), stored)
 
     def _path(self, start: int) -> epath.Path:
-        return self._folder / f"{start:06d}.safetensors"
+        return _path(self._folder, start)
+
+
+def _path(folder: epath.Path, start: int) -> epath.Path:
+    return folder / f"{start:06d}.safetensors"
+
+
+def _map_file(folder: epath.Path, start: int) -> dict[str, Any]:
+    return map_tensors(_path(folder, start))

@@ -453,7 +453,8 @@ class _Programs:
     """The pure functions of a model, compiled; they hold its networks and none of its weights."""
 
     def __init__(self, model: StableDiffusion):
-        pure = dataclasses.replace(model, parameters={}, programs=self)
+        # Not these programs: a cycle would keep what is compiled until a garbage collection.
+        pure = dataclasses.replace(model, parameters={}, programs=())
         self.text_states = jax.jit(pure.text_states, static_argnames="clip_skip")
         self.noise = jax.jit(pure.noise)
         self.sample = jax.jit(pure.sample, static_argnames=("steps", "guidance", "latent_normalization"))

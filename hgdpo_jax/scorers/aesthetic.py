@@ -49,6 +49,10 @@ class Aesthetic(Scorer):
         }
         return cls(parameters=parameters, embedder=dataclasses.replace(embedder, parameters=parameters["clip"]))
 
+    def without_parameters(self) -> "Aesthetic":
+        """The same scorer without weights, those of its CLIP among them."""
+        return dataclasses.replace(self, parameters={}, embedder=self.embedder.without_parameters())
+
     def score_pixels(
         self, parameters, pixels: UInt8[Array, "n height width 3"], prompts: Float[Array, "n 0"]
     ) -> Float[Array, "n"]:

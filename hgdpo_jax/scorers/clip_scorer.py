@@ -114,11 +114,11 @@ class CLIPScorer(Scorer):
 
     @functools.cached_property
     def _embed_prompts(self):
-        return jax.jit(self.embed_prompts)
+        return jax.jit(self.without_parameters().embed_prompts)
 
     @functools.cached_property
     def _embed_pixels(self):
-        return jax.jit(self.embed_pixels)
+        return jax.jit(self.without_parameters().embed_pixels)
 
 
 def parameter_shapes(clip: CLIP) -> dict:

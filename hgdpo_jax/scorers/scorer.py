@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import numpy as np
@@ -60,6 +60,14 @@ class Scorer(abc.ABC):
 
         return map_batches(run, len(images), device_batch)
 
+    def without_parameters(self) -> Self:
+        """The same scorer without its weights, for programs that are kept.
+
+        A method of the scorer itself, kept in the scorer, would be a cycle that keeps the weights on the devices until
+        a garbage collection.
+        """
+        return dataclasses.replace(self, parameters={})
+
     @functools.cached_property
     def _score_pixels(self):
-        return jax.jit(self.score_pixels)
+        return jax.jit(self.without_parameters().score_pixels)

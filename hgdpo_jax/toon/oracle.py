@@ -13,6 +13,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.attribute_classifier import AttributeClassifier
 from hgdpo_jax.pipelines.arguments import images_of, of_one_length, texts_of
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
+from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.captions import caption
 from hgdpo_jax.toon.portraits import HEIGHT, SPLITS, WIDTH, labels, portrait
@@ -62,8 +63,9 @@ class AttributeOracle:
         folder = resolve_source(source)
         pixels = jnp.zeros((1, HEIGHT, WIDTH, 3))
         shapes = jax.eval_shape(make_classifier().init, jax.random.key(0), pixels)["params"]
+        place = functools.partial(replicate, mesh=data_mesh())
         return cls(
-            parameters=to_tree(folders.read_weights(folder, "model"), shapes, where=str(folder)),
+            parameters=to_tree(folders.read_weights(folder, "model"), shapes, where=str(folder), place=place),
             accuracy=folders.read_json(folder / "accuracy.json"),
         )
 
@@ -74,7 +76,7 @@ class AttributeOracle:
             raise UserError(
                 f"the oracle reads portraits of {WIDTH}x{HEIGHT} pixels, not {images.shape[2]}x{images.shape[1]}"
             )
-        return map_batches(lambda rows: self._read(on_devices(images[rows])), len(images), device_batch)
+        return map_batches(lambda rows: _read(self.parameters, on_devices(images[rows])), len(images), device_batch)
 
     def score(self, images: UInt8[np.ndarray, "n 64 48 3"], prompts: str | Sequence[str]) -> Float[np.ndarray, "n"]:
         """Share of the prompt's attributes, in per cent, that each image shows."""
@@ -82,13 +84,11 @@ class AttributeOracle:
         expected = np.stack([prompt_labels(prompt) for prompt in prompts])
         return 100.0 * (self.attributes(images) == expected).mean(axis=1).astype(np.float32)
 
-    @functools.cached_property
-    def _read(self):
-        def read(pixels):
-            logits = make_classifier().apply({"params": self.parameters}, to_float(pixels))
-            return jnp.stack([jnp.argmax(logits[name], axis=-1) for name in ATTRIBUTES], axis=-1)
 
-        return jax.jit(read)
+@jax.jit
+def _read(parameters, pixels):
+    logits = make_classifier().apply({"params": parameters}, to_float(pixels))
+    return jnp.stack([jnp.argmax(logits[name], axis=-1) for name in ATTRIBUTES], axis=-1)
 
 
 class _AttributesShown:

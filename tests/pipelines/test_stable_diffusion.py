@@ -1,4 +1,6 @@
 import functools
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +48,18 @@ def test_values_that_are_not_finite_are_no_pixels_and_no_latents(model):
         broken.decode_latents(latents[::2])
     with pytest.raises(UserError, match="the VAE's encoder gives values that are not finite for 3 of 3 images"):
         broken.encode_images(images)
+
+
+def test_a_used_model_frees_weights_and_programs_without_a_garbage_collection(tiny_base):
+    gc.disable()
+    try:
+        used = StableDiffusion.load(tiny_base)
+        used.decode_latents(np.zeros((1, *used.latent_shape(48, 64)), np.float32))
+        kept = [weakref.ref(each) for each in (used.programs, *jax.tree.leaves(used.parameters))]
+        del used
+        assert not [each() for each in kept if each() is not None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("negative_prompt", "clip_skip"), [("", 0), ("blurred, a beard", 1)])

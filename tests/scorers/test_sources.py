@@ -1,11 +1,19 @@
+import gc
 import sys
+import weakref
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hgdpo_jax import Aesthetic, CLIPScore, PickScore
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.scores import headline, load_scores, score_sources
+from hgdpo_jax.models.score_head import ScoreHead
 from hgdpo_jax.scorers.sources import ScorerSource
+from hgdpo_jax.toon import captions
+from hgdpo_jax.toon.oracle import AttributeOracle
 
 
 @pytest.fixture
@@ -83,6 +91,35 @@ def test_a_function_that_returns_no_number_for_each_image_is_refused(function, w
     scorer = ScorerSource.parse(f"own_scorers:{function}").load()
     with pytest.raises(UserError, match=words):
         scorer.try_out("a", 8, 8)
+
+
+def pick_score(folder):
+    return PickScore.load(str(folder))
+
+
+def aesthetic(folder):
+    clip = CLIPScore.load(str(folder))
+    shapes = jax.eval_shape(ScoreHead().init, jax.random.key(0), jnp.zeros((1, 16)))["params"]
+    head = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+    return Aesthetic(parameters={"clip": clip.parameters, "head": head}, embedder=clip)
+
+
+@pytest.mark.parametrize(
+    "load", [pick_score, aesthetic, lambda _: AttributeOracle.load("toon-oracle")], ids=["clip", "aesthetic", "oracle"]
+)
+def test_a_used_scorer_frees_its_weights_without_a_garbage_collection(tiny_scorer, load):
+    images, prompts = np.zeros((2, 64, 48, 3), np.uint8), captions.prompts("test", 2)
+    gc.disable()
+    try:
+        scorer = load(tiny_scorer)
+        scorer.score(images, prompts)
+        if not isinstance(scorer, AttributeOracle):
+            scorer.embed_images(images)
+        weights = [weakref.ref(leaf) for leaf in jax.tree.leaves(scorer.parameters)]
+        del scorer
+        assert weights and not [leaf() for leaf in weights if leaf() is not None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
