@@ -10,6 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from hgdpo_jax.errors import UserError, first_line
+from hgdpo_jax.texts import require_whole_characters
 
 
 def config_changes(arguments: Sequence[str]) -> list[str]:
@@ -32,6 +33,10 @@ def read_config(path: str, changes: Sequence[str]) -> ConfigDict:
             raise UserError(f"config has no field {name}: {hint}")
     config = _parse_config(path, changes)
     config.name = config.name or file.stem
+    for name, value in _fields(config):
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                require_whole_characters(text, f"config.{name}")
     return config
 
 

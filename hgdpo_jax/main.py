@@ -39,6 +39,7 @@ from hgdpo_jax.config_files import config_changes, read_config
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import require_store
 from hgdpo_jax.termination import Terminated, leave, raised_on_sigterm
+from hgdpo_jax.texts import require_whole_characters
 
 # What stops a run from outside, and may be mended while it waits.
 _DISK_TROUBLES = {
@@ -109,6 +110,7 @@ def _run(arguments: Sequence[str]) -> None:
         raise UserError("no experiment given, expected --config=FILE, for example --config=configs/toon.py")
 
     config = read_config(values.config, changes)
+    require_whole_characters(values.workdir, "--workdir")
     workdir = epath.Path(values.workdir).expanduser()
     require_store(workdir)
     stages = values.stage or config.stages

@@ -9,8 +9,9 @@ from typing import Any
 
 from etils import epath
 
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import local_copy
+from hgdpo_jax.texts import require_whole_characters
 
 _SOURCE = re.compile(r"(.+?\.(?:jsonl|csv|tsv|parquet))(?::(.*))?", re.IGNORECASE)
 _MOST_NAMES = 12
@@ -65,15 +66,20 @@ def text_of(path: epath.Path, row: Row, column: str) -> str:
     text = values.get(column)
     if not isinstance(text, str | None):
         raise UserError(f"line {line} of {path} has {_shown(text)} as {column!r}, expected a text")
+    require_whole_characters(text or "", f"{column!r} in line {line} of {path}")
     return text or ""
 
 
 def read_text(path: epath.Path) -> str:
     """A UTF-8 file, with or without a byte order mark; raises UserError where it is not UTF-8."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    # English in UTF-16 without a byte order mark is UTF-8 with a zero between all letters.
+    if "\0" in text:
+        raise UserError(f"{path} is not UTF-8 (a zero after {text.index(chr(0))} characters): save it as UTF-8")
+    return text
 
 
 def lines_of(content: str) -> list[str]:
@@ -95,9 +101,23 @@ def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[Row]:
                 yield 1, dict.fromkeys(present)
                 return
             table = file.read(columns=[name for name in present if name in names])
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    yield from enumerate(table.to_pylist(), start=1)
+    # What a damaged file's pages cannot be unpacked to is an OSError.
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+    try:
+        rows = table.to_pylist()
+    except UnicodeDecodeError as error:
+        line = next(line for line in range(table.num_rows) if not _is_readable(table.slice(line, 1))) + 1
+        raise UserError(f"line {line} of {path} is not UTF-8 ({error.reason}): write it as UTF-8") from error
+    yield from enumerate(rows, start=1)
+
+
+def _is_readable(table: Any) -> bool:
+    try:
+        table.to_pylist()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _json_rows(path: epath.Path, content: str) -> Iterator[Row]:
@@ -106,7 +126,7 @@ def _json_rows(path: epath.Path, content: str) -> Iterator[Row]:
             continue
         try:
             row = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"line {line} of {path} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f'line {line} of {path} is no JSON object, expected {{"COLUMN": "a text"}}')

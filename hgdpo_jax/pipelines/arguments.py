@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.texts import require_whole_characters
 
 # JAX takes seeds modulo 2^32, so that larger ones would repeat images.
 _SEEDS = 1 << 32
@@ -19,6 +20,7 @@ def texts_of(texts: str | Iterable[str], name: str = "prompts") -> list[str]:
     for place, text in enumerate(given):
         if not isinstance(text, str):
             raise UserError(f"{name}[{place}] is {text!r}, expected a text")
+        require_whole_characters(text, f"{name}[{place}]")
     return given
 
 

@@ -177,6 +177,7 @@ def test_fingerprint_is_that_of_names_and_captions(tmp_path):
         ("metadata.csv", "file_name,text\n,a man\n", "line 2 of .* has no file_name"),
         ("metadata.csv", "file_name,text\na.png,\n", "has no text in its column 'text'"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": 3}', "line 1 of .* has 3 as 'text', expected a text"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "a smile \\ud83d"}', "line 1 of .* half a character"),
         ("metadata.jsonl", "a.png", "line 1 of .* is not JSON"),
         ("metadata.csv", b"file_name,text\na.png,caf\xe9\n", "is not UTF-8"),
     ],

@@ -1,6 +1,9 @@
 from pathlib import Path
 
+import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from hgdpo_jax.data.prompt_tables import split_source
 from hgdpo_jax.data.prompts import load_prompts
@@ -45,6 +48,27 @@ def test_quotation_marks_in_a_tsv_are_part_of_the_prompt():
     assert prompt.startswith('"G I G G L E" painted')
 
 
+def test_text_of_a_parquet_file_that_is_not_utf_8_is_refused_in_one_line(tmp_path):
+    lengths, bytes_of = np.array([0, 5, 13], np.int32), b"a mana wom\xed\xa0\xbd"
+    texts = pyarrow.StringArray.from_buffers(2, pyarrow.py_buffer(lengths), pyarrow.py_buffer(bytes_of))
+    parquet.write_table(pyarrow.table({"caption": texts}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="line 2 of .* is not UTF-8"):
+        load_prompts(f"{tmp_path}/a.parquet:caption")
+
+
+@pytest.mark.parametrize(
+    "option", ["config.prompts.train", "config.pool.negative_prompt", "config.sample.prompts", "workdir"]
+)
+def test_half_a_character_on_the_command_line_is_refused_before_anything_is_planned(
+    tmp_path, monkeypatch, capsys, option
+):
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    value = "('a man', 'a smile \ud83d')" if option == "config.sample.prompts" else "smile\ud83d"
+    arguments = ["--config=configs/toon_smoke.py", f"--workdir={tmp_path}", "--plan", f"--{option}={value}"]
+    assert main(arguments) == 2
+    assert f"{option} holds half a character" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("source", "parts"),
     [
@@ -81,6 +105,8 @@ def test_only_a_colon_behind_a_tables_ending_separates(source, parts):
         ),
         ("a.jsonl", '{"caption": "a man"}\na woman\n', ":caption", "line 2 .* is not JSON"),
         ("a.jsonl", '"a man"\n', ":caption", "line 1 .* is no JSON object"),
+        ("a.jsonl", '{"caption": "a smile \\ud83d"}', ":caption", "'caption' in line 1 of .* holds half a character"),
+        ("a.tsv", "caption\0\n\0", ":caption", "is not UTF-8 .*: save it as UTF-8"),
         ("a.jsonl", "\n", ":caption", "is empty"),
         ("a.csv", "caption\n", ":caption", "is empty"),
         ("a.csv", 'caption\n" "\n', ":caption", "is empty"),

@@ -225,6 +225,8 @@ def test_a_single_text_picture_or_latent_is_one_row(model):
         (PROMPTS, 0, {"initial_latents": np.zeros((8, 6))}, r"initial_latents are float64\[8, 6\]"),
         ([], [0], {}, "no prompts are given"),
         (["a man", None], 0, {}, r"prompts\[1\] is None, expected a text"),
+        ("a smile \ud83d", 0, {}, r"prompts\[0\] holds half a character"),
+        ("a man", 0, {"negative_prompts": "a smile \ud83d"}, r"negative_prompts\[0\] holds half a character"),
         (3, 0, {}, "prompts is 3, expected one or several"),
         ("a man", [], {}, "no seeds are given"),
         ("a man", 0.5, {}, r"seeds\[0\] is 0.5, expected a whole number"),

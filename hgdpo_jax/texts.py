@@ -1,0 +1,20 @@
+"""What a text must be before anything is done with it."""
+
+from hgdpo_jax.errors import UserError
+
+_SHOWN = 30
+
+
+def require_whole_characters(text: str, where: str) -> None:
+    """Raises UserError where a text holds half a character, a lone surrogate, which no file and no tokenizer takes.
+
+    Programs that cut texts at a number of UTF-16 units leave halves of emoji in JSON. `where` names the text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        before = text[max(error.start - _SHOWN, 0) : error.start]
+        raise UserError(
+            f"{where} holds half a character, {text[error.start]!r}, after {before!r}: give the whole character, or "
+            "take it out"
+        ) from error
