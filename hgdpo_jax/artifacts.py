@@ -6,6 +6,7 @@
 A stage is done once its done.json exists: settings, fingerprint and the checksums of its files.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -16,13 +17,15 @@ from typing import Any
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.files import PARTIAL_SUFFIX, is_remote, written_whole
+from hgdpo_jax.files import PARTIAL_SUFFIX, cached_place, checked_copy, checksum, is_remote, written_whole
 
 STARTED, DONE, TRACEBACK, LEASE = "started.json", "done.json", "traceback.txt", "lease"
 
 # What only serves to go on, to look on or to keep other runs away: it may change after the stage is done.
 _NOT_PART_OF_THE_RESULT = ("checkpoints", "tensorboard", LEASE, STARTED, DONE, TRACEBACK)
 _LONGEST_VALUE = 60
+# Files of a stage that are read at the same time.
+_READERS = 16
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
@@ -44,15 +47,6 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 def fingerprint_of(values: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that name these plain values; lists and tuples count as the same."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def checksum(path: epath.PathLike) -> str:
-    """SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with epath.Path(path).open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +78,23 @@ class StageRun:
         """Sixteen hexadecimal digits that name these plain values."""
         return fingerprint_of(values)
 
-    def input(self, name: str) -> epath.Path:
-        """Folder of an earlier stage, with every file checked against its checksum.
+    def input(self, name: str, *files: str) -> epath.Path:
+        """Folder of an earlier stage, with all its files, or those named, checked against their checksums.
 
         Raises UserError where that stage is not done, or a file of it is missing or altered.
         """
+        self._earlier(name).verify(*files)
+        return self._earlier(name).folder
+
+    def local_input(self, name: str) -> epath.Path:
+        """`input` of large files: of a folder in an object store a local copy, checked as it is made."""
+        self._earlier(name).verify(copy=True)
+        return cached_place(self._earlier(name).folder)
+
+    def _earlier(self, name: str) -> "StageRun":
         if name not in self.inputs:
             raise KeyError(f"{self.name} reads {name} but does not name it in INPUTS")
-        self.inputs[name].verify()
-        return self.inputs[name].folder
+        return self.inputs[name]
 
     def is_done(self) -> bool:
         """Whether the stage has finished, whatever its settings were."""
@@ -124,18 +126,31 @@ class StageRun:
 
     def finish(self) -> None:
         """Marks the stage as done, with the checksums of its files."""
-        files = {str(path.relative_to(self.folder)): checksum(path) for path in _files(self.folder)}
+        paths = list(_files(self.folder))
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as executor:
+            checksums = executor.map(checksum, paths)
+        files = {str(path.relative_to(self.folder)): found for path, found in zip(paths, checksums, strict=True)}
         write_json(self.folder / DONE, {**self._marker(), "files": files})
 
-    def verify(self) -> None:
-        """Raises UserError where the stage is not done, or a file of it is missing or not what was written."""
+    def verify(self, *files: str, copy: bool = False) -> None:
+        """Raises UserError where the stage is not done, or a file of it is missing or not what was written.
+
+        Looks at all files of the result, or at those named. With `copy` it leaves a `cached_copy` of each.
+        """
         if not self.is_done():
             raise UserError(f"{self.name} is not done in {self.folder.parent}: add it to --stage, or leave --stage out")
-        for name, expected in _read_marker(self.folder / DONE)["files"].items():
-            path = self.folder / name
-            if not path.is_file() or checksum(path) != expected:
+        written = _read_marker(self.folder / DONE)["files"]
+
+        def check(name: str) -> None:
+            path, expected = self.folder / name, written.get(name, "")
+            whole = path.is_file() and (checked_copy(path, expected) if copy else checksum(path) == expected)
+            if not whole:
                 what = "was altered or damaged" if path.is_file() else "is missing"
                 raise UserError(f"{path} {what} since {self.name} was done: delete {self.folder} to make it again")
+
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as executor:
+            for _ in executor.map(check, files or written):
+                pass
 
     def _input_fingerprints(self) -> dict[str, str]:
         return {name: stage.fingerprint for name, stage in self.inputs.items()}

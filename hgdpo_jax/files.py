@@ -1,9 +1,9 @@
 """Files on disks and in object stores (gs://), which neither rename nor append, and which many readers cannot open."""
 
 import contextlib
+import hashlib
 import io
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -84,20 +84,56 @@ def local_copy(path: epath.Path) -> Iterator[str]:
         yield str(copy)
 
 
+def checksum(path: epath.PathLike) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def cached_place(path: epath.Path) -> epath.Path:
+    """The path itself, or, of one in an object store, the place of its copy in ~/.cache/hgdpo_jax/objects."""
+    return _CACHE.expanduser() / str(path).replace("://", "/") if is_remote(path) else path
+
+
 def cached_copy(path: epath.Path) -> epath.Path:
-    """The file itself, or, of one in an object store, a copy in ~/.cache/hgdpo_jax/objects for all who read it again.
+    """The file itself, or, of one in an object store, a copy at its `cached_place` for all who read it again.
 
     It is fetched where it is not there yet, or the object was written anew.
     """
-    if not is_remote(path):
-        return path
-    copy = _CACHE.expanduser() / str(path).replace("://", "/")
+    if is_remote(path) and not _is_copied(path):
+        _fetch(path)
+    return cached_place(path)
+
+
+def checked_copy(path: epath.Path, expected: str) -> bool:
+    """Makes a `cached_copy`; returns whether the file has the expected checksum, which is taken while it is copied.
+
+    A copy that was there before is checked too, and fetched anew if it is damaged.
+    """
+    if (not is_remote(path) or _is_copied(path)) and checksum(cached_place(path)) == expected:
+        return True
+    return is_remote(path) and _fetch(path) == expected
+
+
+def _is_copied(path: epath.Path) -> bool:
+    """Whether there is a copy of an object as it is now."""
+    copy = cached_place(path)
     there, here = path.stat(), copy.stat() if copy.is_file() else None
-    if here is None or (here.length, here.mtime) != (there.length, there.mtime):
-        with path.open("rb") as source, written_whole(copy) as target:
-            shutil.copyfileobj(source, target, _BLOCK)
-        os.utime(copy, (there.mtime, there.mtime))
-    return copy
+    return here is not None and (here.length, here.mtime) == (there.length, there.mtime)
+
+
+def _fetch(path: epath.Path) -> str:
+    """Copies an object; returns its checksum."""
+    copy, there, digest = cached_place(path), path.stat(), hashlib.sha256()
+    with path.open("rb") as source, written_whole(copy) as target:
+        while block := source.read(_BLOCK):
+            digest.update(block)
+            target.write(block)
+    os.utime(copy, (there.mtime, there.mtime))
+    return digest.hexdigest()
 
 
 def cached_folder(folder: epath.Path, names: Sequence[str]) -> epath.Path:

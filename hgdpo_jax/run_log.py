@@ -25,6 +25,7 @@ from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import write_bytes, write_text
 from hgdpo_jax.files import is_remote
 
+LOG = "log.jsonl"
 _QUIET_SECONDS = 10.0
 _RATE_WINDOW = 20
 # Of a run's time, the share that uploads of its log take at most.
@@ -53,7 +54,7 @@ class RunLog:
         if not hosts.is_first():
             return
         self._resumed_at = step
-        path = self._folder / "log.jsonl"
+        path = self._folder / LOG
         if path.is_file():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             write_text(self._growing / path.name, "".join(f"{line}\n" for line in kept))
@@ -64,7 +65,7 @@ class RunLog:
             return
         numbers = {name: float(value) for name, value in values.items()}
         self._growing.mkdir(parents=True, exist_ok=True)
-        with (self._growing / "log.jsonl").open("a") as file:
+        with (self._growing / LOG).open("a") as file:
             file.write(json.dumps({"step": step, **numbers}) + "\n")
         self._write(step, [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()])
 
@@ -115,7 +116,7 @@ class RunLog:
 
 def read_scalars(folder: epath.PathLike) -> list[dict[str, float]]:
     """What a RunLog of this folder wrote: one dict a line, "step" among its names; [] where there is none."""
-    path = epath.Path(folder) / "log.jsonl"
+    path = epath.Path(folder) / LOG
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 

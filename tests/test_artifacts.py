@@ -116,6 +116,18 @@ def test_an_altered_or_missing_file_is_found_when_a_later_stage_reads_it(stage):
         stage(inputs=[pool]).input("generate_pool")
 
 
+def test_a_stage_that_names_the_files_it_needs_does_not_read_the_others(stage):
+    pairs = stage("select_pairs")
+    complete(pairs, statistics="abc", latents="abc")
+    (pairs.folder / "latents").write_text("abd")
+    reader = stage(inputs=[pairs])
+    assert (reader.input("select_pairs", "statistics") / "statistics").read_text() == "abc"
+    with pytest.raises(UserError, match="latents was altered"):
+        reader.input("select_pairs", "statistics", "latents")
+    with pytest.raises(UserError, match="scores is missing"):
+        reader.input("select_pairs", "scores")
+
+
 def test_checkpoints_may_change_after_a_stage_is_done(stage):
     pool = stage("generate_pool")
     pool.start()

@@ -20,6 +20,7 @@ from gcp_storage_emulator.server import RequestHandler
 from gcp_storage_emulator.storage import Storage
 
 from hgdpo_jax import leases
+from hgdpo_jax.artifacts import StageRun, write_text
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.pairs import open_pairs, write_pairs
 from hgdpo_jax.errors import UserError
@@ -58,6 +59,15 @@ class Server(http.server.HTTPServer):
         """Clients that leave before the answer ends are none of the test's business."""
 
 
+class Handler(RequestHandler):
+    # The paths of all GET requests; a test may empty it.
+    asked: list[str] = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        super().do_GET()
+
+
 @pytest.fixture(scope="module")
 def store():
     """Address of the emulator, which has a bucket called "bucket"."""
@@ -74,7 +84,7 @@ def store():
                 response["x-goog-generation"] = found["generation"]
 
         patch.setattr(objects, "download", send_with_generation)
-        server = Server(("localhost", 0), functools.partial(RequestHandler, storage))
+        server = Server(("localhost", 0), functools.partial(Handler, storage))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://localhost:{server.server_port}"
         patch.setenv("STORAGE_EMULATOR_HOST", address)
@@ -170,6 +180,29 @@ def test_pairs_have_the_bytes_of_local_ones_and_are_read_back(bucket, tmp_path):
     read = open_pairs(bucket)
     assert [read[i]["prompt"] for i in range(len(read))] == ["prompt 0", "prompt 1", "prompt 2"]
     np.testing.assert_array_equal(read[1]["winner_latents"], latents[1])
+
+
+def test_an_input_is_fetched_once_and_checked_on_the_way(bucket):
+    earlier = StageRun("select_pairs", "test", bucket, {})
+    earlier.start()
+    for name in ("pairs", "deep/pairs"):
+        write_text(earlier.folder / name, name)
+    earlier.finish()
+    run = StageRun("train_policy", "test", bucket, {}, {"select_pairs": earlier})
+    Handler.asked.clear()
+    for _ in range(2):
+        folder = run.local_input("select_pairs")
+        assert [(folder / name).read_text() for name in ("pairs", "deep/pairs")] == ["pairs", "deep/pairs"]
+    contents = [path.partition("?")[0] for path in Handler.asked if path.startswith("/download/")]
+    assert sum(path.endswith("pairs") for path in contents) == 2, contents
+    # A copy that was damaged is fetched anew, an object that was altered is refused.
+    times = os.stat(folder / "pairs")
+    (folder / "pairs").write_text("pears")
+    os.utime(folder / "pairs", (times.st_atime, times.st_mtime))
+    assert (run.local_input("select_pairs") / "pairs").read_text() == "pairs"
+    (earlier.folder / "pairs").write_text("altered")
+    with pytest.raises(UserError, match="select_pairs/pairs was altered or damaged since select_pairs was done"):
+        run.local_input("select_pairs")
 
 
 def test_a_log_that_was_flushed_outlasts_a_kill_and_is_gone_on_with(bucket):

@@ -67,7 +67,7 @@ def plan(config, run: StageRun) -> str:
 
 
 def run(config, run: StageRun) -> None:
-    pairs = open_pairs(run.input("select_pairs"))
+    pairs = open_pairs(run.local_input("select_pairs"))
     model, scores = load_autoencoder(config), scores_of(config)
     # Spread over the whole data set where it is larger.
     rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_PAIRS)).astype(int)

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun, checksum, fingerprint_of, write_text
+from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_text
 from hgdpo_jax.data.folder_images import FolderImages
 from hgdpo_jax.data.pool import Block, Pool, blocks_of
 from hgdpo_jax.data.prompts import load_prompts
@@ -23,12 +23,13 @@ from hgdpo_jax.evaluation.numbers import finite_or_none
 from hgdpo_jax.evaluation.report import ModelRow, ReportData, write_report
 from hgdpo_jax.evaluation.scores import Score, headline
 from hgdpo_jax.evaluation.win_rate import compare_scores
+from hgdpo_jax.files import checksum
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
-from hgdpo_jax.run_log import read_scalars
+from hgdpo_jax.run_log import LOG, read_scalars
 from hgdpo_jax.stages.check_pairs import read_check, score_fingerprints, scores_of
 from hgdpo_jax.stages.export_adapter import FILES
 from hgdpo_jax.stages.generate_pool import batch_of_block, draw_parts, drawing_settings, load_base
-from hgdpo_jax.stages.select_pairs import read_statistics
+from hgdpo_jax.stages.select_pairs import STATISTICS, read_statistics
 from hgdpo_jax.weights import lora_files
 
 INPUTS = ("select_pairs", "check_pairs", "train_policy", "export_adapter")
@@ -182,7 +183,7 @@ def _results(
     measured: Mapping[str, Measured],
 ) -> dict[str, Any]:
     """All that was measured, for `hgdpo_jax.report`, which joins runs."""
-    statistics = read_statistics(run.input("select_pairs"))
+    statistics = read_statistics(run.input("select_pairs", STATISTICS))
     adapter = checksum(run.input("export_adapter") / FILES["diffusers"])
     training = {
         "prompts.train_count": statistics["prompts"],
@@ -265,7 +266,7 @@ def _report(
         models=[compared(model) for model in models[1:]],
         diversity=measured[first.name].diversity,
         examples=examples,
-        training=read_scalars(run.input("train_policy")),
+        training=read_scalars(run.input("train_policy", LOG)),
         pair_check=pair_check,
         best_pairs=best_pairs,
         worst_pairs=worst_pairs,

@@ -2,7 +2,7 @@
 
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.stages.generate_pool import base_fingerprints
-from hgdpo_jax.stages.train_policy import best_adapter
+from hgdpo_jax.stages.train_policy import BEST_FILE, best_adapter
 from hgdpo_jax.weights import lora_files
 from hgdpo_jax.weights.sources import public_name
 from hgdpo_jax.weights.stable_diffusion_files import read_license
@@ -20,7 +20,7 @@ def plan(config, run: StageRun) -> str:
 
 
 def run(config, run: StageRun) -> None:
-    adapter, step = best_adapter(run.input("train_policy"))
+    adapter, step = best_adapter(run.input("train_policy", BEST_FILE))
     metadata = {
         "base_model": public_name(config.weights.base),
         **{f"{name.removeprefix('weights.')}_fingerprint": value for name, value in base_fingerprints(config).items()},

@@ -107,7 +107,7 @@ def drop_captions(seed: int, step: int, batch_size: int, share: float) -> Bool[n
 
 def run(config, run: StageRun) -> None:
     options = config.finetune
-    images, captions = read_encoded(run.input("encode_images"))
+    images, captions = read_encoded(run.local_input("encode_images"))
     # In bfloat16 a step of this learning rate would round to nothing.
     model = load_base(config, "float32").computing_in(config.dtype)
     mesh = training_mesh(options.fsdp)

@@ -32,7 +32,7 @@ from hgdpo_jax.stages.score_pool import complete_scores
 
 INPUTS = ("score_pool",)
 EVERY_HOST = True
-_STATISTICS = "statistics.json"
+STATISTICS = "statistics.json"
 
 
 def settings(config) -> dict:
@@ -72,7 +72,7 @@ def run(config, run: StageRun) -> None:
     model = load_autoencoder(config)
     parts = PairParts(run.folder / "parts")
     # The statistics are written last: where they are, only the parts are left to be removed.
-    while not hosts.from_first((run.folder / _STATISTICS).is_file()):
+    while not hosts.from_first((run.folder / STATISTICS).is_file()):
         pool, scores, blocks = complete_scores(config, run)
         kept = _kept(config, pool)
         if kept and kept.make_missing(blocks, config.pool.size, functools.partial(_filter, config, model, pool, kept)):
@@ -105,7 +105,7 @@ def winners_and_losers(
 
 def read_statistics(folder: epath.Path) -> dict[str, Any]:
     """What this stage wrote of scores and pairs."""
-    return json.loads((folder / _STATISTICS).read_text())
+    return json.loads((folder / STATISTICS).read_text())
 
 
 def make_reencode(model: StableDiffusion):
@@ -304,7 +304,7 @@ def _write(config, run: StageRun, parts: PairParts, blocks: Sequence[Block], lat
         if left_out:
             print(f"{left_out:,} of {prompts:,} prompts left out: {reason}")
     summary.unusable.images.warn()
-    write_json(run.folder / _STATISTICS, summary.to_dict())
+    write_json(run.folder / STATISTICS, summary.to_dict())
 
 
 def _pairs_of(block: Block, selected: SelectedBlock) -> Iterator[dict[str, Any]]:

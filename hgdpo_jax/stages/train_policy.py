@@ -153,7 +153,7 @@ def make_training(config, model: StableDiffusion, mesh: Mesh):
 
 def run(config, run: StageRun) -> None:
     model = load_base(config)
-    pairs = PairLoader(run.input("select_pairs"), config.train.batch_size, training_seed(config))
+    pairs = PairLoader(run.local_input("select_pairs"), config.train.batch_size, training_seed(config))
     mesh = training_mesh(config.train.fsdp)
     initial_state, step_function = make_training(config, model, mesh)
     state = initial_state()
