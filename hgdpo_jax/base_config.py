@@ -54,7 +54,8 @@ def base_config() -> ConfigDict:
 
     # Each one of
     #     people.txt                                  a text file with one prompt a line,
-    #     people.csv:caption                          a column of a .csv, .tsv, .jsonl or .parquet file,
+    #     people.json                                 a JSON array of prompts,
+    #     people.csv:caption                          a column of a .csv, .tsv, .json, .jsonl or .parquet file,
     #     PartiPrompts.tsv:Prompt:Category=People     of its rows with this value in another column,
     #     toon:train, toon:validation, toon:test      toon portraits.
     # A file may be one of a data set on the hub, hf://datasets/OWNER/NAME/FILE, or several, with * in its name.

@@ -65,9 +65,7 @@ class ImageFolder:
             )
         names = tuple(text_of(table, row, _NAME_COLUMN) for row in rows)
         if "" in names:
-            raise UserError(
-                f"line {rows[names.index('')][0]} of {table} has no {_NAME_COLUMN}, expected an image's path"
-            )
+            raise UserError(f"{rows[names.index('')][0]} of {table} has no {_NAME_COLUMN}, expected an image's path")
         captions = tuple(text_of(table, row, caption_column).strip() for row in rows)
         if not any(captions):
             raise UserError(f"{table} has no text in its column {caption_column!r}, expected captions")

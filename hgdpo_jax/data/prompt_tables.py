@@ -1,4 +1,4 @@
-"""Tables of texts: JSON lines, CSV, TSV or Parquet."""
+"""Tables of texts: JSON, JSON lines, CSV, TSV or Parquet."""
 
 import csv
 import io
@@ -13,13 +13,13 @@ from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import local_copy
 from hgdpo_jax.texts import require_whole_characters
 
-_SOURCE = re.compile(r"(.+?\.(?:jsonl|csv|tsv|parquet))(?::(.*))?", re.IGNORECASE)
+_SOURCE = re.compile(r"(.+?\.(?:jsonl?|csv|tsv|parquet))(?::(.*))?", re.IGNORECASE)
 _MOST_NAMES = 12
 # str.splitlines also splits at form feeds, U+0085, U+2028 and others, which texts from web pages hold.
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
-# Number of the line and what its columns hold.
-Row = tuple[int, dict[str, Any]]
+# Where a row stands, such as "line 3", and what its columns hold.
+Row = tuple[str, dict[str, Any]]
 
 
 def split_source(source: str) -> tuple[str, str | None]:
@@ -34,8 +34,13 @@ def split_source(source: str) -> tuple[str, str | None]:
 def column_texts(path: epath.Path, selection: str) -> list[str]:
     """Texts of a column, of all rows ("COLUMN") or of those with a value in another one ("COLUMN:OTHER=VALUE").
 
-    What a row lacks is empty. Raises UserError where content or selection is not of that kind.
+    What a row lacks is empty. Of a JSON array of texts, which has no columns, the selection is empty. Raises UserError
+    where content or selection is not of that kind.
     """
+    if path.suffix.lower() == ".json" and (texts := _json_texts(path)) is not None:
+        if selection:
+            raise UserError(f"prompts file {path} is an array of texts, without columns: leave :{selection} out")
+        return texts
     column, _, condition = selection.partition(":")
     rows = table_rows(path, {column, condition.partition("=")[0]} if condition else {column})
     if not rows:
@@ -57,16 +62,21 @@ def table_rows(path: epath.Path, names: set[str]) -> list[Row]:
     if path.suffix.lower() == ".parquet":
         return list(_parquet_rows(path, names))
     content = read_text(path)
-    return list(_json_rows(path, content) if path.suffix.lower() == ".jsonl" else _separated_rows(path, content))
+    match path.suffix.lower():
+        case ".json":
+            return _json_array_rows(path, content)
+        case ".jsonl":
+            return list(_json_rows(path, content))
+    return list(_separated_rows(path, content))
 
 
 def text_of(path: epath.Path, row: Row, column: str) -> str:
     """What a row holds in a column, empty where it lacks it; raises UserError where that is no text."""
-    line, values = row
+    place, values = row
     text = values.get(column)
     if not isinstance(text, str | None):
-        raise UserError(f"line {line} of {path} has {_shown(text)} as {column!r}, expected a text")
-    require_whole_characters(text or "", f"{column!r} in line {line} of {path}")
+        raise UserError(f"{place} of {path} has {_shown(text)} as {column!r}, expected a text")
+    require_whole_characters(text or "", f"{column!r} in {place} of {path}")
     return text or ""
 
 
@@ -80,6 +90,16 @@ def read_text(path: epath.Path) -> str:
     if "\0" in text:
         raise UserError(f"{path} is not UTF-8 (a zero after {text.index(chr(0))} characters): save it as UTF-8")
     return text
+
+
+def prompt_lines(path: epath.Path) -> list[str]:
+    """Lines of a text file; raises UserError where it holds JSON, whose lines are no prompts."""
+    content = read_text(path)
+    if _is_json(content) or _is_json(content.lstrip().partition("\n")[0]):
+        raise UserError(
+            f"prompts file {path} holds JSON, expected one prompt a line: let its name end in .json or .jsonl"
+        )
+    return lines_of(content)
 
 
 def lines_of(content: str) -> list[str]:
@@ -98,7 +118,7 @@ def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[Row]:
         with local_copy(path) as local, parquet.ParquetFile(local) as file:
             present = file.schema_arrow.names
             if not names <= set(present):
-                yield 1, dict.fromkeys(present)
+                yield "row 1", dict.fromkeys(present)
                 return
             table = file.read(columns=[name for name in present if name in names])
     # What a damaged file's pages cannot be unpacked to is an OSError.
@@ -107,9 +127,17 @@ def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[Row]:
     try:
         rows = table.to_pylist()
     except UnicodeDecodeError as error:
-        line = next(line for line in range(table.num_rows) if not _is_readable(table.slice(line, 1))) + 1
-        raise UserError(f"line {line} of {path} is not UTF-8 ({error.reason}): write it as UTF-8") from error
-    yield from enumerate(rows, start=1)
+        number = next(row for row in range(table.num_rows) if not _is_readable(table.slice(row, 1))) + 1
+        raise UserError(f"row {number} of {path} is not UTF-8 ({error.reason}): write it as UTF-8") from error
+    yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _is_json(content: str) -> bool:
+    """Whether a text is a JSON array or object; a prompt may begin with a bracket, too."""
+    try:
+        return content.lstrip()[:1] in ("[", "{") and bool(json.loads(content))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _is_readable(table: Any) -> bool:
@@ -130,7 +158,40 @@ def _json_rows(path: epath.Path, content: str) -> Iterator[Row]:
             raise UserError(f"line {line} of {path} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f'line {line} of {path} is no JSON object, expected {{"COLUMN": "a text"}}')
-        yield line, row
+        yield f"line {line}", row
+
+
+def _json_items(path: epath.Path, content: str) -> list[Any] | None:
+    """Items of a JSON array; None where the file holds JSON lines, as those of many data sets do."""
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        if content.lstrip().startswith("["):
+            raise UserError(f"{path} is not JSON: {error}") from error
+        return None
+    return values if isinstance(values, list) else [values]
+
+
+def _json_texts(path: epath.Path) -> list[str] | None:
+    """The texts of a JSON array of texts; None where the file holds something else."""
+    items = _json_items(path, read_text(path))
+    if not items or not isinstance(items[0], str):
+        return None
+    rows = ((f"item {number}", {"text": item}) for number, item in enumerate(items, start=1))
+    return [text_of(path, row, "text") for row in rows]
+
+
+def _json_array_rows(path: epath.Path, content: str) -> list[Row]:
+    items = _json_items(path, content)
+    if items is None:
+        return list(_json_rows(path, content))
+    for number, item in enumerate(items, start=1):
+        if not isinstance(item, dict):
+            raise UserError(
+                f"item {number} of {path} is {_shown(item)[:40]}, expected an array of texts, or of objects "
+                '{"COLUMN": "a text"}'
+            )
+    return [(f"item {number}", item) for number, item in enumerate(items, start=1)]
 
 
 def _separated_rows(path: epath.Path, content: str) -> Iterator[Row]:
@@ -147,7 +208,7 @@ def _separated_rows(path: epath.Path, content: str) -> Iterator[Row]:
                     f"line {reader.line_num} of {path} has {len(fields)} fields, expected {len(names)} "
                     f"as in the first line: {advice}"
                 )
-            yield reader.line_num, dict(zip(names, fields, strict=False))
+            yield f"line {reader.line_num}", dict(zip(names, fields, strict=False))
     except csv.Error as error:
         raise UserError(f"line {reader.line_num} of {path} cannot be read: {error}") from error
 

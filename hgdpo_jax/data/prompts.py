@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from hgdpo_jax.data.hub_files import fetch_files, is_hub_address
-from hgdpo_jax.data.prompt_tables import column_texts, lines_of, read_text, split_source
+from hgdpo_jax.data.prompt_tables import column_texts, prompt_lines, split_source
 from hgdpo_jax.errors import UserError
 
 _TOON = "toon:"
@@ -18,10 +18,10 @@ _MOST_WARNINGS = 5
 def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
     """The first `count` distinct prompts of a source, all for 0.
 
-    The source is a UTF-8 text file with one prompt a line; a column of a JSON-lines, CSV, TSV or Parquet file,
-    "FILE:COLUMN", or of some of its rows, "FILE:COLUMN:OTHER=VALUE", where FILE may lie on the hub,
-    "hf://datasets/OWNER/NAME/FILE"; or "toon:train", "toon:validation", "toon:test". Empty prompts and
-    repetitions do not count, and are reported once. Raises UserError where it is missing, unreadable or too short.
+    The source is a UTF-8 text file with one prompt a line; a JSON file with an array of texts; a column of a JSON,
+    JSON-lines, CSV, TSV or Parquet file, "FILE:COLUMN", or of some of its rows, "FILE:COLUMN:OTHER=VALUE", where FILE
+    may lie on the hub, "hf://datasets/OWNER/NAME/FILE"; or "toon:train", "toon:validation", "toon:test". Empty prompts
+    and repetitions do not count, and are reported once. Raises UserError where it is missing, unreadable or too short.
     """
     if count < 0:
         raise UserError(f"{count} prompts of {source} asked for, expected a number above 0, or 0 for all")
@@ -58,13 +58,13 @@ def _texts(source: str) -> list[str]:
     if not path.is_file():
         raise UserError(
             f"prompts file {file!r} does not exist, expected a text file with one prompt a line, "
-            "FILE:COLUMN of a .jsonl, .csv, .tsv or .parquet file, or toon:train, toon:validation or toon:test"
+            "FILE:COLUMN of a .json, .jsonl, .csv, .tsv or .parquet file, or toon:train, toon:validation or toon:test"
         )
     return _texts_of(path, selection)
 
 
 def _texts_of(path: epath.Path, selection: str | None) -> list[str]:
-    return lines_of(read_text(path)) if selection is None else column_texts(path, selection)
+    return prompt_lines(path) if selection is None else column_texts(path, selection)
 
 
 def warn_long_prompts(prompts: Sequence[str], tokenizer: Any) -> int:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ from hgdpo_jax.main import main
 PARTI = Path(__file__).parent / "PartiPrompts.tsv"
 
 CAPTIONS = {
+    "captions.json": '[{"caption": "a man, smiling", "faces": 1},\n'
+    ' {"caption": " a\u2028woman ", "faces": 2}, {"faces": 2}]',
+    # What data sets call .json often holds JSON lines.
+    "lines.json": '{"caption": "a man, smiling", "faces": 1}\n{"caption": " a\u2028woman ", "faces": 2}\n',
     "captions.jsonl": '{"caption": "a man, smiling", "faces": 1}\n\n{"caption": " a\u2028woman ", "faces": 2}\n'
     '{"faces": 2}\n',
     "captions.csv": 'caption,faces\r\n"a man, smiling",1\r\n\r\n" a\u2028woman ",2\r\n,2\r\n',
@@ -26,6 +31,18 @@ def test_a_column_of_a_table_is_a_source(tmp_path, name):
     (tmp_path / name).write_bytes(CAPTIONS[name].encode())
     assert load_prompts(f"{tmp_path / name}:caption") == ["a man, smiling", "a\u2028woman"]
     assert load_prompts(f"{tmp_path / name}:caption:faces=2") == ["a\u2028woman"]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_of_texts_is_a_source(tmp_path, indent):
+    prompts = ["a man, smiling", 'a woman in "red"', "a\nchild"]
+    (tmp_path / "a.JSON").write_text(json.dumps([*prompts, " ", prompts[0]], indent=indent))
+    assert load_prompts(tmp_path / "a.JSON") == prompts
+
+
+def test_a_prompt_may_begin_with_a_bracket(tmp_path):
+    (tmp_path / "a.txt").write_text("[portrait] a man\n{woman|man} in red\n")
+    assert load_prompts(tmp_path / "a.txt") == ["[portrait] a man", "{woman|man} in red"]
 
 
 def test_people_are_one_category_of_the_parti_prompts():
@@ -52,7 +69,7 @@ def test_text_of_a_parquet_file_that_is_not_utf_8_is_refused_in_one_line(tmp_pat
     lengths, bytes_of = np.array([0, 5, 13], np.int32), b"a mana wom\xed\xa0\xbd"
     texts = pyarrow.StringArray.from_buffers(2, pyarrow.py_buffer(lengths), pyarrow.py_buffer(bytes_of))
     parquet.write_table(pyarrow.table({"caption": texts}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="line 2 of .* is not UTF-8"):
+    with pytest.raises(UserError, match="row 2 of .* is not UTF-8"):
         load_prompts(f"{tmp_path}/a.parquet:caption")
 
 
@@ -108,6 +125,16 @@ def test_only_a_colon_behind_a_tables_ending_separates(source, parts):
         ("a.jsonl", '{"caption": "a smile \\ud83d"}', ":caption", "'caption' in line 1 of .* holds half a character"),
         ("a.tsv", "caption\0\n\0", ":caption", "is not UTF-8 .*: save it as UTF-8"),
         ("a.jsonl", "\n", ":caption", "is empty"),
+        ("a.json", "", "", "is empty"),
+        ("a.json", "[]", ":caption", "is empty"),
+        ("a.json", '["a man"]', ":caption", "is an array of texts, without columns: leave :caption out"),
+        ("a.json", '["a man", 5]', "", "item 2 of .* has 5 as 'text', expected a text"),
+        ("a.json", "[5]", "", "item 1 of .* is 5, expected an array of texts, or of objects"),
+        ("a.json", '[{"caption": "a man"}]', "", "is a table, expected .*a.json:COLUMN with one of caption"),
+        ("a.json", '{"images": [], "annotations": []}', ":caption", "has no column .* one of images, annotations"),
+        ("a.json", '["a man",\n"a woman"', "", "is not JSON: Expecting"),
+        ("a.txt", '[\n"a man",\n"a woman"\n]', "", "holds JSON, .*: let its name end in .json or .jsonl"),
+        ("a.ndjson", '{"caption": "a man"}\n{"caption": "a woman"}', "", "holds JSON"),
         ("a.csv", "caption\n", ":caption", "is empty"),
         ("a.csv", 'caption\n" "\n', ":caption", "is empty"),
         ("a.csv", None, ":caption", "a.csv' does not exist, .* FILE:COLUMN"),
