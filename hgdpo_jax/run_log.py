@@ -54,10 +54,14 @@ class RunLog:
         if not hosts.is_first():
             return
         self._resumed_at = step
-        path = self._folder / LOG
-        if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_text(self._growing / path.name, "".join(f"{line}\n" for line in kept))
+        if lines := _read_lines(self._folder):
+            kept = [line for line in lines if _step_of(line) <= step]
+            write_text(self._growing / LOG, "".join(f"{line}\n" for line in kept))
+
+    def count(self, step: int) -> int:
+        """How many lines were logged of `step`, the same answer on all processes."""
+        lines = _read_lines(self._folder) if hosts.is_first() else []
+        return hosts.from_first(sum(_step_of(line) == step for line in lines))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs numbers by name."""
@@ -116,8 +120,7 @@ class RunLog:
 
 def read_scalars(folder: epath.PathLike) -> list[dict[str, float]]:
     """What a RunLog of this folder wrote: one dict a line, "step" among its names; [] where there is none."""
-    path = epath.Path(folder) / LOG
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in _read_lines(epath.Path(folder))]
 
 
 class Progress:
@@ -197,6 +200,11 @@ def _png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "png")
     return encoded.getvalue()
+
+
+def _read_lines(folder: epath.Path) -> list[str]:
+    path = folder / LOG
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def _step_of(line: str) -> float:

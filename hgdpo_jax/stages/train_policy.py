@@ -175,7 +175,7 @@ def run(config, run: StageRun) -> None:
     checkpoints = Checkpoints(run.folder / "checkpoints")
     best = Best(run.folder)
     first_evaluated = min(config.train.evaluate_every, config.train.steps)
-    if not best.is_there() and any(step >= first_evaluated for step in checkpoints.steps()):
+    if not best.is_there() and was_evaluated(checkpoints, log, first_evaluated):
         if hosts.is_first():
             print(f"warning: {best.path} is missing or damaged; training starts anew", file=sys.stderr, flush=True)
         checkpoints.remove(first_evaluated)
@@ -201,6 +201,11 @@ def run(config, run: StageRun) -> None:
         samples_per_step=config.train.batch_size,
         unit="pair",
     )
+
+
+def was_evaluated(checkpoints: Checkpoints, log: RunLog, first: int) -> bool:
+    """Whether `first`, the first step that is evaluated, has its evaluation: its checkpoint is saved before that."""
+    return any(step > first or (step == first and log.count(step) > 1) for step in checkpoints.steps())
 
 
 class Best:

@@ -41,8 +41,9 @@ def train(
     The state lies on the mesh as `shard_parameters` places it, and a batch is divided over it. `batch_at` gives this
     process's rows of a batch, a function of the step alone, so that a resumed run repeats the uninterrupted one.
     Scalars are fetched one step late: the host never waits for the device. After SIGTERM the step that is being made,
-    or the one behind it where several processes have to agree, is saved, and Terminated raised; an evaluation is cut
-    short and made again by the next run. Raises UserError where loss or gradient is not finite.
+    or the one behind it where several processes have to agree, is saved, and Terminated raised. A step is saved before
+    it is evaluated: an evaluation that was cut short is all that the next run repeats. Raises UserError where loss or
+    gradient is not finite.
     """
     given = shard_parameters(state, mesh)
     start, state = checkpoints.restore(given)
@@ -75,12 +76,28 @@ def train(
         log.scalars(step, scalars)
         bar.note(loss=scalars["loss"])
 
+    def is_evaluated(step: int) -> bool:
+        return evaluate is not None and (step % evaluate_every == 0 or step == steps)
+
+    def measure(state: State, step: int) -> None:
+        assert evaluate is not None
+        with raised_on_sigterm():
+            # It may have come while the step was waited for.
+            if sigterm_came():
+                raise Terminated
+            measured = evaluate(state, step)
+        log.scalars(step, measured)
+        log.flush()
+
     with (
         kept_for_later() as sigterm_came,
         contextlib.closing(log),
         contextlib.closing(checkpoints),
         progress(total=steps, initial=start, description=description, unit="step") as bar,
     ):
+        # Once by its step, once more by its evaluation.
+        if start and is_evaluated(start) and log.count(start) < 2:
+            measure(state, start)
         for step in range(start, steps):
             state, scalars = step_function(state, shard_batch(batch_at(step), mesh))
             stop = agreed(sigterm_came())
@@ -88,23 +105,14 @@ def train(
                 write(pending)
             pending = (step + 1, scalars)
             done = step + 1
-            if evaluate and (done % evaluate_every == 0 or done == steps):
-                write(pending)
-                pending = None
-                # Saved without its evaluation the step would never have one.
-                if stop:
-                    raise Terminated
-                with raised_on_sigterm():
-                    measured = evaluate(state, done)
-                log.scalars(done, measured)
-                log.flush()
-                checkpoints.save(done, state)
-            elif done % save_every == 0 or done == steps or stop:
+            if is_evaluated(done) or done % save_every == 0 or done == steps or stop:
                 write(pending)
                 pending = None
                 # A run that goes on from here does not log these steps again.
                 log.flush()
                 checkpoints.save(done, state)
+                if is_evaluated(done) and not stop:
+                    measure(state, done)
             bar.update(1)
             if stop:
                 raise Terminated

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from hgdpo_jax.stages.train_policy import BEST_FILE, Best, best_adapter
+from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.run_log import RunLog
+from hgdpo_jax.stages.train_policy import BEST_FILE, Best, best_adapter, was_evaluated
 
 
 def adapter(value):
@@ -30,3 +32,19 @@ def test_a_damaged_file_is_not_taken_for_a_best(tmp_path, content):
     path = tmp_path / BEST_FILE
     path.write_bytes(content(path.read_bytes()))
     assert not Best(tmp_path).is_there()
+
+
+def test_the_first_evaluated_step_counts_as_evaluated_only_after_its_evaluation(tmp_path):
+    checkpoints, log = Checkpoints(tmp_path / "checkpoints"), RunLog(tmp_path)
+    assert not was_evaluated(checkpoints, log, 6)
+    checkpoints.save(6, {"w": np.zeros(2)})
+    log.scalars(6, {"loss": 0.7})
+    assert not was_evaluated(checkpoints, log, 6)
+    log.scalars(6, {"validation_win_rate": 0.5})
+    assert was_evaluated(checkpoints, log, 6)
+    # Of step 8 nothing was evaluated, but it comes later.
+    assert not was_evaluated(checkpoints, log, 8)
+    checkpoints.save(9, {"w": np.zeros(2)})
+    assert was_evaluated(checkpoints, log, 8)
+    checkpoints.close()
+    log.close()

@@ -22,7 +22,7 @@ def loss_function(parameters, frozen, batch):
     return jnp.mean(jnp.square(parameters["x"] - frozen - 0.01 * batch)), {}
 
 
-def run(folder, steps, batch_at=lambda step: np.float32(step), evaluate=None, loss_function=loss_function):
+def run(folder, steps, batch_at=lambda step: np.float32(step), evaluate=None, loss_function=loss_function, log=None):
     optimizer = make_optimizer(learning_rate=0.1, warmup_steps=2)
     return train(
         initial_state({"x": jnp.zeros(8)}, optimizer),
@@ -31,7 +31,7 @@ def run(folder, steps, batch_at=lambda step: np.float32(step), evaluate=None, lo
         mesh=data_mesh(),
         steps=steps,
         checkpoints=Checkpoints(folder / "checkpoints"),
-        log=RunLog(folder),
+        log=log or RunLog(folder),
         save_every=3,
         description="test",
         evaluate=evaluate,
@@ -64,12 +64,22 @@ def test_sigterm_saves_the_step_being_made_and_the_next_run_ends_as_if_nothing_h
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("where", ["step", "evaluation"])
-@pytest.mark.parametrize(("signalled", "saved"), [(4, 3), (8, 6), (10, 9)])
-def test_sigterm_at_a_step_that_is_evaluated_leaves_the_evaluation_to_the_next_run(tmp_path, where, signalled, saved):
+@pytest.mark.parametrize("where", ["step", "log", "evaluation"])
+@pytest.mark.parametrize("signalled", [4, 8, 10])
+def test_sigterm_at_a_step_that_is_evaluated_saves_it_and_leaves_the_evaluation_to_the_next_run(
+    tmp_path, where, signalled
+):
+    evaluated = []
+
     def terminate(step, *, at):
         if (where, step) == (at, signalled):
             os.kill(os.getpid(), signal.SIGTERM)
+
+    class Log(RunLog):
+        # Called when the step is done: too late for its own look at the signal.
+        def scalars(self, step, values):
+            terminate(step, at="log")
+            super().scalars(step, values)
 
     def batch_at(step):
         terminate(step + 1, at="step")
@@ -77,14 +87,29 @@ def test_sigterm_at_a_step_that_is_evaluated_leaves_the_evaluation_to_the_next_r
 
     def evaluate(state, step):
         terminate(step, at="evaluation")
+        evaluated.append(step)
         return {"score": -abs(step - 4.0)}
 
     with pytest.raises(Terminated):
-        run(tmp_path, 10, batch_at, evaluate)
-    # Steps 4, 8 and 10 are evaluated, 3, 6 and 9 are saved beside them.
-    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == saved
+        run(tmp_path, 10, batch_at, evaluate, log=Log(tmp_path))
+    assert evaluated == [step for step in (4, 8, 10) if step < signalled]
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == signalled
     run(tmp_path, 10, evaluate=lambda state, step: {"score": -abs(step - 4.0)})
-    assert [line["step"] for line in read_scalars(tmp_path) if "score" in line] == [4, 8, 10]
+    lines = read_scalars(tmp_path)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 11))
+    assert [line["step"] for line in lines if "score" in line] == [4, 8, 10]
+
+
+def test_a_run_that_goes_on_from_an_evaluated_step_does_not_evaluate_it_again(tmp_path):
+    evaluated = []
+
+    def evaluate(state, step):
+        evaluated.append(step)
+        return {"score": 0.0}
+
+    for _ in range(2):
+        run(tmp_path, 8, evaluate=evaluate)
+    assert evaluated == [4, 8]
 
 
 def test_resumed_run_gives_back_the_memory_of_what_it_was_started_with(tmp_path):
