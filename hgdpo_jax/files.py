@@ -39,7 +39,7 @@ def names_in(folder: epath.Path) -> set[str]:
     """Names of what lies in a folder; none where it does not exist."""
     try:
         return {path.name for path in folder.iterdir()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return set()
 
 

@@ -15,6 +15,7 @@ was suspended for longer finds its file gone when it next renews, and ends.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -63,6 +64,14 @@ def held(folder: epath.PathLike, wait: bool = False) -> Iterator[None]:
             lease.release()
 
 
+def refuse_neighbour(folder: epath.Path) -> None:
+    """Raises UserError if a process of this machine holds `folder`; this needs neither devices nor other processes."""
+    for name in names_in(folder / LEASE):
+        about = _About.parse(_read(folder / LEASE / name) or "")
+        if about.is_on_this_machine() and about.is_running():
+            raise about.refusal(folder)
+
+
 def _claim(folder: epath.Path, wait: bool) -> "_Lease":
     place, told = folder / LEASE, False
     while True:
@@ -72,10 +81,7 @@ def _claim(folder: epath.Path, wait: bool) -> "_Lease":
             # Read again: a holder that has just claimed may not have written yet.
             about = _About.parse(_read(place / holder) or "")
             if not wait:
-                raise UserError(
-                    f"{folder} is in use by {about}: let that run end or stop it, or keep this one apart with "
-                    "--config.name=NAME or --workdir=DIR"
-                )
+                raise about.refusal(folder)
             if not told:
                 print(f"waiting for {about}, which writes into {folder}", flush=True)
                 told = True
@@ -119,6 +125,12 @@ class _About:
     def __str__(self) -> str:
         return f"process {self.process} on {self.host} since {self.since}"
 
+    def refusal(self, folder: epath.Path) -> UserError:
+        return UserError(
+            f"{folder} is in use by {self}: let that run end or stop it, or keep this one apart with "
+            "--config.name=NAME or --workdir=DIR"
+        )
+
     def is_on_this_machine(self) -> bool:
         return bool(self.machine) and self.machine == _machine()
 
@@ -129,8 +141,9 @@ class _About:
         except ProcessLookupError:
             return False
         except PermissionError:
-            # A process of another user, whose start may be hidden.
-            return True
+            # A process of another user.
+            pass
+        # The start may be hidden, too.
         return _process_start(self.process) in ("", self.process_start)
 
 
@@ -182,26 +195,34 @@ class _Lease:
     def _renew(self) -> None:
         while not self._released.wait(_RENEW_SECONDS):
             self._count += 1
-            # What fails now may succeed the next time.
-            with contextlib.suppress(Exception):
-                if self._path.name not in names_in(self._path.parent):
-                    # This process stood still for so long that it passed for dead.
-                    print(
-                        f"error: another run took over {self._path.parent.parent}, or its lease was deleted: "
-                        "this run ends, so that no two write into the folder",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    os._exit(2)
-                if is_remote(self._path):
-                    self._path.write_text(self._content())
-                    continue
-                # Neither creates a file that another process has just removed nor needs room on the disk.
-                descriptor = os.open(self._path, os.O_WRONLY)
-                try:
-                    os.pwrite(descriptor, self._content().encode(), 0)
-                finally:
-                    os.close(descriptor)
+            try:
+                self._write_over()
+            except FileNotFoundError:
+                # This process stood still for so long that it passed for dead.
+                print(
+                    f"error: another run took over {self._path.parent.parent}, or its lease was deleted: "
+                    "this run ends, so that no two write into the folder",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(2)
+            except Exception:
+                # What a file server or a full disk refuses now may succeed the next time.
+                continue
+
+    def _write_over(self) -> None:
+        """Writes the counter; raises FileNotFoundError where another process has removed the file."""
+        if is_remote(self._path):
+            if self._path.name not in names_in(self._path.parent):
+                raise FileNotFoundError(str(self._path))
+            self._path.write_text(self._content())
+            return
+        # In place: it must not create the file anew, and needs no room on the disk.
+        descriptor = os.open(self._path, os.O_WRONLY)
+        try:
+            os.pwrite(descriptor, self._content().encode(), 0)
+        finally:
+            os.close(descriptor)
 
 
 def _lives(path: epath.Path, text: str) -> bool:
@@ -226,8 +247,11 @@ def _read(path: epath.Path) -> str | None:
     """The content of a lease file; None where it has been removed."""
     try:
         return path.read_text()
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        # On NFS a file that another machine has removed may be listed for a while.
+        if error.errno in (errno.ENOENT, errno.ESTALE) or isinstance(error, FileNotFoundError):
+            return None
+        raise
 
 
 def _machine() -> str:

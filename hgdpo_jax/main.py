@@ -167,8 +167,12 @@ def _print_plan(stages: Sequence[Stage], config: ConfigDict) -> None:
 def _run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path, processes: dict) -> None:
     """Runs what is not done, after everything that can be wrong beforehand has been looked at."""
     # Not at the top: --help and --plan do without JAX.
-    from hgdpo_jax import hosts
+    from hgdpo_jax import hosts, leases
 
+    # Before this machine's devices are asked for, which a run that is under way here needs.
+    undone = (run for name in names if not (run := StageRun(name, config.name, workdir, {})).is_done())
+    if first_undone := next(undone, None):
+        leases.refuse_neighbour(first_undone.folder)
     spare_memory_of_cpu()
     _divide_cpu(config.cpu_devices)
     _keep_programs()
