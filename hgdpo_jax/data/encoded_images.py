@@ -1,42 +1,50 @@
 """What training needs of captioned images: latents and text states, in files of consecutive rows.
 
-    FOLDER/000128.safetensors    moments and text_states of rows 128 to 255
+    FOLDER/000128.safetensors      moments and text_states of rows 128 to 255
+    FOLDER/000128.unusable.json    those of them with values that are not finite; only where there are some
 
 A file is whole or not there. A row is read without the rest of its file, so memory does not grow with the data set.
 """
 
 import functools
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Float16
 
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.artifacts import write_json
 from hgdpo_jax.files import names_in
+from hgdpo_jax.pipelines.batching import finite_rows
 from hgdpo_jax.weights.tensor_files import map_tensors, save_tensors
 
 # A file of 39 MB at 704x1024.
 ROWS_PER_FILE = 128
 _MAPPED_FILES = 64
+_UNUSABLE = ".unusable.json"
 
 
 class EncodedImages:
-    """Rows by their number: dicts of `moments` `[h, w, 2 c]` and `text_states` `[t, d]`, float16.
+    """Usable rows by their number: dicts of `moments` `[h, w, 2 c]` and `text_states` `[t, d]`, float16.
 
-    Moments are the scaled mean of the latents' posterior and, behind it, its standard deviation.
+    Moments are the scaled mean of the latents' posterior and, behind it, its standard deviation. Of `images` rows those
+    in `unusable` are left out.
     """
 
-    def __init__(self, folder: epath.PathLike, images: int):
+    def __init__(self, folder: epath.PathLike, images: int, unusable: Sequence[int] = ()):
         self._folder, self._images = epath.Path(folder), images
+        self._usable = np.setdiff1d(np.arange(images), unusable)
         # Rows come in any order, a file has many, and each that is mapped holds one of the process's descriptors.
         # Of the folder, not of this object, which would be a cycle and keep the files open.
         self._file = functools.lru_cache(_MAPPED_FILES)(functools.partial(_map_file, self._folder))
 
     def __len__(self) -> int:
-        return self._images
+        return len(self._usable)
 
-    def __getitem__(self, row: int) -> dict[str, Float16[np.ndarray, "..."]]:
+    def __getitem__(self, number: int) -> dict[str, Float16[np.ndarray, "..."]]:
+        row = int(self._usable[number])
         start = row - row % ROWS_PER_FILE
         return {name: np.array(rows[row - start]) for name, rows in self._file(start).items()}
 
@@ -53,20 +61,26 @@ class EncodedImages:
     def write(
         self, rows: range, moments: Float[np.ndarray, "n h w c2"], text_states: Float[np.ndarray, "n t d"]
     ) -> None:
-        """Writes the file of these rows; raises UserError where a value is not finite in float16."""
-        stored: dict[str, Any] = {}
-        for name, values in (("moments", moments), ("text_states", text_states)):
-            with np.errstate(over="ignore"):
-                stored[name] = values.astype(np.float16)
-            if not np.isfinite(stored[name]).all():
-                bad = int(np.argmin(np.isfinite(stored[name]).reshape(len(values), -1).all(axis=1)))
-                raise UserError(
-                    f"{name} of image {rows[bad]} are not finite: check the weights, or give --config.dtype=float32"
-                )
+        """Writes the file of these rows, and first which of them are unusable: not finite in float16."""
+        stored = {"moments": half(moments), "text_states": half(text_states)}
+        usable = np.all([finite_rows(values) for values in stored.values()], axis=0)
+        if not usable.all():
+            write_json(self._path(rows.start).with_suffix(_UNUSABLE), [rows[row] for row in np.flatnonzero(~usable)])
         save_tensors(self._path(rows.start), stored)
+
+    def unusable(self) -> list[int]:
+        """The rows that are unusable, of the files that are there."""
+        names = sorted(name for name in names_in(self._folder) if name.endswith(_UNUSABLE))
+        return [row for name in names for row in json.loads((self._folder / name).read_text())]
 
     def _path(self, start: int) -> epath.Path:
         return _path(self._folder, start)
+
+
+def half(values: Float[np.ndarray, "..."]) -> Float16[np.ndarray, "..."]:
+    """In the stored type, where a large value is infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16)
 
 
 def _path(folder: epath.Path, start: int) -> epath.Path:

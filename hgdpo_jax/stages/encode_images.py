@@ -11,12 +11,13 @@ import numpy as np
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, write_json
 from hgdpo_jax.compilation import usable_cores
-from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages
+from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages, half
 from hgdpo_jax.data.image_folder import ImageFolder
 from hgdpo_jax.data.pool import write_behind
 from hgdpo_jax.data.prompts import warn_long_prompts
+from hgdpo_jax.data.unusable import Unusable, check_limit
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.batching import map_batches, on_devices
+from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.generate_pool import base_fingerprints, batch_of_block, load_base
@@ -48,6 +49,7 @@ def check(config) -> None:
     """Raises UserError where the folder, its table or one of its images is not as expected."""
     if config.scoring.device_batch < 1:
         raise UserError(f"scoring.device_batch is {config.scoring.device_batch}, expected at least 1")
+    check_limit(config.pool.unusable_limit)
     images = _images(config)
     with progress(total=len(images), description="encode_images: sizes", unit="image") as bar:
         images.require_images(config.pool.width, config.pool.height, bar.update)
@@ -66,6 +68,14 @@ def run(config, run: StageRun) -> None:
     autoencoder = {"vae": model.parameters["vae"]}
     encode = make_encode(model)
     images_each = len(images) // hosts.count()
+    unusable = Unusable(config.pool.unusable_limit, images_each)
+
+    def keep(rows: range, moments: np.ndarray, states: np.ndarray) -> None:
+        encodes, reads = finite_rows(half(moments)), finite_rows(half(states))
+        what = "the latents that the VAE encodes" if reads[~encodes].all() else "the text encoder's states"
+        unusable.add(encodes & reads, what, images.names[rows.start : rows.stop].__getitem__)
+        encoded.write(rows, moments, states)
+
     with (
         progress(
             total=images_each, initial=images_each - sum(map(len, missing)), description="encode_images", unit="image"
@@ -82,12 +92,16 @@ def run(config, run: StageRun) -> None:
             states = model.encode_prompts(captions, config.pool.clip_skip, device_batch)
             # Guidance leads away from the empty prompt as all layers see it.
             states[[not caption for caption in captions]] = empty
-            write(encoded.write, rows, moments, states)
+            write(keep, rows, moments, states)
+    unusable.warn()
     # What fine-tuning draws while it goes on; it does not read the folder again.
     shown = list(itertools.islice(dict.fromkeys(filter(None, images.captions)), _CAPTIONS_SHOWN))
     hosts.wait()
     if hosts.is_first():
-        write_json(run.folder / "images.json", {"images": len(images), "captions": shown})
+        left_out = encoded.unusable()
+        unusable.require_rest(len(images) - len(left_out))
+        values = {"images": len(images), "captions": shown}
+        write_json(run.folder / "images.json", values | ({"unusable": left_out} if left_out else {}))
 
 
 def make_encode(model: StableDiffusion):
@@ -99,7 +113,7 @@ def make_encode(model: StableDiffusion):
 def read_encoded(folder) -> tuple[EncodedImages, list[str]]:
     """What this stage wrote into its folder, and a few of the captions."""
     values = folders.read_json(folder / "images.json")
-    return EncodedImages(folder / "rows", values["images"]), values["captions"]
+    return EncodedImages(folder / "rows", values["images"], values.get("unusable", ())), values["captions"]
 
 
 def _encoded(run: StageRun, images: int) -> EncodedImages:

@@ -10,7 +10,7 @@ from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
 from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
 from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
-from hgdpo_jax.data.unusable import Unusable, image_of
+from hgdpo_jax.data.unusable import Unusable, check_limit, image_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.batching import finite_rows
 from hgdpo_jax.pipelines.stable_diffusion import Adapters, StableDiffusion
@@ -86,8 +86,7 @@ def check(config) -> None:
     for name in ("block", "device_batch"):
         if config.pool[name] < 1:
             raise UserError(f"pool.{name} is {config.pool[name]}, expected at least 1")
-    if not 0 <= config.pool.unusable_limit <= 1:
-        raise UserError(f"pool.unusable_limit is {config.pool.unusable_limit}, expected a share of 0 to 1")
+    check_limit(config.pool.unusable_limit)
 
 
 def plan(config, run: StageRun) -> str:

@@ -5,7 +5,6 @@ import pytest
 
 from hgdpo_jax.data.batches import ShuffledBatches
 from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages
-from hgdpo_jax.errors import UserError
 
 IMAGES = ROWS_PER_FILE + 3
 
@@ -48,12 +47,18 @@ def test_every_epoch_holds_each_row_once_and_a_batch_is_a_function_of_the_step(e
     np.testing.assert_array_equal(again[17]["text_states"], batches[17]["text_states"])
 
 
-def test_values_that_half_precision_does_not_hold_are_refused(tmp_path):
-    moments, states = arrays(range(2))
-    states[1, 2, 3] = 1e6
-    with pytest.raises(UserError, match="text_states of image 1 are not finite"):
-        EncodedImages(tmp_path, 2).write(range(2), moments, states)
-    assert EncodedImages(tmp_path, 2).missing() == [range(2)]
+def test_a_row_with_a_value_that_half_precision_does_not_hold_is_noted_and_left_out(tmp_path):
+    images = EncodedImages(tmp_path, IMAGES)
+    for rows in images.missing():
+        moments, states = arrays(rows)
+        states[1, 2, 3], moments[2, 1, 1, 1] = 1e6, np.nan
+        images.write(rows, moments, states)
+    assert images.unusable() == [1, 2, ROWS_PER_FILE + 1, ROWS_PER_FILE + 2]
+    usable = EncodedImages(tmp_path, IMAGES, images.unusable())
+    assert len(usable) == IMAGES - 4
+    numbers = [usable[number]["moments"][0, 0, 0] for number in range(len(usable))]
+    assert numbers == [row for row in range(IMAGES) if row not in images.unusable()]
+    assert usable.missing() == []
 
 
 def free_descriptor():

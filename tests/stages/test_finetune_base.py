@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,6 +91,26 @@ def test_rows_hold_the_posterior_of_the_images_and_the_states_of_their_captions(
     assert row["moments"].shape == (6, 4, 8) and row["moments"].dtype == np.float16
     np.testing.assert_allclose(row["moments"], np.concatenate([mean, deviation], axis=-1)[0], rtol=1e-3, atol=2e-3)
     np.testing.assert_allclose(row["text_states"], model.encode_prompts([captions[2]])[0], rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("bad", "status"), [(1, 0), (4, 2)])
+def test_few_images_that_cannot_be_encoded_are_left_out_and_many_stop_the_stage(
+    start, tmp_path, monkeypatch, capsys, bad, status
+):
+    make_encode = encode_images.make_encode
+
+    def with_nan(model):
+        encode = make_encode(model)
+        return lambda *arguments: encode(*arguments).at[:bad].set(jnp.nan)
+
+    monkeypatch.setattr(encode_images, "make_encode", with_nan)
+    flags = {"scoring.device_batch": 5}
+    assert start(tmp_path, "--stage=encode_images", **flags) == status
+    printed = capsys.readouterr().err
+    assert f"{bad} of 5 images are unusable, first red.png: the latents that the VAE encodes are not finite" in printed
+    if status == 0:
+        encoded, _ = encode_images.read_encoded(tmp_path / "runs/finetune_base/encode_images")
+        assert len(encoded) == 4 and all(np.isfinite(encoded[row]["moments"]).all() for row in range(4))
 
 
 def test_loss_falls_and_samples_are_drawn(result):
