@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from hgdpo_jax.errors import UserError
 PARTIAL_SUFFIX = ".partial"
 _CACHE = epath.Path("~/.cache/hgdpo_jax/objects")
 _BLOCK = 1 << 22
+# From the root, in an object store, or with ".." in it. Folders are copied between systems: also with backslashes.
+_OUTSIDE = re.compile(r"([A-Za-z]:)?[/\\]|.*://|(.*[/\\])?\.\.([/\\]|$)", re.DOTALL)
 
 # Orbax and other processes write past fsspec, and a listing that it remembers would hide what they wrote.
 fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
@@ -25,6 +28,11 @@ fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path lies in an object store."""
     return "://" in str(path)
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name, which a file of others gives for one beside it, leads out of its folder."""
+    return bool(_OUTSIDE.match(name))
 
 
 def require_store(path: epath.PathLike) -> None:

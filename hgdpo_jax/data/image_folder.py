@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 from hgdpo_jax.artifacts import fingerprint_of
 from hgdpo_jax.data.prompt_tables import table_rows, text_of
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import leads_out
 from hgdpo_jax.weights.conversion import some
 
 _TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -66,6 +67,11 @@ class ImageFolder:
         names = tuple(text_of(table, row, _NAME_COLUMN) for row in rows)
         if "" in names:
             raise UserError(f"{rows[names.index('')][0]} of {table} has no {_NAME_COLUMN}, expected an image's path")
+        if outside := next((row for row, name in zip(rows, names, strict=True) if leads_out(name)), None):
+            raise UserError(
+                f"{outside[0]} of {table} names {outside[1][_NAME_COLUMN]!r}, which leads out of the folder: put the "
+                "image into it, and give its path from there"
+            )
         captions = tuple(text_of(table, row, caption_column).strip() for row in rows)
         if not any(captions):
             raise UserError(f"{table} has no text in its column {caption_column!r}, expected captions")

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import leads_out
 from hgdpo_jax.weights.conversion import DTYPES, some
 from hgdpo_jax.weights.pickled_files import load_pickled
 from hgdpo_jax.weights.tensor_files import OWN_METADATA, load_tensors, save_tensors
@@ -130,8 +131,17 @@ def read_tensor_file(path: epath.Path) -> dict[str, np.ndarray]:
 
 
 def _shards(index: epath.Path) -> list[str]:
-    """Names of the files that an index names; none where the file is no index."""
-    return sorted(set(read_json(index).get("weight_map", {}).values())) if index.suffix == ".json" else []
+    """Names of the files that an index names; none where the file is no index.
+
+    Raises UserError where one of them does not lie beside it.
+    """
+    if index.suffix != ".json":
+        return []
+    places = read_json(index).get("weight_map", {})
+    names: set[Any] = set(places.values()) if isinstance(places, dict) else {None}
+    if wrong := [name for name in names if not isinstance(name, str) or leads_out(name)]:
+        raise UserError(f"{index} names {wrong[0]!r} as a file of weights, expected one beside it: fetch it again")
+    return sorted(names)
 
 
 def _read_shards(index: epath.Path) -> dict[str, np.ndarray]:

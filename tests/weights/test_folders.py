@@ -70,6 +70,12 @@ def test_shards_that_do_not_hold_what_the_index_lists_are_refused(shards):
         read_weights(shards, "model")
 
 
+def test_an_index_names_files_beside_it_only(shards):
+    (shards / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    with pytest.raises(UserError, match="index.json names '../other.safetensors' as a file of weights, expected one"):
+        read_weights(shards, "model")
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"")
     with pytest.raises(UserError, match="x.gguf is no file of weights, expected .safetensors or .bin"):
