@@ -7,6 +7,6 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """What an error says, without what follows in lines of its own."""
-    # str() of a KeyError is the quoted form of its argument.
-    text = str(error.args[0]) if error.args else str(error)
+    # str() of a KeyError is the quoted form of its argument; the first argument of an OSError is a number.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return text.strip().splitlines()[0] if text.strip() else type(error).__name__

@@ -6,19 +6,21 @@
 The first of these tables that is there counts.
 """
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import IO
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from hgdpo_jax.artifacts import fingerprint_of
 from hgdpo_jax.data.prompt_tables import table_rows, text_of
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import leads_out
 from hgdpo_jax.weights.conversion import some
 
@@ -27,8 +29,23 @@ _TABLE_NAMES = f"{', '.join(_TABLES[:-1])} or {_TABLES[-1]}"
 _NAME_COLUMN = "file_name"
 # Opening a file waits for the disk, or for an object store, and hardly ever computes.
 _THREADS = 32
-# Of EXIF's eight orientations, those that lie on their side.
-_TURNED = (5, 6, 7, 8)
+# What turns an image upright, by its EXIF orientation; those from 5 on lie on their side.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TURNED = range(5, 9)
+# 16,384 x 16,384, which takes 1 GiB while it is decoded, on each thread. Pillow's own limit of 179 million pixels keeps
+# out scans and panoramas, and from half of it on Pillow warns.
+_MOST_PIXELS = 1 << 28
+Image.MAX_IMAGE_PIXELS = None
+# Programs that draw images keep their whole workflow in a PNG's text, of which Pillow takes 1 MB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +104,7 @@ class ImageFolder:
         return fingerprint_of({"names": self.names, "captions": self.captions})
 
     def require_images(self, width: int, height: int, report: Callable[[], object] = lambda: None) -> None:
-        """Opens every file as far as its size; raises UserError where some are missing or are no images.
+        """Opens every file as far as its size; raises UserError where some are missing or cannot be used.
 
         Images smaller than `width` x `height`, and those without a caption, are counted on the error stream. `report`
         is called for every image.
@@ -98,7 +115,7 @@ class ImageFolder:
                 if found is None:
                     absent.append(name)
                 elif isinstance(found, Exception):
-                    unreadable.append(name)
+                    unreadable.append(f"{name} ({first_line(found)})")
                 elif found[0] < width or found[1] < height:
                     small.append(f"{name} ({found[0]}x{found[1]})")
                 report()
@@ -108,7 +125,7 @@ class ImageFolder:
             )
         if unreadable:
             raise UserError(
-                f"{self.folder} has {some(unreadable)}, which are no images: replace them, or remove their rows"
+                f"{self.folder} has images that cannot be used, {some(unreadable)}: replace them, or remove their rows"
             )
         if small:
             _warn(
@@ -124,28 +141,74 @@ class ImageFolder:
         """
         path = self.folder / self.names[row]
         try:
-            with path.open("rb") as file, Image.open(file) as opened:
-                upright = _in_eight_bits(ImageOps.exif_transpose(opened), *_range_of(opened))
+            with _opened(path) as opened:
+                black, white = _range_of(opened)
+                opened.load()
+                turn = _UPRIGHT.get(_orientation(opened))
+                upright = _in_eight_bits(opened if turn is None else opened.transpose(turn), black, white)
                 return np.asarray(ImageOps.fit(_on_white(upright), (width, height), Image.Resampling.LANCZOS), np.uint8)
         # Pillow's readers raise nearly anything on a broken file.
         except Exception as error:
             raise UserError(
-                f"{path} cannot be decoded ({error}): put a whole image in its place and run again; what is encoded is "
-                "kept"
+                f"{path} cannot be decoded ({first_line(error)}): put a whole image in its place and run again; what "
+                "is encoded is kept"
             ) from error
 
     def _size(self, name: str) -> tuple[int, int] | Exception | None:
         """Width and height of an upright image, None where there is no file, or what went wrong."""
         try:
-            with (self.folder / name).open("rb") as file, Image.open(file) as opened:
+            with _opened(self.folder / name) as opened:
                 _range_of(opened)
                 width, height = opened.size
-                turned = opened.getexif().get(ExifTags.Base.Orientation) in _TURNED
+                # Pillow gives a TIFF's size upright.
+                turned = _orientation(opened) in _TURNED and opened.format != "TIFF"
                 return (height, width) if turned else (width, height)
         except FileNotFoundError:
             return None
         except Exception as error:
             return error
+
+
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[Image.Image]:
+    """An image as far as its header; raises ValueError, with the reason, where that is no image or too large."""
+    with path.open("rb") as file:
+        try:
+            opened = Image.open(file)
+        except UnidentifiedImageError as error:
+            raise ValueError(_reason(file)) from error
+        with opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                raise ValueError(
+                    f"{opened.width}x{opened.height} pixels, expected at most {_MOST_PIXELS / 1e6:.0f} million"
+                )
+            yield opened
+
+
+def _reason(file: IO[bytes]) -> str:
+    """Why a file is no image; Pillow does not pass on what its readers say."""
+    file.seek(0)
+    if not (start := file.read(16)):
+        return "an empty file"
+    for name, (reader, accepts) in Image.OPEN.items():
+        if accepts and (answer := accepts(start)):
+            if isinstance(answer, str):
+                return answer
+            try:
+                file.seek(0)
+                reader(file, "")
+            except Exception as error:
+                return f"{name}: {first_line(error)}"
+    return f"no image, begins with {start!r}"
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """How EXIF says that an image is turned; None where it says nothing, or is broken."""
+    try:
+        # Not the PNG reader's own method, which decodes the whole image.
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    except Exception:
+        return None
 
 
 def _range_of(opened: Image.Image) -> tuple[int, int]:

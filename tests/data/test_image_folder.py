@@ -1,5 +1,7 @@
 import csv
 import json
+import struct
+import zlib
 
 import numpy as np
 import pyarrow
@@ -128,7 +130,7 @@ def test_grey_of_16_bits_is_that_of_its_8_bit_copy(pixels_of, name):
 def test_image_whose_white_is_unknown_is_named_before_any_is_used(pixels_of, tmp_path, values):
     with pytest.raises(UserError, match="a.tif cannot be decoded .*nothing says which is white"):
         pixels_of(Image.fromarray(np.full((40, 30), values)), "a.tif")
-    with pytest.raises(UserError, match="has a.tif"):
+    with pytest.raises(UserError, match="cannot be used, a.tif .*nothing says which is white"):
         ImageFolder.open(tmp_path, "text").require_images(WIDTH, HEIGHT)
 
 
@@ -206,8 +208,65 @@ def test_missing_and_unreadable_images_are_named_before_any_is_used(tmp_path):
     with pytest.raises(UserError, match="lacks absent.png, which its table names"):
         ImageFolder.open(tmp_path, "text").require_images(WIDTH, HEIGHT)
     write_table(tmp_path, [("good.png", "a"), ("bad.png", "b")])
-    with pytest.raises(UserError, match="has bad.png, which are no images"):
+    with pytest.raises(UserError, match=r"cannot be used, bad.png \(no image, begins with b'no image'\): replace them"):
         ImageFolder.open(tmp_path, "text").require_images(WIDTH, HEIGHT)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [chunk(b"eXIf", b"no EXIF"), chunk(b"zTXt", b"workflow\0\0" + zlib.compress(b"a" * (2 << 20)))],
+    ids=["broken EXIF", "long text"],
+)
+def test_what_surrounds_the_pixels_of_an_image_does_not_keep_it_out(tmp_path, extra):
+    picture = gradient(WIDTH, HEIGHT)
+    picture.save(tmp_path / "a.png")
+    header = 8 + len(chunk(b"IHDR", bytes(13)))
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[:header] + extra + content[header:])
+    write_table(tmp_path, [("a.png", "a man")])
+    images = ImageFolder.open(tmp_path, "text")
+    images.require_images(WIDTH, HEIGHT)
+    np.testing.assert_array_equal(images.image(0, WIDTH, HEIGHT), picture)
+
+
+def png_of(width, height):
+    """A PNG as far as its header."""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+        + chunk(b"IDAT", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        # 200 million pixels take 0.8 GB while they are decoded.
+        (png_of(20_000, 10_000), None),
+        (png_of(20_000, 20_000), "20000x20000 pixels, expected at most 268 million"),
+        (png_of(0, 10), "PNG: "),
+        (png_of(20, 10)[:-30] + bytes(30), "PNG: broken PNG file"),
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html>\n<html>", r"no image, begins with b'<!DOCTYPE html>\\n'"),
+        ("folder", "Is a directory"),
+    ],
+    ids=["200 million pixels", "400 million", "no pixels", "damaged", "empty", "web page", "folder"],
+)
+def test_reason_why_an_image_cannot_be_used_is_told_before_any_is_used(tmp_path, content, reason):
+    if content == "folder":
+        (tmp_path / "a.png").mkdir()
+    else:
+        (tmp_path / "a.png").write_bytes(content)
+    write_table(tmp_path, [("a.png", "a man")])
+    images = ImageFolder.open(tmp_path, "text")
+    if reason is None:
+        return images.require_images(WIDTH, HEIGHT)
+    with pytest.raises(UserError, match=f"images that cannot be used, a.png \\(.*{reason}.*: replace them"):
+        images.require_images(WIDTH, HEIGHT)
 
 
 def test_image_that_breaks_off_is_named_when_it_is_decoded(tmp_path):
