@@ -10,6 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from hgdpo_jax.errors import UserError, first_line
+from hgdpo_jax.files import expanded
 from hgdpo_jax.texts import require_whole_characters
 
 
@@ -20,6 +21,7 @@ def config_changes(arguments: Sequence[str]) -> list[str]:
 
 def read_config(path: str, changes: Sequence[str]) -> ConfigDict:
     """The config of a file with the command line's changes; raises UserError for anything wrong with either."""
+    path = str(expanded(path))
     file = epath.Path(path.split(":")[0])
     if not file.is_file():
         raise UserError(f"config file {file} does not exist, expected a Python file such as configs/toon.py")

@@ -35,6 +35,11 @@ def leads_out(name: str) -> bool:
     return bool(_OUTSIDE.match(name))
 
 
+def expanded(path: epath.PathLike) -> epath.Path:
+    """The path, where ~ or ~NAME at its start is the home folder; as it is where there is no such user."""
+    return epath.Path(os.path.expanduser(path))
+
+
 def require_store(path: epath.PathLike) -> None:
     """Raises UserError where `path` lies in an object store that this installation cannot reach."""
     try:

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from hgdpo_jax.artifacts import fingerprint_of
 from hgdpo_jax.data.prompt_tables import table_rows, text_of
 from hgdpo_jax.errors import UserError, first_line
-from hgdpo_jax.files import leads_out
+from hgdpo_jax.files import expanded, leads_out
 from hgdpo_jax.weights.conversion import some
 
 _TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -59,7 +59,7 @@ class ImageFolder:
     @classmethod
     def open(cls, folder: epath.PathLike, caption_column: str) -> "ImageFolder":
         """Reads the table of a folder; raises UserError where it, a column of it, or an image's name is missing."""
-        folder = epath.Path(folder)
+        folder = expanded(folder)
         if not folder.is_dir():
             raise UserError(f"image folder {str(folder)!r} does not exist, expected a folder with {_TABLE_NAMES}")
         table = next((folder / name for name in _TABLES if (folder / name).is_file()), None)

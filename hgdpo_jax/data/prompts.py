@@ -10,6 +10,7 @@ from etils import epath
 from hgdpo_jax.data.hub_files import fetch_files, is_hub_address
 from hgdpo_jax.data.prompt_tables import column_texts, prompt_lines, split_source
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import expanded
 
 _TOON = "toon:"
 _MOST_WARNINGS = 5
@@ -54,7 +55,7 @@ def _texts(source: str) -> list[str]:
     file, selection = split_source(source)
     if is_hub_address(file):
         return [text for path in fetch_files(file) for text in _texts_of(path, selection)]
-    path = epath.Path(file)
+    path = expanded(file)
     if not path.is_file():
         raise UserError(
             f"prompts file {file!r} does not exist, expected a text file with one prompt a line, "

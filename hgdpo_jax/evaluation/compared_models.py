@@ -13,8 +13,11 @@ import re
 from collections.abc import Sequence
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import expanded
+from hgdpo_jax.weights.folders import PICKLED
 
 BASE, TUNED, FOLDER = "base", "tuned", "folder:"
+_ENDINGS = (".safetensors", *PICKLED)
 _TEXT = re.compile(r"(?:(?P<name>\w+)=)?(?P<target>.+?)(?:@(?P<scale>\d*\.?\d+))?(?P<lan>\+lan)?")
 
 
@@ -46,14 +49,15 @@ class ComparedModel:
                 raise UserError(f"evaluate.models has {text!r}: only a LoRA has a weight, or +lan")
             stem = target.removeprefix(FOLDER).rstrip("/").rpartition("/")[2]
             name = match["name"] or _slug(stem)
-            folder = target.removeprefix(FOLDER) if target.startswith(FOLDER) else ""
+            folder = str(expanded(target.removeprefix(FOLDER))) if target.startswith(FOLDER) else ""
             return cls(text, name, match["name"] or stem, folder=folder)
-        if target != TUNED and not target.endswith(".safetensors"):
+        if target != TUNED and not target.endswith(_ENDINGS):
             raise UserError(
-                f"evaluate.models has {text!r}, expected base, tuned, a LoRA's .safetensors file, or folder:PATH"
+                f"evaluate.models has {text!r}, expected base, tuned, a LoRA's file ({', '.join(_ENDINGS)}), "
+                "or folder:PATH"
             )
         weight = float(match["scale"]) if match["scale"] else scale
-        stem = target.rpartition("/")[2].removesuffix(".safetensors")
+        stem = re.sub(r"\.\w+$", "", target.rpartition("/")[2])
         given = f"@{match['scale']}" if match["scale"] else ""
         lan = lan or latent_normalization
         label = match["name"] or f"{'LoRA' if target == TUNED else stem} at {weight:g}{', LAN' if lan else ''}"
@@ -61,7 +65,7 @@ class ComparedModel:
             text=text,
             name=match["name"] or _slug(f"{stem}{given}{match['lan'] or ''}"),
             label=label,
-            adapter=target,
+            adapter=str(expanded(target)),
             scale=weight,
             latent_normalization=lan,
         )

@@ -15,10 +15,10 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from etils import epath
 
 from hgdpo_jax.config_files import config_changes, read_config
 from hgdpo_jax.errors import UserError, first_line
+from hgdpo_jax.files import expanded
 from hgdpo_jax.termination import exit_status
 
 
@@ -65,7 +65,7 @@ def _run(arguments: Sequence[str]) -> None:
     found, table = preflight.examine(config, preflight.compile_apart(config))
     print(table, end="", flush=True)
     if values.json:
-        epath.Path(values.json).write_text(json.dumps(found, indent=2) + "\n")
+        expanded(values.json).write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from etils import epath
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import expanded
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.pick_score import PickScore
@@ -122,7 +123,7 @@ def run(config, run: StageRun) -> None:
 
 
 def _weaker_files(config) -> list[epath.Path]:
-    folder = epath.Path(config.weights.base).parent
+    folder = expanded(config.weights.base).parent
     return [folder / f"unet-{step}.safetensors" for step in config.scorer_training.weaker_steps]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import expanded
 from hgdpo_jax.weights.folders import (
     TOKENIZER_FILES,
     copy_files,
@@ -92,7 +93,7 @@ def write_folder(folder: epath.PathLike, files: CLIPFiles, storage: str = "float
 
     `storage` is "float16" or "float32". The tokenizer's files are copied. config.json comes last.
     """
-    folder = epath.Path(folder)
+    folder = expanded(folder)
     copy_files(files.tokenizer, folder, TOKENIZER_FILES)
     # One that is there already would be read first.
     (folder / "processor_config.json").unlink(missing_ok=True)

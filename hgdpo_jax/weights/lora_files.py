@@ -17,6 +17,7 @@ from etils import epath
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import expanded
 from hgdpo_jax.weights import peft_config
 from hgdpo_jax.weights.folders import PICKLED, read_json
 from hgdpo_jax.weights.pickled_files import load_pickled
@@ -109,9 +110,8 @@ def save_adapter(
             # One alpha for all: diffusers mistakes several.
             tensors[f"{name}.lora_up.weight"] = up * np.float32(ranks[module] / rank)
             tensors[f"{name}.alpha"] = np.array(rank, np.float32)
-    save_tensors(
-        path, tensors, {"format": "pt"} | _format_metadata(ranks, rank, format) | _version() | dict(metadata or {})
-    )
+    origin = _format_metadata(ranks, rank, format) | _version() | dict(metadata or {})
+    save_tensors(expanded(path), tensors, {"format": "pt"} | origin)
 
 
 def load_adapter(
@@ -122,7 +122,7 @@ def load_adapter(
     With `targets` (from `lora.find_layers`) it is checked against them. Raises UserError where a key finds no place, or
     a factor lacks its partner.
     """
-    path = epath.Path(path)
+    path = expanded(path)
     if path.is_dir():
         found = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
         if not found:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import expanded
 from hgdpo_jax.weights.folders import WEIGHT_PLACES, weight_file_names
 from hgdpo_jax.weights.hub import fetch
 
@@ -39,7 +40,7 @@ def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
         if not folder.is_dir():
             raise UserError(f"{source} should lie in {folder}, which does not exist: install the package again")
         return folder
-    path = epath.Path(source)
+    path = expanded(source)
     if path.exists():
         return path
     if (match := _FILE.fullmatch(str(source))) and not epath.Path(match["name"]).exists():

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import expanded
 from hgdpo_jax.models.autoencoder import AutoencoderConfig
 from hgdpo_jax.weights.folders import (
     TOKENIZER_FILES,
@@ -179,7 +180,7 @@ def write_folder(folder: epath.PathLike, files: StableDiffusionFiles, storage: s
     `storage` is "float16" or "float32". The tokenizer's files are copied. model_index.json comes last: a folder
     that has it is whole.
     """
-    folder = epath.Path(folder)
+    folder = expanded(folder)
     copy_files(files.tokenizer, folder / "tokenizer", TOKENIZER_FILES)
     for name, stem in _WEIGHT_FILES.items():
         prefix = _TEXT_PREFIX if name == "text_encoder" else ""

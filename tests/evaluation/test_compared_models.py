@@ -13,6 +13,7 @@ from hgdpo_jax.evaluation.compared_models import ComparedModel, compared_models
         ("tuned@1+lan", ("tuned_1_lan", "LoRA at 1, LAN", "tuned", 1.0, True, "")),
         ("tuned+lan", ("tuned_lan", "LoRA at 0.5, LAN", "tuned", 0.5, True, "")),
         ("a/b-2.safetensors@.25", ("b_2_25", "b-2 at 0.25", "a/b-2.safetensors", 0.25, False, "")),
+        ("a/b.c.bin", ("b_c", "b.c at 0.5", "a/b.c.bin", 0.5, False, "")),
         ("old=a/b.safetensors", ("old", "old", "a/b.safetensors", 0.5, False, "")),
         ("folder:renderings/theirs", ("theirs", "theirs", "", 0.0, False, "renderings/theirs")),
     ],
@@ -33,7 +34,7 @@ def test_latent_normalization_of_the_config_holds_for_adapters_alone():
     [
         (("base",), "at least two"),
         (("base", "tuned", "tuned"), "put NAME= before one"),
-        (("base", "tunde"), "expected base, tuned, a LoRA's .safetensors file, or folder:PATH"),
+        (("base", "tunde"), r"expected base, tuned, a LoRA's file \(.safetensors, .bin, .*\), or folder:PATH"),
         (("base@0.5", "tuned"), "only a LoRA has a weight"),
         (("base", "folder:x+lan"), "only a LoRA has a weight"),
     ],
