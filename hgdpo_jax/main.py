@@ -50,6 +50,13 @@ _DISK_TROUBLES = {
 }
 # Hosts with other versions of these may compute other numbers.
 _DECISIVE_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "transformers")
+# And those that were told otherwise by the environment.
+_DECISIVE_OPTIONS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+)
 _REPORT = epath.Path("report/index.html")
 
 
@@ -206,6 +213,8 @@ def _run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path, p
 
 def _require_alike(config: ConfigDict, stages: Sequence[Stage]) -> None:
     """Raises UserError on every host where one has another config, other weights or other packages than the first."""
+    import jax
+
     from hgdpo_jax import hosts
 
     if hosts.count() == 1:
@@ -219,7 +228,12 @@ def _require_alike(config: ConfigDict, stages: Sequence[Stage]) -> None:
 
     for stage in stages:
         collect(stage.run)
-    own = {"config": config.to_dict(), "packages": _packages()}
+    own = {
+        "stages": [stage.run.name for stage in stages],
+        "config": config.to_dict(),
+        "packages": _packages(),
+        "jax": {name: getattr(jax.config, name) for name in _DECISIVE_OPTIONS},
+    }
     # What stages make of a config counts files by their content: weights, prompts and functions of the user's own.
     first, *others = hosts.gather([own, settings])
     for number, other in enumerate(others, 1):
