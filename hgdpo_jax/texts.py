@@ -1,8 +1,13 @@
-"""What a text must be before anything is done with it."""
+"""What texts of others must be before anything is done with them, and how messages show them."""
 
 from hgdpo_jax.errors import UserError
 
 _SHOWN = 30
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """A text for a message of one line: its beginning where it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def require_whole_characters(text: str, where: str) -> None:

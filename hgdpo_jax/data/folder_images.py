@@ -10,6 +10,7 @@ from jaxtyping import Bool, UInt8
 from hgdpo_jax.data.image_folder import ImageFolder
 from hgdpo_jax.data.pool import Block
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.texts import shortened
 
 _CAPTION_COLUMN = "text"
 
@@ -37,9 +38,9 @@ class FolderImages:
         """Raises UserError where a prompt has fewer images than `seeds`."""
         for block in blocks:
             for prompt in block.prompts:
-                if len(self._rows.get(prompt, ())) < seeds:
+                if (found := len(self._rows.get(prompt, ()))) < seeds:
                     raise UserError(
-                        f"{self._images.folder} has {len(self._rows.get(prompt, ()))} images of {prompt!r}, expected "
+                        f"{self._images.folder} has {found} images of {shortened(prompt)!r}, expected "
                         f"{seeds} (evaluate.seeds): rows of its table with this prompt as {_CAPTION_COLUMN}"
                     )
 

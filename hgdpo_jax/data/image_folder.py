@@ -144,7 +144,7 @@ class ImageFolder:
             with _opened(path) as opened:
                 black, white = _range_of(opened)
                 opened.load()
-                turn = _UPRIGHT.get(_orientation(opened))
+                turn = _UPRIGHT.get(_orientation(opened) or 1)
                 upright = _in_eight_bits(opened if turn is None else opened.transpose(turn), black, white)
                 return np.asarray(ImageOps.fit(_on_white(upright), (width, height), Image.Resampling.LANCZOS), np.uint8)
         # Pillow's readers raise nearly anything on a broken file.

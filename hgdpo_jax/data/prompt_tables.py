@@ -11,7 +11,7 @@ from etils import epath
 
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import local_copy
-from hgdpo_jax.texts import require_whole_characters
+from hgdpo_jax.texts import require_whole_characters, shortened
 
 _SOURCE = re.compile(r"(.+?\.(?:jsonl?|csv|tsv|parquet))(?::(.*))?", re.IGNORECASE)
 _MOST_NAMES = 12
@@ -75,7 +75,7 @@ def text_of(path: epath.Path, row: Row, column: str) -> str:
     place, values = row
     text = values.get(column)
     if not isinstance(text, str | None):
-        raise UserError(f"{place} of {path} has {_shown(text)} as {column!r}, expected a text")
+        raise UserError(f"{place} of {path} has {shortened(_shown(text))} as {column!r}, expected a text")
     require_whole_characters(text or "", f"{column!r} in {place} of {path}")
     return text or ""
 
@@ -188,7 +188,7 @@ def _json_array_rows(path: epath.Path, content: str) -> list[Row]:
     for number, item in enumerate(items, start=1):
         if not isinstance(item, dict):
             raise UserError(
-                f"item {number} of {path} is {_shown(item)[:40]}, expected an array of texts, or of objects "
+                f"item {number} of {path} is {shortened(_shown(item))}, expected an array of texts, or of objects "
                 '{"COLUMN": "a text"}'
             )
     return [(f"item {number}", item) for number, item in enumerate(items, start=1)]
@@ -234,6 +234,6 @@ def _shown(value: Any) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    names = list(names)
+    names = [shortened(name) for name in names]
     rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + rest

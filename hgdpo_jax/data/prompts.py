@@ -11,6 +11,7 @@ from hgdpo_jax.data.hub_files import fetch_files, is_hub_address
 from hgdpo_jax.data.prompt_tables import column_texts, prompt_lines, split_source
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import expanded
+from hgdpo_jax.texts import shortened
 
 _TOON = "toon:"
 _MOST_WARNINGS = 5
@@ -68,16 +69,18 @@ def _texts_of(path: epath.Path, selection: str | None) -> list[str]:
     return prompt_lines(path) if selection is None else column_texts(path, selection)
 
 
-def warn_long_prompts(prompts: Sequence[str], tokenizer: Any) -> int:
-    """Warns, on the error stream, of prompts that the tokenizer cuts, with the part that is lost; returns how many."""
-    kept = tokenizer.model_max_length - 1
+def warn_long_prompts(prompts: Sequence[str], tokenizer: Any, length: int) -> int:
+    """Warns, on the error stream, of prompts above `length` tokens, which are cut; returns how many there are.
+
+    Of the first few a line says where the lost part begins.
+    """
+    kept = length - 1
     # Without verbose=False the tokenizer adds a warning of its own.
     encoded = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
-    long = [(text, ids) for text, ids in zip(prompts, encoded, strict=True) if len(ids) > kept + 1]
+    long = [(text, ids) for text, ids in zip(prompts, encoded, strict=True) if len(ids) > length]
     for text, ids in long[:_MOST_WARNINGS]:
-        lost = tokenizer.decode(ids[kept:-1]).strip()
-        start = text if len(text) <= 40 else f"{text[:37]}..."
-        _warn(f"prompt {start!r} has {len(ids)} tokens, of which {kept + 1} are used; cut off: {lost!r}")
+        lost = shortened(tokenizer.decode(ids[kept:-1]).strip())
+        _warn(f"prompt {shortened(text)!r} has {len(ids)} tokens, of which {length} are used; cut off: {lost!r}")
     if len(long) > _MOST_WARNINGS:
         _warn(f"{len(long) - _MOST_WARNINGS} more prompts are too long and are cut off")
     return len(long)

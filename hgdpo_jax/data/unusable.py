@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Bool
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.texts import shortened
 
 # As many are allowed whatever their share is: one image in a small pool is a quarter of it.
 _FEW = 3
 # Where most of the first images are unusable, all of them will be. More than the images of one prompt.
 _FIRST = 100
-_LONGEST_PROMPT = 60
 _ADVICE = "check the weights, or give --config.dtype=float32"
 
 
@@ -25,16 +25,12 @@ def check_limit(limit: float) -> None:
 def image_of(prompts: Sequence[str], index: int) -> Callable[[int], str]:
     """Names one image of each prompt by the prompt's row."""
 
-    return lambda row: f"image {index} of prompt {_shown(prompts[row])}"
+    return lambda row: f"image {index} of prompt {shortened(prompts[row])!r}"
 
 
 def pair_of(prompts: Sequence[str]) -> Callable[[int], str]:
     """Names the pair of each prompt by the prompt's row."""
-    return lambda row: f"that of prompt {_shown(prompts[row])}"
-
-
-def _shown(prompt: str) -> str:
-    return repr(prompt if len(prompt) <= _LONGEST_PROMPT else f"{prompt[:_LONGEST_PROMPT]}...")
+    return lambda row: f"that of prompt {shortened(prompts[row])!r}"
 
 
 class Unusable:

@@ -58,7 +58,7 @@ def check(config) -> None:
 def run(config, run: StageRun) -> None:
     images, model = _images(config), load_base(config)
     model.latent_shape(config.pool.width, config.pool.height)
-    warn_long_prompts(images.captions, model.tokenizer)
+    warn_long_prompts(images.captions, model.tokenizer, model.text_encoder.config.max_position_embeddings)
     encoded = _encoded(run, len(images))
     hosts.wait()
     starts = hosts.from_first([rows.start for rows in encoded.missing()])

@@ -147,7 +147,11 @@ def _draw(config, pool: Pool, images: int, missing: Sequence[tuple[Block, int]])
         write_json(pool.folder / "settings.json", drawing_settings(config))
     model = load_base(config)
     if hosts.is_first():
-        warn_long_prompts([*_prompts(config), config.pool.negative_prompt], model.tokenizer)
+        warn_long_prompts(
+            [*_prompts(config), config.pool.negative_prompt],
+            model.tokenizer,
+            model.text_encoder.config.max_position_embeddings,
+        )
     draw_parts(config, model, pool, missing, images, "generate_pool", note_rate=pool.note_rate)
 
 

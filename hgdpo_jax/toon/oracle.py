@@ -14,6 +14,7 @@ from hgdpo_jax.models.attribute_classifier import AttributeClassifier
 from hgdpo_jax.pipelines.arguments import images_of, of_one_length, texts_of
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.sharding import data_mesh, replicate
+from hgdpo_jax.texts import shortened
 from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.captions import caption
 from hgdpo_jax.toon.portraits import HEIGHT, SPLITS, WIDTH, labels, portrait
@@ -41,7 +42,7 @@ def prompt_labels(prompt: str) -> np.ndarray:
     for split in SPLITS:
         if prompt in (known := _labels_of_split(split)):
             return known[prompt]
-    raise UserError(f"the oracle reads only toon prompts, not {prompt!r}: leave it out of evaluate.scorers")
+    raise UserError(f"the oracle reads only toon prompts, not {shortened(prompt)!r}: leave it out of evaluate.scorers")
 
 
 @functools.cache
