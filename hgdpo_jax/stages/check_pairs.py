@@ -16,7 +16,7 @@ from hgdpo_jax.evaluation.pair_check import PairCheck, check_pairs
 from hgdpo_jax.evaluation.scores import TRAINING, Score, load_scores, score_sources
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.user_scorer import UserScorer
-from hgdpo_jax.stages.generate_pool import base_fingerprints, load_autoencoder
+from hgdpo_jax.stages.generate_pool import base_fingerprints, load_autoencoder, name_of
 from hgdpo_jax.stages.score_pool import scorer_source
 
 INPUTS = ("select_pairs",)
@@ -85,7 +85,7 @@ def run(config, run: StageRun) -> None:
             chunk = slice(start, start + _CHUNK_PAIRS)
             for side in sides:
                 images, decoded = images_of(side, rows[chunk])
-                usable, what = decoded, "the pictures that the VAE decodes"
+                usable, what = decoded, f"the pictures that {name_of(config, 'VAE')} decodes"
                 for name, score in scores.items():
                     marked = np.where(decoded, score.function(images, prompts[chunk]), np.nan)
                     values[side][name][chunk] = marked

@@ -20,7 +20,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.stages.generate_pool import base_fingerprints, batch_of_block, load_base
+from hgdpo_jax.stages.generate_pool import base_fingerprints, batch_of_block, load_base, name_of
 from hgdpo_jax.weights import folders
 
 INPUTS = ()
@@ -72,7 +72,7 @@ def run(config, run: StageRun) -> None:
 
     def keep(rows: range, moments: np.ndarray, states: np.ndarray) -> None:
         encodes, reads = finite_rows(half(moments)), finite_rows(half(states))
-        what = "the latents that the VAE encodes" if reads[~encodes].all() else "the text encoder's states"
+        what = f"the values of {name_of(config, 'text encoder' if encodes.all() else 'VAE')}"
         unusable.add(encodes & reads, what, images.names[rows.start : rows.stop].__getitem__)
         encoded.write(rows, moments, states)
 

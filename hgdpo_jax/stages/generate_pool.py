@@ -56,6 +56,12 @@ def base_fingerprints(config) -> dict[str, str]:
     return fingerprint("base", True) | fingerprint("tokenizer", False) | fingerprint("vae", True)
 
 
+def name_of(config, network: str) -> str:
+    """How messages call a network of the base, with its source."""
+    source = config.weights.vae if network == "VAE" and config.weights.vae else config.weights.base
+    return f"the {network} of {source}"
+
+
 def load_base(config, dtype: str = "") -> StableDiffusion:
     """The base of a config, unless told in the config's type."""
     weights = config.weights
@@ -189,7 +195,7 @@ def draw_parts(
         usable = finite_rows(stored)
         of_text = not states_finite[~usable].all()
         # Not written where there are too many: a device that is mended draws them again.
-        what = "the text encoder's states" if of_text else "the U-Net's latents"
+        what = f"the values of {name_of(config, 'text encoder' if of_text else 'U-Net')}"
         unusable.add(usable, what, image_of(block.prompts, index))
         pool.latents.write(block, index, stored)
 

@@ -20,7 +20,7 @@ from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.scorer import Scorer
 from hgdpo_jax.scorers.sources import ScorerSource
 from hgdpo_jax.scorers.user_scorer import UserScorer
-from hgdpo_jax.stages.generate_pool import batch_of_block, complete_pool, load_autoencoder
+from hgdpo_jax.stages.generate_pool import batch_of_block, complete_pool, load_autoencoder, name_of
 
 INPUTS = ("generate_pool",)
 EVERY_HOST = True
@@ -118,19 +118,20 @@ def _score(config, pool: Pool, scores: Parts, images: int, missing: Sequence[tup
                 scored, decoded = score_part(block, latents)
                 scored = scores.stored(np.where(decoded, scored, np.nan))
                 usable = finite_rows(scored)
-                unusable.add(usable, _cause(latents, decoded, usable), image_of(block.prompts, index))
+                unusable.add(usable, _cause(config, latents, decoded, usable), image_of(block.prompts, index))
                 write(scores.write, block, index, scored)
                 bar.update(len(block.prompts))
     unusable.warn()
 
 
-def _cause(latents: np.ndarray, decoded: np.ndarray, usable: np.ndarray) -> str:
+def _cause(config, latents: np.ndarray, decoded: np.ndarray, usable: np.ndarray) -> str:
     """What is not finite in the first image that is not usable."""
     drawn = finite_rows(latents)
-    for finite, what in ((drawn, "the latents of the pool"), (decoded, "the pictures that the VAE decodes")):
+    pictures = f"the pictures that {name_of(config, 'VAE')} decodes"
+    for finite, what in ((drawn, "the latents of the pool"), (decoded, pictures)):
         if not finite[np.argmin(usable)]:
             return what
-    return "the scores of weights.scorer"
+    return f"the scores of weights.scorer, {config.weights.scorer},"
 
 
 def _make_score_part(

@@ -27,7 +27,7 @@ from hgdpo_jax.evaluation.rank_statistics import channel_statistics, rank_distan
 from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.stages.generate_pool import batch_of_block, load_autoencoder
+from hgdpo_jax.stages.generate_pool import batch_of_block, load_autoencoder, name_of
 from hgdpo_jax.stages.score_pool import complete_scores
 
 INPUTS = ("score_pool",)
@@ -266,6 +266,7 @@ class _Unusable:
     def __init__(self, config, prompts: int):
         self.images = Unusable(config.pool.unusable_limit, prompts * config.pool.size)
         self.pairs = Unusable(config.pool.unusable_limit, prompts, "pairs")
+        self._encoded = f"the latents that {name_of(config, 'VAE')} encodes"
 
     def add(self, block: Block, selected: SelectedBlock) -> None:
         """Counts a block in; raises UserError where there are too many."""
@@ -273,7 +274,7 @@ class _Unusable:
             self.images.add(usable, "the scores of the pool", image_of(block.prompts, index))
         rows = np.sort(np.concatenate([selected.rows, selected.unencodable]))
         prompts = [block.prompts[row] for row in rows]
-        self.pairs.add(np.isin(rows, selected.rows), "the latents that the VAE encodes", pair_of(prompts))
+        self.pairs.add(np.isin(rows, selected.rows), self._encoded, pair_of(prompts))
 
 
 def _write(config, run: StageRun, parts: PairParts, blocks: Sequence[Block], latent_shape: Sequence[int]) -> None:

@@ -330,12 +330,12 @@ def write_nan(folder, copy, network, tensor):
 @pytest.mark.parametrize(
     ("network", "tensor", "message"),
     [
-        ("text_encoder", "text_model.final_layer_norm.bias", "the text encoder's states are not finite"),
-        ("unet", "conv_out.bias", "the U-Net's latents are not finite"),
+        ("text_encoder", "text_model.final_layer_norm.bias", "the values of the text encoder of .*copy are not finite"),
+        ("unet", "conv_out.bias", "the values of the U-Net of .*copy are not finite"),
         # Of one colour.
-        ("vae", "decoder.conv_out.bias", "the pictures that the VAE decodes are not finite"),
-        ("vae", "encoder.conv_out.bias", "the latents that the VAE encodes are not finite"),
-        ("scorer", "visual_projection.weight", "the scores of weights.scorer are not finite"),
+        ("vae", "decoder.conv_out.bias", "the pictures that the VAE of .*copy decodes are not finite"),
+        ("vae", "encoder.conv_out.bias", "the latents that the VAE of .*copy encodes are not finite"),
+        ("scorer", "visual_projection.weight", "the scores of weights.scorer, .*copy, are not finite"),
     ],
 )
 def test_weights_with_nan_stop_the_first_stage_that_uses_them_and_are_named(
@@ -384,7 +384,9 @@ def test_prompts_without_two_usable_images_are_left_out_where_the_limit_allows_i
     # No score for the second prompt of each block; one for the black pictures that it is tried on.
     second = "(np.arange(len(images)) == 1) & (images.max() > 0)"
     config.weights.scorer = write_filter("second", f"np.where({second}, np.nan, images.mean(axis=(1, 2, 3)))")
-    with pytest.raises(UserError, match="4 of .* images are unusable, .* the scores of weights.scorer are not finite"):
+    with pytest.raises(
+        UserError, match="4 of .* images are unusable, .* the scores of weights.scorer, second:second, are not"
+    ):
         run_stages(config, workdir)
     config.pool.unusable_limit = 0.4
     runs = run_stages(config, workdir)
