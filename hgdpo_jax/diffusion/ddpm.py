@@ -4,18 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hgdpo_jax.diffusion.schedule import NoiseSchedule, at_timesteps
+from hgdpo_jax.diffusion.schedule import NoiseSchedule, at_timesteps, predicted_image
 
 
 def step(
     schedule: NoiseSchedule,
-    predicted_noise: Float[Array, "n h w c"],
+    prediction: Float[Array, "n h w c"],
     timesteps: Int[Array, " n"],
     latents: Float[Array, "n h w c"],
     noise: Float[Array, "n h w c"] | None = None,
     stride: int = 1,
 ) -> Float[Array, "n h w c"]:
-    """Latents of t to latents of t - stride, with a t of its own for each image, float32.
+    """Latents of t to latents of t - stride, with a t of its own for each image, float32, from a network's prediction.
 
     The variance is diffusers' "fixed_small", without clipping. Where t - stride < 0 the result is the predicted clean
     image. Without `noise` it is the posterior's mean: enough for the difference of two models that share their noise.
@@ -30,9 +30,8 @@ def step(
     def at(table):
         return at_timesteps(table, timesteps)
 
-    latents, predicted_noise = latents.astype(jnp.float32), predicted_noise.astype(jnp.float32)
-    clean = (latents - at(np.sqrt(1 - alphas_cumprod)) * predicted_noise) / at(np.sqrt(alphas_cumprod))
-    mean = at(clean_weight) * clean + at(latents_weight) * latents
+    clean = predicted_image(schedule, prediction, latents, timesteps)
+    mean = at(clean_weight) * clean + at(latents_weight) * latents.astype(jnp.float32)
     if noise is None:
         return mean
     deviation = np.sqrt(np.maximum((1 - previous) / (1 - alphas_cumprod) * beta, 1e-20))

@@ -27,23 +27,28 @@ def timesteps(schedule: NoiseSchedule, steps: int) -> Int[np.ndarray, " steps"]:
 
 
 def sample(
-    predict_noise: Callable[[Float[Array, "*shape"], Int[Array, ""]], Float[Array, "*shape"]],
+    predict: Callable[[Float[Array, "*shape"], Int[Array, ""]], Float[Array, "*shape"]],
     initial_latents: Float[Array, "*shape"],
     schedule: NoiseSchedule,
     steps: int,
     after_step: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]] | None = None,
 ) -> Float[Array, "*shape"]:
-    """Clean latents from noise, float32 in and out, with `steps` calls of `predict_noise(latents, timestep)`.
+    """Clean latents from noise, float32 in and out, with `steps` calls of `predict(latents, timestep)`.
 
-    The calls share one trace, in a scan. The latents may have any shape: for latent adaptive normalisation (HG-DPO,
-    Eq. 7) one array holds target and reference, say as [2n, h, w, c]. `after_step` changes the latents after every
-    step, the last one too, and not the solver's memory of the previous prediction.
+    What is predicted is the schedule's `prediction_type`. The calls share one trace, in a scan. The latents may have
+    any shape: for latent adaptive normalisation (HG-DPO, Eq. 7) one array holds target and reference, say as
+    [2n, h, w, c]. `after_step` changes the latents after every step, the last one too, and not the solver's memory of
+    the previous prediction.
     """
 
     def advance(carry, step):
         latents, previous_clean = carry
         timestep, signal, spread, keep, move, curve = step
-        clean = (latents - spread * predict_noise(latents, timestep).astype(jnp.float32)) / signal
+        prediction = predict(latents, timestep).astype(jnp.float32)
+        if schedule.prediction_type == "epsilon":
+            clean = (latents - spread * prediction) / signal
+        else:
+            clean = signal * latents - spread * prediction
         latents = keep * latents + move * clean + curve * (clean - previous_clean)
         return (after_step(latents) if after_step else latents, clean), None
 
@@ -58,7 +63,8 @@ def _coefficients(schedule: NoiseSchedule, steps: int) -> tuple[Float[np.ndarray
 
     `next = keep * latents + move * clean + curve * (clean - previous_clean)`, with the predicted clean image.
     """
-    trained = schedule.alphas_cumprod.astype(np.float64)
+    # As diffusers has it, where the last step has no signal at all.
+    trained = np.maximum(schedule.alphas_cumprod.astype(np.float64), 2.0**-24)
     # Interpolated, because an offset may lead past the last trained step.
     ratios = np.interp(timesteps(schedule, steps), np.arange(len(trained)), np.sqrt((1 - trained) / trained))
     ratios = np.append(ratios, 0.0)  # The sampler ends without noise.

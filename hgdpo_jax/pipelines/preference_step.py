@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from hgdpo_jax import losses
 from hgdpo_jax.diffusion import ddpm
-from hgdpo_jax.diffusion.schedule import add_noise
+from hgdpo_jax.diffusion.schedule import add_noise, training_target
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 
 
@@ -37,15 +37,17 @@ def pair_losses(
     noisy_losers = add_noise(model.schedule, losers, noise, timesteps)
     states = model.text_states(base, batch["token_ids"], clip_skip)
     inputs = _in_turn(noisy_winners, noisy_losers), _in_turn(timesteps, timesteps), _in_turn(states, states)
-    policy = model.noise(base, *inputs, adapters=[(lora, 1.0)])
-    reference = jax.lax.stop_gradient(model.noise(base, *inputs))
+    policy = model.prediction(base, *inputs, adapters=[(lora, 1.0)])
+    reference = jax.lax.stop_gradient(model.prediction(base, *inputs))
     policy_winner, policy_loser = _sides(policy)
     reference_winner, reference_loser = _sides(reference)
+    winner_target = training_target(model.schedule, winners, noise, timesteps)
+    loser_target = training_target(model.schedule, losers, noise, timesteps)
     errors = {
-        "policy_winner_error": losses.noise_prediction(policy_winner, noise),
-        "policy_loser_error": losses.noise_prediction(policy_loser, noise),
-        "reference_winner_error": losses.noise_prediction(reference_winner, noise),
-        "reference_loser_error": losses.noise_prediction(reference_loser, noise),
+        "policy_winner_error": losses.noise_prediction(policy_winner, winner_target),
+        "policy_loser_error": losses.noise_prediction(policy_loser, loser_target),
+        "reference_winner_error": losses.noise_prediction(reference_winner, winner_target),
+        "reference_loser_error": losses.noise_prediction(reference_loser, loser_target),
     }
     dpo_loss = losses.diffusion_dpo(**errors, beta=beta)
     # The sampler's own noise, shared by both models, cancels in the difference of their means.

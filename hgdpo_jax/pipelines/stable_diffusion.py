@@ -15,7 +15,7 @@ from hgdpo_jax.adapters import lora
 from hgdpo_jax.diffusion import dpm_solver
 from hgdpo_jax.diffusion.guidance import guided
 from hgdpo_jax.diffusion.latent_normalization import normalize
-from hgdpo_jax.diffusion.schedule import NoiseSchedule
+from hgdpo_jax.diffusion.schedule import NoiseSchedule, predicted_noise
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import cached_folder
 from hgdpo_jax.models.attention import IMPLEMENTATIONS
@@ -37,9 +37,10 @@ ImageBatch = UInt8[np.ndarray, "n height width 3"]
 class StableDiffusion:
     """Modules, parameters, noise schedule and tokenizer of a checkpoint, and the configs of its files.
 
-    The pure functions (`text_states`, `noise`, `sample`, `decode`, `encode`, `posterior`) take the parameters and run
-    inside jit; the methods of the public interface take and return numpy arrays of any number of rows. A single prompt,
-    seed or image counts as a sequence of one, and what has one row is repeated for the rows of the other arguments.
+    The pure functions (`text_states`, `prediction`, `noise`, `sample`, `decode`, `encode`, `posterior`) take the
+    parameters and run inside jit; the methods of the public interface take and return numpy arrays of any number of
+    rows. A single prompt, seed or image counts as a sequence of one, and what has one row is repeated for the rows of
+    the other arguments.
     """
 
     unet: UNet
@@ -175,10 +176,20 @@ class StableDiffusion:
         with lora.apply([(lora.split(adapter)[1], scale) for adapter, scale in adapters]):
             return apply(self.text_encoder, parameters["text_encoder"], token_ids, clip_skip)
 
-    def noise(self, parameters, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[Array, "n h w c"]:
-        """The U-Net's noise prediction in float32, with the adapters' low-rank branches added at their scales."""
+    def prediction(
+        self, parameters, latents, timesteps, text_states, adapters: Adapters = ()
+    ) -> Float[Array, "n h w c"]:
+        """The U-Net's prediction in float32, with the adapters' low-rank branches added at their scales.
+
+        It is noise or velocity, as the schedule's `prediction_type` says.
+        """
         with lora.apply(adapters):
             return apply(self.unet, parameters["unet"], latents, timesteps, text_states).astype(jnp.float32)
+
+    def noise(self, parameters, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[Array, "n h w c"]:
+        """The noise that follows from `prediction`."""
+        prediction = self.prediction(parameters, latents, timesteps, text_states, adapters)
+        return predicted_noise(self.schedule, prediction, latents, timesteps)
 
     def sample(
         self,
@@ -197,7 +208,7 @@ class StableDiffusion:
         def predict(latents, timestep, adapters):
             def conditioned(latents, states):
                 timesteps = jnp.full((latents.shape[0],), timestep)
-                return self.noise(parameters, latents, timesteps, states, adapters)
+                return self.prediction(parameters, latents, timesteps, states, adapters)
 
             return guided(conditioned, latents, text_states, empty_states, guidance)
 
@@ -278,7 +289,7 @@ class StableDiffusion:
         )
 
     def predict_noise(self, latents, timesteps, text_states, adapters: Adapters = ()) -> Float[np.ndarray, "n h w c"]:
-        """One call of the U-Net; timesteps `[n]`."""
+        """The noise that one call of the U-Net predicts; timesteps `[n]`."""
         self._check(adapters)
         latents, timesteps, text_states = of_one_length(
             latents=latents_of(latents, self.unet.config.in_channels),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hgdpo_jax import losses
-from hgdpo_jax.diffusion.schedule import add_noise
+from hgdpo_jax.diffusion.schedule import add_noise, training_target
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 
 
@@ -20,6 +20,7 @@ def winner_losses(
     winners = batch["winner_latents"].astype(jnp.float32)
     noisy = add_noise(model.schedule, winners, batch["noise"], batch["timesteps"])
     states = model.text_states(base, batch["token_ids"], clip_skip)
-    predicted = model.noise(base, noisy, batch["timesteps"], states, adapters=[(lora, 1.0)])
-    error = losses.noise_prediction(predicted, batch["noise"])
+    predicted = model.prediction(base, noisy, batch["timesteps"], states, adapters=[(lora, 1.0)])
+    target = training_target(model.schedule, winners, batch["noise"], batch["timesteps"])
+    error = losses.noise_prediction(predicted, target)
     return {"loss": error, "policy_winner_error": error}

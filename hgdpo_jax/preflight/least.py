@@ -40,11 +40,11 @@ def least_step_flops(
         return least_flops(jaxpr, [place < tuned for place in range(len(jaxpr.invars))])
 
     def policy(adapter, *arguments):
-        return base.noise(*arguments, adapters=[(adapter, 1.0)])
+        return base.prediction(*arguments, adapters=[(adapter, 1.0)])
 
     states = least(functools.partial(base.text_states, clip_skip=clip_skip), parameters, token_ids)
     tuned = least(policy, adapter, parameters, *inputs, tuned=len(jax.tree.leaves(adapter)))
-    return states + tuned + (0.0 if winners_alone else least(base.noise, parameters, *inputs))
+    return states + tuned + (0.0 if winners_alone else least(base.prediction, parameters, *inputs))
 
 
 def states_shape(base: StableDiffusion) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.batches import ShuffledBatches
 from hgdpo_jax.data.unusable import Unusable, image_of
-from hgdpo_jax.diffusion.schedule import add_noise
+from hgdpo_jax.diffusion.schedule import add_noise, training_target
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.contact_sheet import contact_sheet
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
@@ -61,10 +61,11 @@ def make_finetune_step(model: StableDiffusion, optimizer, parts: int, mesh: Mesh
     """
 
     def loss_function(unet, _, batch):
-        noisy = add_noise(model.schedule, batch["latents"], batch["noise"], batch["timesteps"])
+        drawn = batch["latents"], batch["noise"], batch["timesteps"]
+        noisy = add_noise(model.schedule, *drawn)
         # The weights stay float32: each layer computes with a copy in the model's type.
-        predicted = model.noise({"unet": unet}, noisy, batch["timesteps"], batch["text_states"])
-        loss = losses.noise_prediction(predicted, batch["noise"]).mean()
+        predicted = model.prediction({"unet": unet}, noisy, batch["timesteps"], batch["text_states"])
+        loss = losses.noise_prediction(predicted, training_target(model.schedule, *drawn)).mean()
         return loss, {"loss": loss}
 
     def draw(batch, key):

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from etils import epath
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
 from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
 from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
 from hgdpo_jax.data.unusable import Unusable, check_limit, image_of
+from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.batching import finite_rows
 from hgdpo_jax.pipelines.stable_diffusion import Adapters, StableDiffusion
@@ -18,6 +20,7 @@ from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.sources import resolve_source
+from hgdpo_jax.weights.stable_diffusion_files import read_scheduler
 
 INPUTS = ()
 EVERY_HOST = True
@@ -53,7 +56,21 @@ def base_fingerprints(config) -> dict[str, str]:
         source = resolve_source(config.weights[name], weights)
         return {f"weights.{name}": folders.content_fingerprint(source, weights)}
 
-    return fingerprint("base", True) | fingerprint("tokenizer", False) | fingerprint("vae", True)
+    weights = fingerprint("base", True) | fingerprint("tokenizer", False) | fingerprint("vae", True)
+    return weights | _scheduler_fingerprint(resolve_source(config.weights.base))
+
+
+# Every stage asks, and pickled weights take a second to open.
+@functools.cache
+def _scheduler_fingerprint(base: epath.Path) -> dict[str, str]:
+    """What a base in one file, or the .yaml beside it, says of its noise schedule; nothing where that is the usual one.
+
+    A folder's configuration is a part of its content's fingerprint.
+    """
+    if base.is_dir():
+        return {}
+    config = read_scheduler(base)
+    return {f"weights.base.{name}": str(value) for name, value in config.items() if value != STABLE_DIFFUSION.get(name)}
 
 
 def name_of(config, network: str) -> str:

@@ -54,7 +54,7 @@ def run(config, run: StageRun) -> None:
         timesteps = jax.random.randint(time_key, (len(clean),), 0, len(model.schedule.betas))
         noisy = add_noise(model.schedule, clean, noise, timesteps)
         states = model.text_states(frozen, token_ids)
-        predicted = model.noise({"unet": unet}, noisy, timesteps, states)
+        predicted = model.prediction({"unet": unet}, noisy, timesteps, states)
         error = losses.noise_prediction(predicted, noise)
         # Divided by it, an error of the noise is one of the velocity: it no longer counts little at high noise.
         weight = jnp.minimum(1.0 / jnp.asarray(model.schedule.alphas_cumprod)[timesteps], options.noisy_weight_limit)

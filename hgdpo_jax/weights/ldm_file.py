@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.weights.conversion import some
 
@@ -23,10 +22,10 @@ _PREFIXES = {
 }
 
 # What serves training and comparing alone: averaged copies of the weights, tables of the noise schedule, the VAE's
-# discriminator, CLIP's common space with images; and token positions, which hold no weights.
+# discriminator, CLIP's common space with images; token positions, which hold no weights; marks of the prediction.
 _UNUSED = re.compile(
     r"model_ema\..+|.+\.position_ids|betas|(\w+_)?alphas_cumprod(_prev)?|posterior_\w+|lvlb_weights|logvar"
-    r"|(first_stage_model\.)?loss\..+|cond_stage_model\.(transformer\.)?(text_projection(\.weight)?|logit_scale)"
+    r"|v_pred|ztsnr|(first_stage_model\.)?loss\..+|cond_stage_model\.(transformer\.)?(text_projection(\.weight)?|logit_scale)"
 )
 
 # Keys that betray another kind of file.
@@ -36,7 +35,6 @@ _FOREIGN = (
     (re.compile(r"\bjoint_blocks\."), "an SD3 checkpoint"),
     (re.compile(r"\bdouble_blocks\."), "a Flux checkpoint"),
     (re.compile(r"^cond_stage_model\.model\."), "an SD2.x checkpoint"),
-    (re.compile(r"^v_pred$"), "a v-prediction checkpoint"),
 )
 
 _UNET_ENDS = {
@@ -79,7 +77,7 @@ _VAE_PARTS = (
 def convert_checkpoint(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensors]]:
-    """Configs of unet, text_encoder, scheduler and, where the file has one, vae; and their tensors.
+    """Configs of unet, text_encoder and, where the file has one, vae; and their tensors.
 
     Configs hold what shapes tell; the rest are the defaults of Stable Diffusion 1.x. Raises UserError, which says what
     the file is, for anything else.
@@ -101,8 +99,6 @@ def convert_checkpoint(
     configs = {
         "unet": _unet_config(converted["unet"], layers, where),
         "text_encoder": _text_config(converted["text_encoder"], where),
-        # A single file does not say how it was trained.
-        "scheduler": STABLE_DIFFUSION,
     }
     if parts["vae"]:
         configs["vae"], converted["vae"] = convert_vae(parts["vae"], where)

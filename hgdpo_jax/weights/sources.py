@@ -29,8 +29,8 @@ def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
     "toon", "toon-scorer", "toon-judge" and "toon-oracle" lie in the package. `owner/name` or `owner/name@revision`,
     where no such folder exists, is fetched from the hub into its cache, without `weights` only its configs and
     vocabularies; without a network the cached one is used. `owner/name/path/file.pt` or
-    `owner/name@revision/path/file.pt` is one file of a repository, fetched alone. A program asks the hub once, so that
-    what it reads stays the same.
+    `owner/name@revision/path/file.pt` is one file of a repository, fetched with a .yaml of its name where there
+    is one. A program asks the hub once, so that what it reads stays the same.
     Raises UserError, with what was looked for, where there is none.
     """
     if not str(source):
@@ -45,7 +45,9 @@ def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
         return path
     if (match := _FILE.fullmatch(str(source))) and not epath.Path(match["name"]).exists():
         name, revision, file = match["name"], match["revision"], match["path"]
-        path = fetch(name, revision, lambda files: [file], cached=[file]) / file
+        # What an LDM configuration beside it says of a checkpoint, its file does not.
+        described = re.sub(r"\.\w+$", ".yaml", file)
+        path = fetch(name, revision, lambda files: [file, *({described} & set(files))], cached=[file]) / file
         if not path.exists():
             raise UserError(f"{source} is not an existing file, and the repository {name} of the hub has no {file}")
         return path

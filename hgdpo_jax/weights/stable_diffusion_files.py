@@ -23,6 +23,7 @@ from hgdpo_jax.weights.folders import (
     write_weights,
 )
 from hgdpo_jax.weights.ldm_file import convert_checkpoint, convert_vae
+from hgdpo_jax.weights.single_file_schedule import scheduler_config
 from hgdpo_jax.weights.sources import public_name, resolve_source
 from hgdpo_jax.weights.tensor_files import load_tensors
 
@@ -41,6 +42,7 @@ _CLASSES: dict[str, dict[str, Any]] = {
 }
 
 _TEXT_PREFIX = "text_model."
+_SCHEDULER_FILE = "scheduler/scheduler_config.json"
 
 # Folders that other architectures have; SD3 has both.
 _FOREIGN = {"transformer": "an SD3 or Flux checkpoint", "text_encoder_2": "an SDXL checkpoint"}
@@ -76,7 +78,7 @@ def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") 
         files = read_folder(path)
         configs, tensors = dict(files.configs), dict(files.tensors)
     else:
-        configs, tensors = convert_checkpoint(read_tensor_file(path), str(path))
+        configs, tensors = _read_file(path)
     _refuse_foreign(configs["unet"], str(path))
     if vae:
         configs["vae"], tensors["vae"] = _read_vae(vae, AutoencoderConfig.from_dict(configs.get("vae", {})))
@@ -110,7 +112,7 @@ def read_configs(source: epath.PathLike, vae: str = "") -> dict[str, Mapping[str
     Raises UserError as `read_checkpoint` does.
     """
     path = resolve_source(source, weights=False)
-    configs = _folder_configs(path) if path.is_dir() else dict(convert_checkpoint(read_tensor_file(path), str(path))[0])
+    configs = _folder_configs(path) if path.is_dir() else _read_file(path)[0]
     _refuse_foreign(configs["unet"], str(path))
     if vae:
         path = resolve_source(vae, weights=False)
@@ -119,12 +121,30 @@ def read_configs(source: epath.PathLike, vae: str = "") -> dict[str, Mapping[str
     return configs
 
 
+def read_scheduler(source: epath.PathLike) -> Mapping[str, Any]:
+    """The scheduler's configuration alone; raises UserError as `read_checkpoint` does."""
+    path = resolve_source(source, weights=False)
+    return read_json(path / _SCHEDULER_FILE) if path.is_dir() else scheduler_config(path, *_read_tensors(path))
+
+
+def _read_file(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configs and tensors of a checkpoint in one file."""
+    tensors, metadata = _read_tensors(path)
+    configs, converted = convert_checkpoint(tensors, str(path))
+    return {**configs, "scheduler": scheduler_config(path, tensors, metadata)}, {**converted}
+
+
+def _read_tensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors of one file, and its metadata where it has any."""
+    return load_tensors(path) if path.suffix == ".safetensors" else (read_tensor_file(path), {})
+
+
 def _folder_configs(folder: epath.Path) -> dict[str, Any]:
     for name, kind in _FOREIGN.items():
         if (folder / name).is_dir():
             raise UserError(f"{folder} is {kind}: give a checkpoint of the Stable Diffusion 1.x family")
     configs = {name: read_json(folder / name / "config.json") for name in _WEIGHT_FILES}
-    return configs | {"scheduler": read_json(folder / "scheduler" / "scheduler_config.json")}
+    return configs | {"scheduler": read_json(folder / _SCHEDULER_FILE)}
 
 
 def read_license(source: epath.PathLike) -> str | None:
@@ -188,7 +208,7 @@ def write_folder(folder: epath.PathLike, files: StableDiffusionFiles, storage: s
         write_weights(folder / name / f"{stem}.safetensors", tensors, storage)
         write_json(folder / name / "config.json", _config(files, name))
     scheduler = _config(files, "scheduler")
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / _SCHEDULER_FILE, scheduler)
     write_json(
         folder / "model_index.json",
         {

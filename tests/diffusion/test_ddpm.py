@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -14,10 +16,12 @@ def draw(*names):
     return [random.standard_normal((len(TIMESTEPS), 4, 3, 4), np.float32) for _ in names]
 
 
-@pytest.mark.parametrize("stride", [1, 20])
-def test_step_agrees_with_diffusers_at_every_timestep_each_image_at_its_own(stride):
+@pytest.mark.parametrize(("stride", "prediction"), [(1, "epsilon"), (20, "epsilon"), (20, "v_prediction")])
+def test_step_agrees_with_diffusers_at_every_timestep_each_image_at_its_own(stride, prediction):
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
-    reference = diffusers.DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False)
+    reference = diffusers.DDPMScheduler(
+        1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, prediction_type=prediction
+    )
     predicted, latents = draw("predicted", "latents")
     expected, noise = [], []
     for image, timestep in enumerate(TIMESTEPS):
@@ -32,7 +36,8 @@ def test_step_agrees_with_diffusers_at_every_timestep_each_image_at_its_own(stri
                 torch.Generator().manual_seed(image),
             ).prev_sample.numpy()
         )
-    result = ddpm.step(SCHEDULE, predicted, TIMESTEPS, latents, np.concatenate(noise), stride)
+    schedule = dataclasses.replace(SCHEDULE, prediction_type=prediction)
+    result = ddpm.step(schedule, predicted, TIMESTEPS, latents, np.concatenate(noise), stride)
     # diffusers works out 1 - alpha in float32, which leaves it four digits at small t.
     np.testing.assert_allclose(result, np.concatenate(expected), rtol=1e-4, atol=1e-4)
 

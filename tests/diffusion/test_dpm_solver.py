@@ -10,6 +10,13 @@ from hgdpo_jax.errors import UserError
 SPACINGS = [("linspace", 0), ("leading", 1), ("trailing", 0)]
 
 
+PREDICTIONS = {
+    "epsilon": {},
+    "v_prediction": {"prediction_type": "v_prediction"},
+    "zero terminal SNR": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+}
+
+
 def schedule_of(spacing, offset):
     return NoiseSchedule.scaled_linear(0.00085, 0.012, 1000, spacing, offset)
 
@@ -24,12 +31,24 @@ def start():
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own.
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("steps", [1, 2, 10, 20, 50])
-def test_trajectory_agrees_with_diffusers(steps, spacing):
+@pytest.mark.parametrize(
+    ("steps", "spacing", "prediction"),
+    [
+        *((steps, spacing, "epsilon") for steps in (1, 2, 10, 20, 50) for spacing in SPACINGS),
+        *((10, spacing, "v_prediction") for spacing in SPACINGS),
+        (10, ("trailing", 0), "zero terminal SNR"),
+    ],
+)
+def test_trajectory_agrees_with_diffusers(steps, spacing, prediction):
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
     reference = diffusers.DPMSolverMultistepScheduler(
-        1000, 0.00085, 0.012, "scaled_linear", timestep_spacing=spacing[0], steps_offset=spacing[1]
+        1000,
+        0.00085,
+        0.012,
+        "scaled_linear",
+        timestep_spacing=spacing[0],
+        steps_offset=spacing[1],
+        **PREDICTIONS[prediction],
     )
     reference.set_timesteps(steps)
     latents = torch.from_numpy(start())
@@ -39,7 +58,7 @@ def test_trajectory_agrees_with_diffusers(steps, spacing):
         latents = reference.step(noise, timestep, latents).prev_sample
         visited.append(latents.numpy())
 
-    schedule = schedule_of(*spacing)
+    schedule = NoiseSchedule.from_dict(reference.config)
     np.testing.assert_array_equal(dpm_solver.timesteps(schedule, steps), reference.timesteps.numpy())
     seen = []
 

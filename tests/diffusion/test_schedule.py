@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hgdpo_jax.diffusion.schedule import NoiseSchedule, add_noise
+from hgdpo_jax.diffusion.schedule import NoiseSchedule, add_noise, predicted_image, predicted_noise, training_target
 from hgdpo_jax.errors import UserError
 
 STABLE_DIFFUSION = {
@@ -52,8 +52,10 @@ def test_nothing_is_noisy_before_the_first_timestep():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("prediction_type", "v_prediction"),
+        ("prediction_type", "sample"),
+        ("prediction_type", "flow_prediction"),
         ("beta_schedule", "linear"),
+        # Nothing can be read off the noise of a step that is noise alone.
         ("rescale_betas_zero_snr", True),
         ("trained_betas", [0.1]),
         ("timestep_spacing", "karras"),
@@ -67,3 +69,22 @@ def test_another_schedule_is_refused_by_the_name_of_its_setting(name, value):
 def test_missing_noise_levels_are_named():
     with pytest.raises(UserError, match="beta_end"):
         NoiseSchedule.from_dict({key: value for key, value in STABLE_DIFFUSION.items() if key != "beta_end"})
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_velocities_and_their_schedule_are_those_of_diffusers(zero_terminal_snr):
+    diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
+    config = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": zero_terminal_snr}
+    schedule = NoiseSchedule.from_dict(STABLE_DIFFUSION | config)
+    reference = diffusers.DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", **config)
+    # The signal of the last steps is a difference of nearly equal numbers in float32.
+    np.testing.assert_allclose(schedule.alphas_cumprod, reference.alphas_cumprod.numpy(), rtol=2e-4, atol=1e-9)
+    assert (schedule.alphas_cumprod[-1] == 0) == zero_terminal_snr
+    clean, noise = np.random.default_rng(0).standard_normal((2, 1000, 2, 2, 4)).astype(np.float32)
+    timesteps = np.arange(1000)
+    expected = reference.get_velocity(*map(torch.from_numpy, (clean, noise, timesteps)))
+    velocity = training_target(schedule, clean, noise, timesteps)
+    np.testing.assert_allclose(velocity, expected.numpy(), atol=1e-5)
+    noisy = add_noise(schedule, clean, noise, timesteps)
+    np.testing.assert_allclose(predicted_image(schedule, velocity, noisy, timesteps), clean, atol=1e-5)
+    np.testing.assert_allclose(predicted_noise(schedule, velocity, noisy, timesteps), noise, atol=1e-5)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from hgdpo_jax import losses
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.diffusion import ddpm
-from hgdpo_jax.diffusion.schedule import add_noise
+from hgdpo_jax.diffusion.schedule import add_noise, training_target
 from hgdpo_jax.pipelines.preference_step import pair_losses
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 
@@ -45,7 +47,13 @@ def test_loss_is_log_two_while_the_lora_changes_nothing(model, batch):
     np.testing.assert_array_equal(values["statistic_loss"], 0)
 
 
-def test_terms_equal_their_definitions_on_separate_unet_calls_and_explicit_sampler_steps(model, batch, adapter):
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_terms_equal_their_definitions_on_separate_unet_calls_and_explicit_sampler_steps(
+    model, batch, adapter, prediction_type
+):
+    model = dataclasses.replace(
+        model, schedule=dataclasses.replace(model.schedule, prediction_type=prediction_type), programs=None
+    )
     options = OPTIONS | {"clip_skip": 1}
     values = jax.jit(lambda tree: pair_losses(model, tree, model.parameters, batch, **options))(adapter)
     states = model.text_states(model.parameters, batch["token_ids"], clip_skip=1)
@@ -53,9 +61,10 @@ def test_terms_equal_their_definitions_on_separate_unet_calls_and_explicit_sampl
 
     def errors_and_step(latents, adapters):
         noisy = add_noise(model.schedule, jnp.asarray(latents), noise, timesteps)
-        predicted = model.noise(model.parameters, noisy, timesteps, states, adapters)
+        predicted = model.prediction(model.parameters, noisy, timesteps, states, adapters)
         stepped = ddpm.step(model.schedule, predicted, timesteps, noisy, noise=noise)
-        return losses.noise_prediction(predicted, noise), stepped
+        # For velocities as in diffusers' DPO example, whose target is `get_velocity`.
+        return losses.noise_prediction(predicted, training_target(model.schedule, latents, noise, timesteps)), stepped
 
     policy_winner, policy_step = errors_and_step(batch["winner_latents"], [(adapter, 1.0)])
     reference_winner, reference_step = errors_and_step(batch["winner_latents"], ())
