@@ -81,7 +81,8 @@ def start(tmp_path_factory, tiny_base, tiny_scorer, tiny_judge):
     yield start
     for process in running:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def finish(processes: list[subprocess.Popen]) -> list[str]:
