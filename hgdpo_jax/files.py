@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,17 @@ def leads_out(name: str) -> bool:
 def expanded(path: epath.PathLike) -> epath.Path:
     """The path, where ~ or ~NAME at its start is the home folder; as it is where there is no such user."""
     return epath.Path(os.path.expanduser(path))
+
+
+def require_utf8_name(path: epath.PathLike) -> None:
+    """Raises UserError where this locale and the libraries in C++ and Rust would each name a file in another way."""
+    encoding = sys.getfilesystemencoding()
+    place = os.path.abspath(expanded(path))
+    if not is_remote(path) and not place.isascii() and encoding.lower().replace("-", "") != "utf8":
+        raise UserError(
+            f"this locale writes the name {place} in {encoding}, and the libraries that write checkpoints in UTF-8: "
+            "set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
+        )
 
 
 def require_store(path: epath.PathLike) -> None:

@@ -37,9 +37,9 @@ from hgdpo_jax.artifacts import TRACEBACK, StageRun, differences, refuse_changes
 from hgdpo_jax.compilation import spare_memory_of_cpu, usable_cores
 from hgdpo_jax.config_files import config_changes, read_config
 from hgdpo_jax.errors import UserError, first_line
-from hgdpo_jax.files import require_store
+from hgdpo_jax.files import require_store, require_utf8_name
 from hgdpo_jax.termination import Terminated, leave, raised_on_sigterm
-from hgdpo_jax.texts import require_whole_characters
+from hgdpo_jax.texts import require_whole_characters, show_all_characters
 
 # What stops a run from outside, and may be mended while it waits.
 _DISK_TROUBLES = {
@@ -117,6 +117,8 @@ def _run(arguments: Sequence[str]) -> None:
         raise UserError("no experiment given, expected --config=FILE, for example --config=configs/toon.py")
 
     config = read_config(values.config, changes)
+    for path in (values.workdir, *filter(os.path.exists, config.weights.values())):
+        require_utf8_name(path)
     require_whole_characters(values.workdir, "--workdir")
     workdir = epath.Path(values.workdir).expanduser()
     require_store(workdir)
@@ -401,4 +403,5 @@ if __name__ == "__main__":
     logging.set_verbosity(logging.FATAL)
     # A checkpoint's writers leave what failed to asyncio's log as well.
     getLogger("asyncio").setLevel(CRITICAL)
+    show_all_characters()
     leave(main(sys.argv[1:]))

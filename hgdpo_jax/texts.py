@@ -1,5 +1,8 @@
 """What texts of others must be before anything is done with them, and how messages show them."""
 
+import io
+import sys
+
 from hgdpo_jax.errors import UserError
 
 _SHOWN = 30
@@ -8,6 +11,12 @@ _SHOWN = 30
 def shortened(text: str, most: int = 40) -> str:
     """A text for a message of one line: its beginning where it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def show_all_characters() -> None:
+    """Makes print escape what the terminal's encoding has no character for, as it does on the error stream."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def require_whole_characters(text: str, where: str) -> None:
@@ -20,6 +29,6 @@ def require_whole_characters(text: str, where: str) -> None:
     except UnicodeEncodeError as error:
         before = text[max(error.start - _SHOWN, 0) : error.start]
         raise UserError(
-            f"{where} holds half a character, {text[error.start]!r}, after {before!r}: give the whole character, or "
-            "take it out"
+            f"{where} holds half a character, or a byte that is not UTF-8, {text[error.start]!r}, after {before!r}: "
+            "give the whole character in UTF-8, or take it out"
         ) from error

@@ -1,6 +1,7 @@
 """The command line, with small stages instead of the real ones."""
 
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import hgdpo_jax.stages
 from hgdpo_jax import hosts, leases
 from hgdpo_jax.main import main
+from hgdpo_jax.texts import show_all_characters
 
 CONFIG = """
 from hgdpo_jax.base_config import base_config
@@ -187,6 +189,28 @@ def test_a_mistake_on_the_command_line_is_one_line_that_helps(command, argument,
     status, _, errors = command(argument)
     assert status == 2
     assert words in one_line(errors)
+
+
+@pytest.mark.parametrize("folder", ["work", "übung"])
+def test_a_name_that_libraries_would_write_otherwise_is_refused_before_anything_runs(
+    command, tmp_path, monkeypatch, folder
+):
+    (tmp_path / "ä").mkdir()
+    monkeypatch.chdir(tmp_path if folder == "übung" else tmp_path / "ä")
+    # What Python says in a Latin-1 locale, of which a machine need not have any.
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
+    status, _, errors = command(f"--workdir={folder}", "--plan")
+    assert status == 2 and "set LC_ALL=C.UTF-8, or PYTHONUTF8=1" in one_line(errors)
+    status, _, errors = command("--plan")
+    assert status == 0
+
+
+def test_what_a_terminal_has_no_character_for_is_escaped(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "iso8859-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    show_all_characters()
+    print("ü 猫", flush=True)
+    assert terminal.buffer.getvalue() == b"\xfc \\u732b\n"
 
 
 def test_no_experiment_is_one_line_that_helps(capsys):

@@ -20,6 +20,7 @@ from hgdpo_jax.config_files import config_changes, read_config
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import expanded
 from hgdpo_jax.termination import exit_status
+from hgdpo_jax.texts import show_all_characters
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -71,4 +72,5 @@ def _run(arguments: Sequence[str]) -> None:
 if __name__ == "__main__":
     # This process only adds up: it leaves the machine's accelerators to others.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    show_all_characters()
     sys.exit(main(sys.argv[1:]))

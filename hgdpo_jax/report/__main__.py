@@ -17,6 +17,7 @@ from etils import epath
 
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.termination import exit_status
+from hgdpo_jax.texts import show_all_characters
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,4 +69,5 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    show_all_characters()
     sys.exit(main(sys.argv[1:]))

@@ -152,7 +152,8 @@ def read_license(source: epath.PathLike) -> str | None:
     path = resolve_source(source)
     if path.is_dir():
         card = path / "README.md"
-        head = _CARD_HEAD.match(card.read_text()) if card.is_file() else None
+        # A card is prose, in any encoding.
+        head = _CARD_HEAD.match(card.read_bytes().decode("utf-8", "replace")) if card.is_file() else None
         return head["license"] if head else None
     # The name that the trainers of the web interfaces agreed on.
     return load_tensors(path, foreign=True)[1].get("modelspec.license") if path.suffix == ".safetensors" else None

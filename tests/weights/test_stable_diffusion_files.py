@@ -86,12 +86,13 @@ def test_half_precision_files_are_found_under_their_own_names(diffusers_folder, 
         ("---\ntags:\n- text-to-image\nlicense: creativeml-openrail-m\n---\nlicense: none\n", "creativeml-openrail-m"),
         ('---\nlicense: "CreativeML Open RAIL-M"\n---\n', "CreativeML Open RAIL-M"),
         ("---\ntags: []\n---\nlicense: none\n", None),
+        ("---\nlicense: mit\n---\ncaf\xe9\n", "mit"),
         (None, None),
     ],
 )
 def test_the_licence_of_a_folder_is_that_of_its_card(tmp_path, card, license):
     if card is not None:
-        (tmp_path / "README.md").write_text(card)
+        (tmp_path / "README.md").write_bytes(card.encode("latin-1"))
     assert read_license(tmp_path) == license
 
 
