@@ -37,6 +37,10 @@ def main() -> None:
     sides = {"after": ROOT} | ({"before": options.before.resolve()} if options.before else {})
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     cpu: dict[str, list[float]] = {name: [] for name in sides}
+    for name, root in sides.items():
+        # A checkout may have been moved since it was made: without this, code timed beside itself would not show.
+        commit = subprocess.run(["git", "log", "--oneline", "-1"], cwd=root, capture_output=True, text=True).stdout
+        print(f"{name}: {commit.strip() or root}", flush=True)
     for number in range(options.rounds + 1):
         for name, root in sides.items():
             found = _call(root, options.folder.resolve() / name, options.blocks)

@@ -32,7 +32,7 @@ from hgdpo_jax.files import names_in
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
 _LISTERS = 16
-# An object store takes 0.1 to 0.3 s for a part of 6 MB, however many are asked for at once.
+# More than a machine has cores: in an object store most of them wait.
 _READERS = 32
 
 Item = TypeVar("Item")
