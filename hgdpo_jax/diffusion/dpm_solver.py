@@ -17,7 +17,10 @@ def timesteps(schedule: NoiseSchedule, steps: int) -> Int[np.ndarray, " steps"]:
     if not 1 <= steps < trained:
         raise UserError(f"{steps} sampling steps, expected 1 to {trained - 1}: set pool.steps within that")
     visited: np.ndarray
-    if schedule.timestep_spacing == "linspace":
+    if schedule.use_karras_sigmas:
+        ratios = _noise_to_signal(schedule)
+        visited = np.interp(np.log(_karras_ratios(ratios, steps)), np.log(ratios), np.arange(trained)).round()
+    elif schedule.timestep_spacing == "linspace":
         visited = np.linspace(0, trained - 1, steps + 1).round()[:0:-1]
     elif schedule.timestep_spacing == "leading":
         visited = np.arange(steps, 0, -1) * (trained // (steps + 1)) + schedule.steps_offset
@@ -63,10 +66,12 @@ def _coefficients(schedule: NoiseSchedule, steps: int) -> tuple[Float[np.ndarray
 
     `next = keep * latents + move * clean + curve * (clean - previous_clean)`, with the predicted clean image.
     """
-    # As diffusers has it, where the last step has no signal at all.
-    trained = np.maximum(schedule.alphas_cumprod.astype(np.float64), 2.0**-24)
-    # Interpolated, because an offset may lead past the last trained step.
-    ratios = np.interp(timesteps(schedule, steps), np.arange(len(trained)), np.sqrt((1 - trained) / trained))
+    trained = _noise_to_signal(schedule)
+    if schedule.use_karras_sigmas:
+        ratios = _karras_ratios(trained, steps)
+    else:
+        # Interpolated, because an offset may lead past the last trained step.
+        ratios = np.interp(timesteps(schedule, steps), np.arange(len(trained)), trained)
     ratios = np.append(ratios, 0.0)  # The sampler ends without noise.
     signal = 1 / np.sqrt(ratios**2 + 1)
     spread = ratios * signal
@@ -77,3 +82,15 @@ def _coefficients(schedule: NoiseSchedule, steps: int) -> tuple[Float[np.ndarray
     widths = -np.diff(np.log(ratios[:-1]))
     curve[1:-1] = 0.5 * move[1:-1] * widths[1:] / widths[:-1]
     return tuple(array.astype(np.float32) for array in (signal[:-1], spread[:-1], keep, move, curve))
+
+
+def _noise_to_signal(schedule: NoiseSchedule) -> Float[np.ndarray, " t"]:
+    """Standard deviation of the noise over the scale of the image, diffusers' sigma, at every trained step."""
+    # As diffusers has it, where the last step has no signal at all.
+    alphas_cumprod = np.maximum(schedule.alphas_cumprod.astype(np.float64), 2.0**-24)
+    return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+
+
+def _karras_ratios(trained: Float[np.ndarray, " t"], steps: int) -> Float[np.ndarray, " steps"]:
+    """Noise levels between the largest and the smallest trained one (Karras et al. 2022, Eq. 5 with rho = 7)."""
+    return np.linspace(trained[-1] ** (1 / 7), trained[0] ** (1 / 7), steps) ** 7

@@ -26,12 +26,48 @@ STABLE_DIFFUSION = {
 }
 
 
+# What `NoiseSchedule.from_dict` reads.
+_READ = {
+    *STABLE_DIFFUSION,
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "use_karras_sigmas",
+    "steps_offset",
+    "variance_type",
+}
+# Settings that diffusers' DPM-Solver++ has and this one has not, with the values that mean (2M) as it is here. Names of
+# other samplers' solvers mean nothing to either.
+_FIXED: Mapping[str, tuple] = {
+    "solver_order": (2,),
+    "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+    "algorithm_type": ("dpmsolver++", "deis", "data_prediction"),
+    "final_sigmas_type": ("zero",),
+    "thresholding": (False,),
+    "use_exponential_sigmas": (False,),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+    "use_flow_sigmas": (False,),
+    "use_dynamic_shifting": (False,),
+    "timestep_type": ("discrete",),
+}
+# Settings that serve one of those, that change nothing where the sampler ends without noise, or that belong to another
+# sampler: whichever a file names, images are drawn by DPM-Solver++.
+_WITHOUT_EFFECT = {
+    *("dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type", "shift_terminal"),
+    *("lower_order_final", "euler_at_final", "lambda_min_clipped"),
+    *("skip_prk_steps", "set_alpha_to_one", "clip_sample", "clip_sample_range", "interpolation_type"),
+    *("sigma_min", "sigma_max", "predict_x0", "disable_corrector", "solver_p", "predictor_order", "corrector_order"),
+    *("tau_func", "original_inference_steps", "timestep_scaling", "noise_sampler_seed"),
+}
+_DISTILLED = ("LCMScheduler", "TCDScheduler")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class NoiseSchedule:
     """Noise levels of the forward process `x_t = sqrt(alphas_cumprod[t]) x_0 + sqrt(1 - alphas_cumprod[t]) noise`.
 
-    `timestep_spacing` and `steps_offset` say which timesteps a sampler visits, `prediction_type` what networks predict
-    that were trained with this schedule, all in the words of diffusers.
+    `timestep_spacing` and `steps_offset`, or `use_karras_sigmas`, say which timesteps a sampler visits;
+    `prediction_type` what networks predict that were trained with this schedule. All are in the words of diffusers.
     """
 
     betas: Float[np.ndarray, " t"]
@@ -39,6 +75,7 @@ class NoiseSchedule:
     timestep_spacing: str = "linspace"
     steps_offset: int = 0
     prediction_type: str = "epsilon"
+    use_karras_sigmas: bool = False
 
     @classmethod
     def scaled_linear(
@@ -63,6 +100,8 @@ class NoiseSchedule:
             ("trained_betas", None, (None,)),
             ("rescale_betas_zero_snr", False, (False, True)),
             ("timestep_spacing", "linspace", SPACINGS),
+            # Variances that a network predicts are channels of its output.
+            ("variance_type", None, (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")),
         ):
             if (given := config.get(name, default)) not in expected:
                 raise UserError(
@@ -78,7 +117,11 @@ class NoiseSchedule:
             config.get("timestep_spacing", "linspace"),
             config.get("steps_offset", 0),
         )
-        schedule = dataclasses.replace(schedule, prediction_type=config.get("prediction_type", "epsilon"))
+        schedule = dataclasses.replace(
+            schedule,
+            prediction_type=config.get("prediction_type", "epsilon"),
+            use_karras_sigmas=bool(config.get("use_karras_sigmas", False)),
+        )
         if not config.get("rescale_betas_zero_snr", False):
             return schedule
         if schedule.prediction_type == "epsilon":
@@ -101,6 +144,23 @@ class NoiseSchedule:
         """`alphas_cumprod[t - stride]` of every t; 1, no noise at all, where that is before the first step."""
         stride = min(stride, len(self.alphas_cumprod))
         return np.concatenate([np.ones(stride, np.float32), self.alphas_cumprod[: len(self.alphas_cumprod) - stride]])
+
+
+def unused_settings(config: Mapping[str, Any]) -> list[str]:
+    """Settings of a scheduler_config.json, with their values, that DPM-Solver++ would draw other images with elsewhere.
+
+    They are those that are not implemented, and those that are not known.
+    """
+    found = [
+        f"{name} {value!r}"
+        for name, own in _FIXED.items()
+        if (value := config.get(name)) is not None and value not in own
+    ]
+    known = _READ | _WITHOUT_EFFECT | _FIXED.keys()
+    found += [f"{name} {value!r}" for name, value in config.items() if name not in known and name[0] != "_"]
+    if config.get("_class_name") in _DISTILLED:
+        found.append(f"{config['_class_name']}, of models that are distilled for a few steps without guidance")
+    return found
 
 
 def add_noise(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from hgdpo_jax.adapters import lora
 from hgdpo_jax.diffusion import dpm_solver
 from hgdpo_jax.diffusion.guidance import guided
 from hgdpo_jax.diffusion.latent_normalization import normalize
-from hgdpo_jax.diffusion.schedule import NoiseSchedule, predicted_noise
+from hgdpo_jax.diffusion.schedule import NoiseSchedule, predicted_noise, unused_settings
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import cached_folder
 from hgdpo_jax.models.attention import IMPLEMENTATIONS
@@ -75,6 +76,8 @@ class StableDiffusion:
         if attention not in IMPLEMENTATIONS:
             raise UserError(f"attention is {attention!r}, expected {' or '.join(map(repr, IMPLEMENTATIONS))}")
         files = stable_diffusion_files.read_checkpoint(source, tokenizer, vae)
+        if unused := unused_settings(files.configs["scheduler"]):
+            _warn(f"the scheduler of {source} has {', '.join(unused)}: ignored, images are drawn by DPM-Solver++(2M)")
         model = cls.without_weights(files.configs, dtype, attention)
         words, vocabulary = load_tokenizer(files.tokenizer), model.text_encoder.config.vocab_size
         if tokenizer and len(words) != vocabulary:
@@ -479,6 +482,12 @@ def _require_finite(finite: np.ndarray, what: str) -> None:
             f"{what} {np.count_nonzero(~finite):,} of {len(finite):,} images, first for image {np.argmin(finite)}: "
             'check the weights, or compute in dtype="float32"'
         )
+
+
+# Every stage loads the base.
+@functools.cache
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def apply(module: Any, parameters: dict, *arguments, **keywords) -> Any:

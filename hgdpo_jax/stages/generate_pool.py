@@ -65,10 +65,13 @@ def base_fingerprints(config) -> dict[str, str]:
 def _scheduler_fingerprint(base: epath.Path) -> dict[str, str]:
     """What a base in one file, or the .yaml beside it, says of its noise schedule; nothing where that is the usual one.
 
-    A folder's configuration is a part of its content's fingerprint.
+    A folder's configuration is a part of its content's fingerprint; but pools may be there that were drawn when Karras'
+    noise levels were ignored.
     """
     if base.is_dir():
-        return {}
+        has_file = (base / "scheduler" / "scheduler_config.json").is_file()
+        karras = has_file and read_scheduler(base).get("use_karras_sigmas")
+        return {"weights.base.use_karras_sigmas": "True"} if karras else {}
     config = read_scheduler(base)
     return {f"weights.base.{name}": str(value) for name, value in config.items() if value != STABLE_DIFFUSION.get(name)}
 

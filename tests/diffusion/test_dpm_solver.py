@@ -14,6 +14,7 @@ PREDICTIONS = {
     "epsilon": {},
     "v_prediction": {"prediction_type": "v_prediction"},
     "zero terminal SNR": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+    "karras": {"use_karras_sigmas": True},
 }
 
 
@@ -37,6 +38,7 @@ def start():
         *((steps, spacing, "epsilon") for steps in (1, 2, 10, 20, 50) for spacing in SPACINGS),
         *((10, spacing, "v_prediction") for spacing in SPACINGS),
         (10, ("trailing", 0), "zero terminal SNR"),
+        *((steps, ("leading", 1), "karras") for steps in (1, 10, 50)),
     ],
 )
 def test_trajectory_agrees_with_diffusers(steps, spacing, prediction):

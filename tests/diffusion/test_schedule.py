@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from hgdpo_jax.diffusion.schedule import NoiseSchedule, add_noise, predicted_image, predicted_noise, training_target
+from hgdpo_jax.diffusion.schedule import (
+    NoiseSchedule,
+    add_noise,
+    predicted_image,
+    predicted_noise,
+    training_target,
+    unused_settings,
+)
 from hgdpo_jax.errors import UserError
 
 STABLE_DIFFUSION = {
@@ -59,6 +66,7 @@ def test_nothing_is_noisy_before_the_first_timestep():
         ("rescale_betas_zero_snr", True),
         ("trained_betas", [0.1]),
         ("timestep_spacing", "karras"),
+        ("variance_type", "learned_range"),
     ],
 )
 def test_another_schedule_is_refused_by_the_name_of_its_setting(name, value):
@@ -88,3 +96,60 @@ def test_velocities_and_their_schedule_are_those_of_diffusers(zero_terminal_snr)
     noisy = add_noise(schedule, clean, noise, timesteps)
     np.testing.assert_allclose(predicted_image(schedule, velocity, noisy, timesteps), clean, atol=1e-5)
     np.testing.assert_allclose(predicted_noise(schedule, velocity, noisy, timesteps), noise, atol=1e-5)
+
+
+# The samplers that diffusers exchanges for each other, so that a file of any of them may come with a checkpoint.
+SAMPLERS = (
+    *(
+        "DDIM",
+        "DDPM",
+        "PNDM",
+        "LMSDiscrete",
+        "EulerDiscrete",
+        "HeunDiscrete",
+        "EulerAncestralDiscrete",
+        "DEISMultistep",
+    ),
+    *(
+        "DPMSolverMultistep",
+        "DPMSolverSinglestep",
+        "KDPM2Discrete",
+        "KDPM2AncestralDiscrete",
+        "UniPCMultistep",
+        "SASolver",
+    ),
+)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own.
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_file_of_any_sampler_as_diffusers_writes_it_is_understood(name):
+    diffusers = pytest.importorskip("diffusers")
+    config = getattr(diffusers, f"{name}Scheduler")(1000, 0.00085, 0.012, "scaled_linear").config
+    assert unused_settings(config) == []
+    schedule = NoiseSchedule.from_dict(config)
+    assert schedule.timestep_spacing == config.get("timestep_spacing", "linspace")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"solver_order": 3},
+        {"solver_type": "heun"},
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"final_sigmas_type": "sigma_min"},
+        {"thresholding": True},
+        {"use_exponential_sigmas": True},
+        {"use_beta_sigmas": True},
+        {"use_lu_lambdas": True},
+        {"use_flow_sigmas": True},
+        {"use_dynamic_shifting": True},
+        {"timestep_type": "continuous"},
+        {"a_field_of_later_versions": 7},
+        {"_class_name": "LCMScheduler"},
+    ],
+)
+def test_a_setting_that_draws_other_images_elsewhere_is_told(setting):
+    (told,) = unused_settings(STABLE_DIFFUSION | setting)
+    ((name, value),) = setting.items()
+    assert told.startswith(value if name == "_class_name" else f"{name} {value!r}")

@@ -123,7 +123,17 @@ def test_the_noise_that_a_folder_of_velocities_predicts_follows_from_them(tiny_b
     np.testing.assert_allclose(noise, expected, atol=1e-5)
 
 
-def test_what_is_beside_a_file_counts_as_a_part_of_it(velocity_file, tmp_path, tokenizer_folder):
+def test_loading_warns_once_in_one_line_of_a_sampler_setting_that_it_ignores(tiny_base, tmp_path, capsys):
+    folder = shutil.copytree(tiny_base, tmp_path / "copy")
+    config = folder / "scheduler/scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"solver_order": 3, "thresholding": False}))
+    for _ in range(2):
+        StableDiffusion.load(folder)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ") and "has solver_order 3: ignored" in line
+
+
+def test_what_is_beside_a_file_counts_as_a_part_of_it(velocity_file, tiny_base, tmp_path, tokenizer_folder):
     from hgdpo_jax.base_config import base_config
 
     prints = []
@@ -135,5 +145,12 @@ def test_what_is_beside_a_file_counts_as_a_part_of_it(velocity_file, tmp_path, t
         config.weights.base, config.weights.tokenizer = str(path), str(tokenizer_folder)
         prints.append(base_fingerprints(config))
     assert prints[0] == prints[2] != prints[1]
+    config.weights.base, config.weights.tokenizer = str(tiny_base), ""
+    assert set(base_fingerprints(config)) == {"weights.base"}
+    folder = shutil.copytree(tiny_base, tmp_path / "karras")
+    (folder / "scheduler/scheduler_config.json").write_text('{"use_karras_sigmas": true}')
+    config.weights.base = str(folder)
+    # Pools that were drawn when it was ignored are others.
+    assert set(base_fingerprints(config)) == {"weights.base", "weights.base.use_karras_sigmas"}
     # A file of the usual schedule has the fingerprint that it always had.
     assert set(prints[1]) == {"weights.base", "weights.tokenizer"}
