@@ -22,7 +22,7 @@ _ACTIVATIONS = {"quick_gelu": _quick_gelu, "gelu": lambda x: nn.gelu(x, approxim
 
 
 # transformers' defaults, ViT-B/32's, where they are not those below.
-_TEXT_DEFAULTS = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+_TEXT_DEFAULTS = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "eos_token_id": 49407}
 _VISION_DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -52,6 +52,8 @@ class CLIPTextConfig:
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    # Early configs say 2, which is no end token: there transformers takes the largest id for it.
+    eos_token_id: int = 2
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CLIPTextConfig":
@@ -204,9 +206,12 @@ class CLIP(nn.Module):
 
     @precise
     def embed_text(self, token_ids: Int[Array, "n k"]) -> Float[Array, "n p"]:
-        """Embedding of each prompt, taken at its end token: the first of the largest ids, as in CLIP's vocabulary."""
+        """Embedding of each prompt, taken at its first end token."""
         states = self.text_model(token_ids)
-        pooled = jnp.take_along_axis(states, jnp.argmax(token_ids, axis=-1)[:, None, None], axis=1)[:, 0]
+        end = self.config.text.eos_token_id
+        # Words that were added to the vocabulary have larger ids than the end token.
+        places = jnp.argmax(token_ids if end == 2 else token_ids == end, axis=-1)
+        pooled = jnp.take_along_axis(states, places[:, None, None], axis=1)[:, 0]
         return _normalize(self.text_projection(pooled).astype(jnp.float32))
 
     @precise

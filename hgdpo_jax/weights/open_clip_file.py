@@ -110,6 +110,8 @@ def _config(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, Any]:
         | {
             "vocab_size": shape("token_embedding.weight")[0],
             "max_position_embeddings": shape("positional_embedding")[0],
+            # open_clip takes the largest id for the end token.
+            "eos_token_id": 2,
         },
         "vision_config": tower("visual.", _IMAGE_HEAD) | {"patch_size": patch, "image_size": patch * side},
         "projection_dim": shape("text_projection")[1],

@@ -49,22 +49,24 @@ def test_text_encoder_agrees_with_transformers(activation, skipped_layers):
     assert relative(found, norm(states[-(skipped_layers + 1)])) < 1e-4
 
 
-def test_both_towers_agree_with_transformers():
+def test_both_towers_agree_with_transformers_even_on_words_that_were_added():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.CLIPConfig(
-        text_config={**TEXT, "hidden_act": "gelu"},
+        text_config={**TEXT, "vocab_size": 101, "hidden_act": "gelu"},
         vision_config={**TOWER, "image_size": 24, "patch_size": 8, "hidden_act": "gelu"},
         projection_dim=20,
     )
     reference, tensors = perturbed(transformers.CLIPModel(config))
     model = CLIP(CLIPConfig.from_dict(config.to_dict()))
     pixels = np.random.default_rng(1).normal(size=(3, 24, 24, 3)).astype(np.float32)
-    template = jax.eval_shape(model.init, jax.random.key(0), token_ids(), pixels)["params"]
+    ids = token_ids()
+    ids[0, 10] = 100
+    template = jax.eval_shape(model.init, jax.random.key(0), ids, pixels)["params"]
     variables = {"params": to_tree(tensors, template, "clip")}
-    text, images, logit_scale = jax.jit(model.apply)(variables, token_ids(), pixels)
-    expected = reference(input_ids=torch.tensor(token_ids()), pixel_values=torch.tensor(pixels).permute(0, 3, 1, 2))
+    text, images, logit_scale = jax.jit(model.apply)(variables, ids, pixels)
+    expected = reference(input_ids=torch.tensor(ids), pixel_values=torch.tensor(pixels).permute(0, 3, 1, 2))
     assert relative(text, expected.text_embeds) < 1e-4
     assert relative(images, expected.image_embeds) < 1e-4
     assert relative(np.exp(logit_scale) * text @ images.T, expected.logits_per_text) < 1e-4
