@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MAIN := $(BIN)/python -m hgdpo_jax.main
 
-.PHONY: demo test test-slow faults ablations bench toon-weights
+.PHONY: demo test test-oldest test-slow faults ablations bench toon-weights
 
 # The whole method on toon portraits; the last line says where the report is.
 demo: $(VENV)/installed
@@ -15,6 +15,13 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The tests with the oldest versions that setup.py allows. With the newest: make test PYTHON=python3.13 VENV=.venv-newest
+test-oldest:
+	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet uv
+	VIRTUAL_ENV=.venv-oldest .venv-oldest/bin/uv pip install --quiet --resolution lowest-direct --editable '.[test]'
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow

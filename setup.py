@@ -27,13 +27,14 @@ setup(
         "dicebear-styles>=10.6,<11",
         "einops>=0.8",
         "etils[epath]>=1.12",
-        "flax>=0.12",
+        # The bounds of JAX and Flax are the versions that the tests were run with.
+        "flax>=0.12,<0.13",
         "fsspec>=2025.3",
         "grain>=0.2.18",
         "huggingface_hub>=2.0",
         # tensorflow-datasets needs it and does not say so.
         "importlib_resources>=6.4",
-        "jax>=0.10",
+        "jax>=0.10,<0.13",
         "jaxtyping>=0.3",
         "jinja2>=3.1",
         "markupsafe>=3.0",
@@ -51,7 +52,7 @@ setup(
         "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.10",
         "tqdm>=4.66",
-        "transformers>=5.0",
+        "transformers>=5.18",
     ],
     extras_require={
         # Reads pickled weights (.bin, .ckpt). An open range may bring several GB of CUDA.
@@ -60,16 +61,16 @@ setup(
         "gcs": ["gcsfs>=2026.9"],
         # Compile for GPUs and TPUs that are not there. These of jax[cuda12] suffice: the rest is for running.
         "preflight-cuda": [
-            "jax-cuda12-plugin>=0.10",
+            "jax-cuda12-plugin>=0.10,<0.13",
             "nvidia-cublas-cu12",
             "nvidia-cuda-nvcc-cu12",
             "nvidia-cuda-nvrtc-cu12",
             "nvidia-cudnn-cu12>=9.8,<10",
         ],
-        "preflight-tpu": ["jax[tpu]>=0.10"],
+        "preflight-tpu": ["jax[tpu]>=0.10,<0.13"],
         "test": [
             "accelerate>=1.0",
-            "diffusers>=0.36",
+            "diffusers>=0.42",
             "gcp-storage-emulator>=2026.7",
             "gcsfs>=2026.9",
             # Lints launch/Dockerfile.

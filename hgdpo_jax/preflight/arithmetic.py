@@ -94,11 +94,10 @@ def _least(jaxpr: core.Jaxpr, tuned: Sequence[bool]) -> tuple[float, list[bool]]
             total += _convolution_flops(equation) * (1 + sum(given))
         elif name == "scan":
             # What one round makes of a tuned argument the next one reads.
-            first = parameters["num_consts"]
-            carried = slice(first, first + parameters["num_carry"])
-            for _ in given[carried]:
+            carried, count = _carried(equation, inside[0])
+            for _ in range(count):
                 found = _least(inside[0], given)[1]
-                given[carried] = [a or b for a, b in zip(given[carried], found[: parameters["num_carry"]], strict=True)]
+                given[carried] = [a or b for a, b in zip(given[carried], found[:count], strict=True)]
             flops, found = _least(inside[0], given)
             total += parameters["length"] * flops
         elif name == "cond":
@@ -111,6 +110,21 @@ def _least(jaxpr: core.Jaxpr, tuned: Sequence[bool]) -> tuple[float, list[bool]]
             total += flops
         depends |= dict(zip(equation.outvars, found, strict=True))
     return total, of(jaxpr.outvars)
+
+
+def _carried(equation: Any, body: core.Jaxpr) -> tuple[slice, int]:
+    """Which operands of a scan are carried from one round to the next, and how many: they come first in its results.
+
+    Read off the shapes, because JAX's versions name the numbers differently: what a round takes a slice of has one
+    axis more outside the loop, and so have the results that are stacked.
+    """
+
+    def unstacked(outside, inside):
+        return sum(len(_shape(a)) == len(_shape(b)) for a, b in zip(outside, inside, strict=True))
+
+    count = unstacked(equation.outvars, body.outvars)
+    behind = unstacked(equation.invars, body.invars)
+    return slice(behind - count, behind), count
 
 
 def total_flops(products: list[Product]) -> float:
