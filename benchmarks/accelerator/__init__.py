@@ -1,0 +1,1 @@
+"""Checks and timings of the full-size programs on one accelerator."""
