@@ -9,6 +9,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import expanded
 from hgdpo_jax.texts import require_whole_characters
@@ -35,6 +36,7 @@ def read_config(path: str, changes: Sequence[str]) -> ConfigDict:
             raise UserError(f"config has no field {name}: {hint}")
     config = _parse_config(path, changes)
     config.name = config.name or file.stem
+    require_compute_type(config.dtype, "config.dtype")
     for name, value in _fields(config):
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str):

@@ -24,7 +24,7 @@ ROWS = [
     },
     {"pipelines", "weights", "scorers"},
     {"models", "adapters", "diffusion", "losses", "sharding", "random_keys"},
-    {"compilation", "errors", "files", "texts", "user_functions"},
+    {"compilation", "compute_types", "errors", "files", "texts", "user_functions"},
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 # In these rows a room imports nothing of its own row.

@@ -13,6 +13,7 @@ from etils import epath
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from hgdpo_jax.adapters import lora
+from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.diffusion import dpm_solver
 from hgdpo_jax.diffusion.guidance import guided
 from hgdpo_jax.diffusion.latent_normalization import normalize
@@ -75,6 +76,7 @@ class StableDiffusion:
         """
         if attention not in IMPLEMENTATIONS:
             raise UserError(f"attention is {attention!r}, expected {' or '.join(map(repr, IMPLEMENTATIONS))}")
+        require_compute_type(dtype)
         files = stable_diffusion_files.read_checkpoint(source, tokenizer, vae)
         if unused := unused_settings(files.configs["scheduler"]):
             _warn(f"the scheduler of {source} has {', '.join(unused)}: ignored, images are drawn by DPM-Solver++(2M)")
@@ -104,7 +106,7 @@ class StableDiffusion:
         cls, configs: Mapping[str, Mapping[str, Any]], dtype: str = "float32", attention: str = "auto"
     ) -> "StableDiffusion":
         """The checkpoint of such configs with shapes in place of parameters, and no tokenizer."""
-        compute = jnp.dtype(dtype)
+        compute = jnp.dtype(require_compute_type(dtype))
         unet = UNet(UNetConfig.from_dict(configs["unet"]), compute, attention)
         autoencoder = Autoencoder(AutoencoderConfig.from_dict(configs["vae"]), compute)
         text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(configs["text_encoder"]), compute)
@@ -121,7 +123,7 @@ class StableDiffusion:
 
     def computing_in(self, dtype: str) -> "StableDiffusion":
         """The same weights, in the type they have, with computations in another one: "float32" or "bfloat16"."""
-        compute = jnp.dtype(dtype)
+        compute = jnp.dtype(require_compute_type(dtype))
         return dataclasses.replace(
             self,
             unet=self.unet.clone(dtype=compute),

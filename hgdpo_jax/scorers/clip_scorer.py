@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
 from hgdpo_jax.pipelines.arguments import images_of, texts_of
@@ -63,7 +64,7 @@ class CLIPScorer(Scorer):
         """The scorer of such configs with shapes in place of parameters, and no tokenizer."""
         if framing not in ("crop", "pad"):
             raise UserError(f"scoring.framing is {framing!r}, expected 'crop' or 'pad'")
-        clip = CLIP(CLIPConfig.from_dict(config), jnp.dtype(dtype))
+        clip = CLIP(CLIPConfig.from_dict(config), jnp.dtype(require_compute_type(dtype)))
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), parameter_shapes(clip))
         return cls(
             clip=clip,

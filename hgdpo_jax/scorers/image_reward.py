@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import cached_folder
 from hgdpo_jax.models.blip import TextConfig, TextEncoder, VisionConfig, VisionTransformer
@@ -57,6 +58,7 @@ class ImageReward(Scorer):
         """
         if framing not in ("crop", "pad"):
             raise UserError(f"scoring.framing is {framing!r}, expected 'crop' or 'pad'")
+        require_compute_type(dtype)
         vision_config, text_config, tensors = image_reward_file.read_file(resolve_source(source))
         vision = VisionTransformer(VisionConfig(**vision_config), jnp.dtype(dtype))
         text = TextEncoder(TextConfig(**text_config), jnp.dtype(dtype))
