@@ -77,7 +77,7 @@ def _model_settings(config, model: ComparedModel) -> dict[str, Any]:
     if adapter not in ("", TUNED):
         if not epath.Path(adapter).is_file():
             raise UserError(f"evaluate.models has {model.text!r}, but {adapter} does not exist, expected a LoRA file")
-        adapter = checksum(adapter)
+        adapter = lora_files.adapter_fingerprint(adapter)
     return {"adapter": adapter, "scale": model.scale, "latent_normalization": model.latent_normalization}
 
 

@@ -17,7 +17,7 @@ from etils import epath
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.files import expanded
+from hgdpo_jax.files import checksum, expanded
 from hgdpo_jax.weights import peft_config
 from hgdpo_jax.weights.folders import PICKLED, read_json
 from hgdpo_jax.weights.pickled_files import load_pickled
@@ -28,6 +28,7 @@ FORMATS = ("diffusers", "kohya")
 _UNET = "unet."
 _PEFT_PREFIX = "base_model.model."
 _PEFT_METADATA = "lora_adapter_metadata"
+_PEFT_CONFIG = "adapter_config.json"
 
 # File names in the folders that diffusers' save_lora_weights and PEFT's save_pretrained make.
 _FOLDER_FILES = (
@@ -153,6 +154,13 @@ def load_adapter(
     return adapter
 
 
+def adapter_fingerprint(path: epath.PathLike) -> str:
+    """Names what decides an adapter: the file's checksum, and that of PEFT's config where one lies beside it."""
+    path = expanded(path)
+    config = path.parent / _PEFT_CONFIG
+    return " ".join(map(checksum, [path, config] if config.is_file() else [path]))
+
+
 def _entry(path: epath.Path, module: str, parts: Mapping[str, np.ndarray], configs: Mapping[str, Mapping[str, Any]]):
     if "down" not in parts or "up" not in parts:
         raise UserError(f"{path} has only {' and '.join(parts)} for {module}: expected both factors")
@@ -276,7 +284,7 @@ def _peft_configs(
     components = (_UNET, lora.TEXT_ENCODER)
     if any(key.startswith(_PEFT_PREFIX) for key in tensors):
         # One model's, whichever it is.
-        path = path.parent / "adapter_config.json"
+        path = path.parent / _PEFT_CONFIG
         configs = dict.fromkeys(components, read_json(path))
     elif _PEFT_METADATA in metadata:
         try:

@@ -11,7 +11,7 @@ from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.unet import UNet, UNetConfig
 from hgdpo_jax.weights.conversion import from_tree, to_tree
-from hgdpo_jax.weights.lora_files import load_adapter, save_adapter
+from hgdpo_jax.weights.lora_files import adapter_fingerprint, load_adapter, save_adapter
 from hgdpo_jax.weights.tensor_files import load_tensors
 
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -162,6 +162,15 @@ def test_a_peft_folder_is_read_with_the_alpha_of_its_config(adapter, tmp_path):
         load_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 1, "alpha_pattern": {}}))
     assert same(load_adapter(tmp_path), halved(adapter))
+
+
+def test_the_fingerprint_of_a_peft_lora_follows_its_config(adapter, tmp_path):
+    save_adapter(adapter, tmp_path / "adapter_model.safetensors")
+    prints = {adapter_fingerprint(tmp_path / "adapter_model.safetensors")}
+    for alpha in (1, 2):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": alpha}))
+        prints.add(adapter_fingerprint(tmp_path / "adapter_model.safetensors"))
+    assert len(prints) == 3
 
 
 def without(tensors, ending):
