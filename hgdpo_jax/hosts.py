@@ -29,7 +29,8 @@ def start(coordinator_address: str = "", num_processes: int = 0, process_id: int
     """Joins the other processes, where there are any; nothing of JAX may have run before.
 
     What is not given is read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without these a SLURM
-    job of several tasks and a host with TPUs are joined as JAX finds them. Raises UserError where only a part is given.
+    job of several tasks and a host with TPUs are joined as JAX finds them. The tasks of a SLURM node share its GPUs.
+    Raises UserError where only a part is given.
     """
     # JAX would take SIGTERM for itself, which termination.py handles.
     jax.config.update("jax_enable_preemption_service", False)
@@ -50,10 +51,35 @@ def start(coordinator_address: str = "", num_processes: int = 0, process_id: int
             f"several processes need all of --coordinator_address=HOST:PORT, --num_processes and --process_id; "
             f"missing: {', '.join(missing)}"
         )
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        jax.distributed.initialize()
+    elif (tasks := _environment_number("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+        jax.distributed.initialize(local_device_ids=_slurm_devices(tasks))
     elif glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"):
         jax.distributed.initialize()
+
+
+def _slurm_devices(tasks: int) -> list[int] | None:
+    """The GPUs of this task, by their numbers among those it sees; [] for all of them, None for what JAX takes: one."""
+    nodes = _environment_number("SLURM_STEP_NUM_NODES", 1)
+    if "JAX_LOCAL_DEVICE_IDS" in os.environ or tasks % nodes:
+        return None
+    tasks_on_node, on_node = tasks // nodes, _environment_number("SLURM_GPUS_ON_NODE", 0)
+    seen = sum(1 for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name)
+    # SLURM may show each task its own only (--gpus-per-task).
+    if tasks_on_node == 1 or 0 < seen < on_node:
+        return []
+    share = on_node // tasks_on_node
+    first = share * _environment_number("SLURM_LOCALID", 0)
+    return list(range(first, first + share)) or None
+
+
+def devices() -> str:
+    """What this process computes on, and on the first of several what all of them have, in words."""
+    own = jax.local_devices()
+    words = f"{len(own)} x {own[0].device_kind}"
+    if count() == 1:
+        return words
+    words = f"process {index()} of {count()}: {words}"
+    return f"{words}, {jax.device_count()} in all" if is_first() else words
 
 
 def count() -> int:

@@ -194,6 +194,7 @@ def _run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path, p
     names = hosts.from_first([stage.run.name for stage in stages if not stage.run.is_done()])
     ahead = [stage for stage in stages if stage.run.name in names]
     hosts.together(lambda: _check(ahead, config))
+    print(f"devices: {hosts.devices()}", flush=True)
     if ahead:
         _require_workdir(workdir)
 

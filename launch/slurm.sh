@@ -64,12 +64,6 @@ if [[ ! ${SLURM_JOB_ID:-} ]]; then
     exit
 fi
 
-# One process has all GPUs of its node; without being told, JAX takes one for each process of a SLURM job.
-if [[ ${SLURM_GPUS_ON_NODE:-} ]]; then
-    JAX_LOCAL_DEVICE_IDS=$(seq --separator=, 0 $((SLURM_GPUS_ON_NODE - 1)))
-    export JAX_LOCAL_DEVICE_IDS
-fi
-
 # A job that is cancelled ends with SIGTERM to this shell as well, which then waits for the processes.
 cancelled=
 trap 'cancelled=yes' TERM

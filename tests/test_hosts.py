@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -220,3 +221,39 @@ def test_a_process_number_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "first")
     with pytest.raises(UserError, match="JAX_PROCESS_ID is 'first'"):
         hosts.start()
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    """Sets the environment of a task of 2 nodes; returns what JAX is asked for."""
+    asked = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.update(options))
+
+    def set_environment(**values):
+        for name in [name for name in os.environ if name.startswith(("SLURM_", "JAX_LOCAL", "CUDA_VISIBLE"))]:
+            monkeypatch.delenv(name)
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        return asked
+
+    return set_environment
+
+
+@pytest.mark.parametrize(
+    ("tasks", "gpus", "environment", "expected"),
+    [
+        (2, 8, {}, []),
+        (2, 0, {}, []),
+        (4, 8, {"SLURM_LOCALID": "1"}, [4, 5, 6, 7]),
+        (4, 8, {"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, []),
+        (4, 8, {"SLURM_LOCALID": "0", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}, [0, 1, 2, 3]),
+        (16, 8, {"SLURM_LOCALID": "3"}, [3]),
+        (16, 8, {"SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "3"}, []),
+        (2, 8, {"JAX_LOCAL_DEVICE_IDS": "0,1"}, None),
+    ],
+)
+def test_the_tasks_of_a_slurm_node_share_all_its_gpus(slurm, tasks, gpus, environment, expected):
+    step = {"SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_NUM_NODES": "2"}
+    asked = slurm(SLURM_NTASKS=str(tasks), SLURM_GPUS_ON_NODE=str(gpus), **step, **environment)
+    hosts.start()
+    assert asked == {"local_device_ids": expected}

@@ -36,9 +36,3 @@ def test_a_cancelled_job_is_not_queued_again(place):
     finished = place.run("slurm.sh", "--", *MAIN, PYTHON="python", SLURM_JOB_ID="7")
     assert finished.returncode == 143
     assert [command[0] for command in place.recorded()] == ["srun"]
-
-
-def test_one_process_of_a_job_has_all_gpus_of_its_node(place):
-    place.command("srun", 'echo "$JAX_LOCAL_DEVICE_IDS"')
-    finished = place.run("slurm.sh", "--", *MAIN, PYTHON="python", SLURM_JOB_ID="7", SLURM_GPUS_ON_NODE="4")
-    assert finished.stdout == "0,1,2,3\n"
