@@ -8,6 +8,8 @@ import glob
 import itertools
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -16,12 +18,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Shaped
 
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, first_line
 
 Item = TypeVar("Item")
 
 # A stage of the first host alone may take hours; a host that dies is noticed by its heartbeat, not by this.
 _LONGEST_WAIT = 30 * 24 * 3600
+# Seconds that the first process may come later than another one; JAX's own.
+_PATIENCE = 300
 _waits = itertools.count()
 
 
@@ -30,7 +34,8 @@ def start(coordinator_address: str = "", num_processes: int = 0, process_id: int
 
     What is not given is read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without these a SLURM
     job of several tasks and a host with TPUs are joined as JAX finds them. The tasks of a SLURM node share its GPUs.
-    Raises UserError where only a part is given.
+    Raises UserError where only a part is given, where a SLURM job was started without srun, or where JAX lacks the
+    platform that JAX_PLATFORMS names.
     """
     # JAX would take SIGTERM for itself, which termination.py handles.
     jax.config.update("jax_enable_preemption_service", False)
@@ -44,6 +49,7 @@ def start(coordinator_address: str = "", num_processes: int = 0, process_id: int
     if not missing:
         if not given["process_id"] < given["num_processes"]:
             raise UserError(f"process_id is {given['process_id']}, expected 0 to {given['num_processes'] - 1}")
+        _require_coordinator(given["coordinator_address"], given["process_id"])
         # In a SLURM job JAX would else hide all devices but one.
         jax.distributed.initialize(**given, cluster_detection_method="deactivate")
     elif len(missing) < len(given):
@@ -52,9 +58,41 @@ def start(coordinator_address: str = "", num_processes: int = 0, process_id: int
             f"missing: {', '.join(missing)}"
         )
     elif (tasks := _environment_number("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+        # Only srun sets it.
+        if "SLURM_STEP_NODELIST" not in os.environ:
+            raise UserError(
+                f"the SLURM job has {tasks} tasks, but this process was not started by srun: type srun before the "
+                "command, or request a single task (--ntasks=1)"
+            )
         jax.distributed.initialize(local_device_ids=_slurm_devices(tasks))
     elif glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"):
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            # Devices of other kinds that are handed on to virtual machines appear there as well.
+            if "coordinator_address should be defined" not in str(error):
+                raise
+    _require_platform()
+
+
+def _require_coordinator(address: str, process_id: int) -> None:
+    """Waits for the coordinator: JAX would end the program with a core dump where it never comes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"coordinator_address is {address!r}, expected HOST:PORT of the first process")
+    deadline = time.monotonic() + _PATIENCE
+    while process_id:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline:
+                # Not the user's to mend where the first host was lost: launchers try again.
+                raise TimeoutError(
+                    f"process {process_id} cannot reach process 0 at {address} ({error}): start process 0 there, or "
+                    "give the address that it has"
+                ) from error
+            time.sleep(1)
 
 
 def _slurm_devices(tasks: int) -> list[int] | None:
@@ -70,6 +108,21 @@ def _slurm_devices(tasks: int) -> list[int] | None:
     share = on_node // tasks_on_node
     first = share * _environment_number("SLURM_LOCALID", 0)
     return list(range(first, first + share)) or None
+
+
+def _require_platform() -> None:
+    """Starts JAX's devices; raises UserError where JAX_PLATFORMS names a platform that is not installed."""
+    try:
+        jax.devices()
+    # JAX asserts that CUDA's plugin and driver are there.
+    except (AssertionError, RuntimeError) as error:
+        reason = first_line(error) if error.args else "its plugin or driver is missing"
+        if isinstance(error, RuntimeError) and "known backends" not in reason and "open libtpu" not in reason:
+            raise
+        raise UserError(
+            f"JAX cannot use JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} ({reason}): install JAX for it, such as "
+            "pip install 'jax[cuda12]' or 'jax[tpu]', or unset JAX_PLATFORMS"
+        ) from error
 
 
 def devices() -> str:

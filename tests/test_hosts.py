@@ -210,6 +210,10 @@ def test_what_one_host_refuses_is_raised_on_all(start):
             {"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 2},
             "process_id is 2, expected 0 to 1",
         ),
+        (
+            {"coordinator_address": "localhost", "num_processes": 2, "process_id": 0},
+            "coordinator_address is 'localhost', expected HOST:PORT",
+        ),
     ],
 )
 def test_what_cannot_be_a_process_of_several_is_refused(given, words):
@@ -221,6 +225,12 @@ def test_a_process_number_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "first")
     with pytest.raises(UserError, match="JAX_PROCESS_ID is 'first'"):
         hosts.start()
+
+
+def test_a_process_that_cannot_reach_the_first_one_says_so(monkeypatch):
+    monkeypatch.setattr(hosts, "_PATIENCE", 0)
+    with pytest.raises(TimeoutError, match="process 1 cannot reach process 0 at 127.0.0.1:9 .*refused"):
+        hosts.start("127.0.0.1:9", 2, 1)
 
 
 @pytest.fixture
@@ -257,3 +267,34 @@ def test_the_tasks_of_a_slurm_node_share_all_its_gpus(slurm, tasks, gpus, enviro
     asked = slurm(SLURM_NTASKS=str(tasks), SLURM_GPUS_ON_NODE=str(gpus), **step, **environment)
     hosts.start()
     assert asked == {"local_device_ids": expected}
+
+
+def test_a_slurm_job_of_several_tasks_without_srun_is_refused(slurm):
+    asked = slurm(SLURM_NTASKS="2", SLURM_PROCID="0", SLURM_NNODES="1")
+    with pytest.raises(UserError, match="2 tasks, but this process was not started by srun: type srun"):
+        hosts.start()
+    assert not asked
+
+
+VIRTUAL_MACHINE = """
+import glob
+from hgdpo_jax import hosts
+glob.glob = lambda pattern: ["/dev/vfio/12"] if "vfio" in pattern else []
+hosts.start()
+print(hosts.count(), hosts.devices())
+"""
+
+
+def test_devices_for_virtual_machines_are_not_taken_for_tpus():
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    finished = subprocess.run([sys.executable, "-c", VIRTUAL_MACHINE], env=environment, capture_output=True, text=True)
+    assert finished.stdout == "1 1 x cpu\n", finished.stderr
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="CUDA may be there")
+@pytest.mark.parametrize("platform", ["cuda", "cdua"])
+def test_a_platform_that_jax_lacks_is_refused(platform):
+    environment = os.environ | {"JAX_PLATFORMS": platform}
+    command = [sys.executable, "-c", "from hgdpo_jax import hosts; hosts.start()"]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert f"UserError: JAX cannot use JAX_PLATFORMS={platform} (" in finished.stderr
