@@ -21,7 +21,7 @@ from hgdpo_jax.files import checksum, expanded
 from hgdpo_jax.weights import peft_config
 from hgdpo_jax.weights.folders import PICKLED, read_json
 from hgdpo_jax.weights.pickled_files import load_pickled
-from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
+from hgdpo_jax.weights.tensor_files import OWN_METADATA, load_tensors, save_tensors
 
 FORMATS = ("diffusers", "kohya")
 
@@ -310,5 +310,5 @@ def _version() -> dict[str, str]:
     try:
         return {"hgdpo_jax_version": importlib.metadata.version("hgdpo_jax")}
     except importlib.metadata.PackageNotFoundError:
-        # Run from a checkout that is not installed.
-        return {}
+        # Run from a checkout that is not installed: the file is marked as this project's all the same.
+        return OWN_METADATA
