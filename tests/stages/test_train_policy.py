@@ -1,10 +1,19 @@
 """The best LoRA of a training run, in a file of its own."""
 
+import contextlib
+
+import jax
 import numpy as np
 import pytest
 
+from hgdpo_jax.adapters import lora
+from hgdpo_jax.base_config import base_config
 from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import RunLog
+from hgdpo_jax.sharding import shard_parameters, training_mesh
+from hgdpo_jax.stages import train_policy
 from hgdpo_jax.stages.train_policy import BEST_FILE, Best, best_adapter, was_evaluated
 
 
@@ -48,3 +57,32 @@ def test_the_first_evaluated_step_counts_as_evaluated_only_after_its_evaluation(
     assert was_evaluated(checkpoints, log, 8)
     checkpoints.close()
     log.close()
+
+
+def test_an_unusable_validation_image_has_no_score_and_many_stop_the_training(
+    tiny_base, tiny_scorer, tmp_path, monkeypatch, capsys
+):
+    config = base_config()
+    config.dtype, config.weights.scorer = "float32", str(tiny_scorer)
+    config.prompts.update(validation="toon:validation", validation_count=4)
+    config.pool.update(width=16, height=24, steps=1, guidance=1.0, device_batch=4)
+    model, mesh = StableDiffusion.load(tiny_base), training_mesh()
+    base = shard_parameters({name: model.parameters[name] for name in ("unet", "text_encoder")}, mesh)
+    targets = lora.find_targets(model.parameters["unet"])
+    adapter = lora.initialize(jax.random.key(0), targets, 2)
+    decode, unusable = StableDiffusion.decode_latents_checked, 1
+
+    def first_are_unusable(self, *arguments):
+        images, usable = decode(self, *arguments)
+        return images, usable & (np.arange(len(images)) >= unusable)
+
+    monkeypatch.setattr(StableDiffusion, "decode_latents_checked", first_are_unusable)
+    # What is drawn makes no difference here.
+    monkeypatch.setattr(StableDiffusion, "generate_latents", lambda self, prompts, noise, *_, **options: noise)
+    with contextlib.closing(RunLog(tmp_path)) as log:
+        validation = train_policy.Validation(config, model, base, mesh, log)
+        assert np.isfinite(validation.draw(adapter, 0.5)["scores"]).tolist() == [False, True, True, True]
+        assert "1 of 4 images are unusable" in capsys.readouterr().err
+        unusable = 4
+        with pytest.raises(UserError, match="the validation scores with the LoRA at 0.5 are not finite"):
+            validation.draw(adapter, 0.5)
