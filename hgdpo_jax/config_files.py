@@ -10,9 +10,9 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from hgdpo_jax.compute_types import require_compute_type
+from hgdpo_jax.config_limits import require_limits
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import expanded
-from hgdpo_jax.texts import require_whole_characters
 
 
 def config_changes(arguments: Sequence[str]) -> list[str]:
@@ -38,9 +38,7 @@ def read_config(path: str, changes: Sequence[str]) -> ConfigDict:
     config.name = config.name or file.stem
     require_compute_type(config.dtype, "config.dtype")
     for name, value in _fields(config):
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str):
-                require_whole_characters(text, f"config.{name}")
+        require_limits(name, value)
     return config
 
 

@@ -20,6 +20,7 @@ import importlib
 import importlib.metadata
 import os
 import pkgutil
+import re
 import sys
 import time
 import traceback
@@ -47,6 +48,11 @@ _DISK_TROUBLES = {
     errno.EDQUOT: "no space left on the disk",
     errno.EROFS: "the disk is read-only",
     errno.EACCES: "no permission",
+    errno.ENOTDIR: "a file is where a folder is expected",
+    errno.EISDIR: "a folder is where a file is expected",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EIO: "the disk cannot be read or written",
+    errno.EMFILE: "too many open files, as ulimit -n counts them",
 }
 # Hosts with other versions of these may compute other numbers.
 _DECISIVE_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "transformers")
@@ -122,6 +128,8 @@ def _run(arguments: Sequence[str]) -> None:
     require_whole_characters(values.workdir, "--workdir")
     workdir = epath.Path(values.workdir).expanduser()
     require_store(workdir)
+    if workdir.is_file():
+        raise UserError(f"workdir {workdir} is a file, expected a folder: give another with --workdir=DIR")
     stages = values.stage or config.stages
     for name in stages:
         _require_stage(name)
@@ -370,7 +378,7 @@ def _keep_programs() -> None:
 
 
 def _disk_trouble(error: BaseException) -> str:
-    """What of the disk stopped the run, and where, read off an error or its causes; empty where the disk did not.
+    """What of disk or memory stopped the run, and where, read off an error or its causes; empty where neither did.
 
     The checkpoint and record writers are C++ and pass on only the system's words.
     """
@@ -381,6 +389,9 @@ def _disk_trouble(error: BaseException) -> str:
                 return f"{words} ({cause.filename or cause.strerror})"
             if os.strerror(number) in str(cause):
                 return f"{words} (no file can be written)"
+        # GPUs are out of memory, TPUs ran out of it.
+        if isinstance(cause, MemoryError) or re.search("RESOURCE_EXHAUSTED.*ut of memory", str(cause)):
+            return f"out of memory ({first_line(cause)}): lower pool., scoring., train. or finetune.device_batch"
         cause = cause.__cause__ or cause.__context__
     return ""
 

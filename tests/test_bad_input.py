@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from hgdpo_jax.errors import UserError
 from hgdpo_jax.main import main
+from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,6 +65,43 @@ def test_weights_of_another_shape_are_refused(start, tiny_scorer, tmp_path):
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"projection_dim": 16', '"projection_dim": 24'))
     assert_refused(start(f"--config.weights.scorer={folder}"), "expected [24, 16]")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("--config.pool.width=0", ("pool.width is 0, expected 1 to 16384",)),
+        ("--config.pool.width=13", ("13x64 does not fit this model",)),
+        ("--config.pool.steps=1000", ("1000 sampling steps, expected 1 to 999",)),
+        ("--config.pool.clip_skip=9", ("clip_skip is 9, expected 0 to 1",)),
+        ("--config.pool.guidance=nan", ("pool.guidance is nan, expected a finite number",)),
+        ("--config.seed=-1", ("seed is -1, expected 0 to 4294967295",)),
+        ("--config.train.learning_rate=-1", ("train.learning_rate is -1.0, expected at least 0",)),
+        ("--config.train.steps=99999999999", ("train.steps is 99999999999, expected 1 to 2147483647",)),
+        ("--config.sweep.scales=0.5,1e999", ("sweep.scales is inf",)),
+        ("--config.sweep.scales='a'", ("sweep.scales holds 'a', expected numbers",)),
+        ("--config.evaluate.models=5", ("evaluate.models holds 5, expected texts",)),
+        ("--config.name=../other", ("name is '../other', expected the name of a folder",)),
+        ("--workdir=README.md", ("workdir README.md is a file, expected a folder",)),
+    ],
+)
+def test_what_no_image_can_be_drawn_with_is_refused_before_a_stage_is_started(start, tmp_path, change, words):
+    assert_refused(start(change), *words)
+    assert not (tmp_path / "workdir").exists() or not list((tmp_path / "workdir").glob("*/*"))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", None], ids=["empty", "list", "bytes", "folder"])
+@pytest.mark.parametrize("name", ["unet/config.json", "tokenizer/vocab.json", "scheduler/scheduler_config.json"])
+def test_a_file_of_weights_that_is_none_is_refused_in_one_line(tiny_base, tmp_path, name, content):
+    folder = copy_of(tiny_base, tmp_path)
+    (folder / name).unlink()
+    if content is None:
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=str(folder)) as error:
+        StableDiffusion.load(str(folder))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "hgdpo_jax"
 
 # From top to bottom: a room imports only what stands in its own row or below.
 ROWS = [
-    {"main", "report", "config_files"},
+    {"main", "report", "config_files", "config_limits"},
     {"stages", "preflight"},
     {
         "training",

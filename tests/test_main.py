@@ -71,7 +71,10 @@ def run(config, run):
             os.kill(os.getpid(), signal.SIGTERM)
             raise AssertionError("SIGTERM came too late")
         read_only = OSError(errno.EROFS, os.strerror(errno.EROFS), "a/file")
-        errors = {"interrupt": KeyboardInterrupt(), "bug": ZeroDivisionError("oh\\nno")}
+        full_device = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes")
+        no_folder = OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "a/file")
+        more = {"memory": MemoryError("5 bytes"), "device": full_device, "file": no_folder}
+        errors = more | {"interrupt": KeyboardInterrupt(), "bug": ZeroDivisionError("oh\\nno")}
         raise (errors | {"full": full, "hidden": hidden, "read-only": read_only})[trouble]
     (run.folder / "report").mkdir()
     (run.folder / "report" / "index.html").write_text(drawn)
@@ -246,6 +249,9 @@ def test_a_damaged_file_of_an_earlier_stage_is_named_and_made_again_after_deleti
         ("full", 2, "no space left on the disk (a/file); what is made is kept"),
         ("hidden", 2, "no space left on the disk"),
         ("read-only", 2, "the disk is read-only (a/file)"),
+        ("memory", 2, "out of memory (5 bytes): lower pool."),
+        ("device", 2, "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes): lower pool."),
+        ("file", 2, "a file is where a folder is expected (a/file)"),
         ("bug", 1, "ZeroDivisionError: oh (traceback in"),
     ],
 )

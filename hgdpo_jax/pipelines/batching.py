@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Shaped
 
+from hgdpo_jax.errors import UserError
 from hgdpo_jax.sharding import data_mesh, shard_batch
 
 
@@ -33,6 +34,8 @@ def map_batches(
     Every slice has `device_batch` rows a device: the last one is filled with row 0, so that nothing is compiled
     twice. One slice runs while the one before it is fetched. `report` receives the number of rows done.
     """
+    if device_batch < 1:
+        raise UserError(f"device_batch is {device_batch}, expected at least 1")
     batch = device_batch * data_mesh().size
     results: list[Any] = []
 

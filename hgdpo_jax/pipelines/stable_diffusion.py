@@ -18,7 +18,7 @@ from hgdpo_jax.diffusion import dpm_solver
 from hgdpo_jax.diffusion.guidance import guided
 from hgdpo_jax.diffusion.latent_normalization import normalize
 from hgdpo_jax.diffusion.schedule import NoiseSchedule, predicted_noise, unused_settings
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, as_user_error
 from hgdpo_jax.files import cached_folder
 from hgdpo_jax.models.attention import IMPLEMENTATIONS
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -80,7 +80,8 @@ class StableDiffusion:
         files = stable_diffusion_files.read_checkpoint(source, tokenizer, vae)
         if unused := unused_settings(files.configs["scheduler"]):
             _warn(f"the scheduler of {source} has {', '.join(unused)}: ignored, images are drawn by DPM-Solver++(2M)")
-        model = cls.without_weights(files.configs, dtype, attention)
+        with as_user_error(f"the configs of {source} describe no model that can be built"):
+            model = cls.without_weights(files.configs, dtype, attention)
         words, vocabulary = load_tokenizer(files.tokenizer), model.text_encoder.config.vocab_size
         if tokenizer and len(words) != vocabulary:
             raise UserError(
@@ -173,11 +174,7 @@ class StableDiffusion:
 
         `adapters` add what they have for the text encoder. Raises UserError where no layer is left.
         """
-        layers = self.text_encoder.config.num_hidden_layers
-        if not 0 <= clip_skip < layers:
-            raise UserError(
-                f"clip_skip is {clip_skip}, expected 0 to {layers - 1}: the text encoder has {layers} layers"
-            )
+        self._require_layers(clip_skip)
         with lora.apply([(lora.split(adapter)[1], scale) for adapter, scale in adapters]):
             return apply(self.text_encoder, parameters["text_encoder"], token_ids, clip_skip)
 
@@ -265,11 +262,24 @@ class StableDiffusion:
         factor = self.autoencoder.config.factor
         # Latents whose side the U-Net cannot halve at every level would not meet their skip connections.
         multiple = factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        if width % multiple or height % multiple:
+        if min(width, height) < 1 or width % multiple or height % multiple:
             raise UserError(
                 f"an image of {width}x{height} does not fit this model: give multiples of {multiple} pixels"
             )
         return height // factor, width // factor, self.autoencoder.config.latent_channels
+
+    def require_drawable(self, width: int, height: int, steps: int, clip_skip: int) -> None:
+        """Raises UserError where this model draws no images of such a size, number of steps, or `clip_skip`."""
+        self.latent_shape(width, height)
+        dpm_solver.timesteps(self.schedule, steps)
+        self._require_layers(clip_skip)
+
+    def _require_layers(self, clip_skip: int) -> None:
+        layers = self.text_encoder.config.num_hidden_layers
+        if not 0 <= clip_skip < layers:
+            raise UserError(
+                f"clip_skip is {clip_skip}, expected 0 to {layers - 1}: the text encoder has {layers} layers"
+            )
 
     def tokenize(self, prompts: str | Sequence[str]) -> Int[np.ndarray, "n t"]:
         """Token ids, cut and padded to the text encoder's length."""
@@ -516,4 +526,6 @@ def load_tokenizer(folder):
     # Slow to import, and of no use to whoever only wants the functions above.
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(str(cached_folder(require_tokenizer(epath.Path(folder)), TOKENIZER_FILES)))
+    files = cached_folder(require_tokenizer(epath.Path(folder)), TOKENIZER_FILES)
+    with as_user_error(f"the tokenizer of {folder} cannot be read"):
+        return CLIPTokenizer.from_pretrained(str(files))

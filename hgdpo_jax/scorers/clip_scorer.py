@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from hgdpo_jax.compute_types import require_compute_type
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, as_user_error
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
 from hgdpo_jax.pipelines.arguments import images_of, texts_of
 from hgdpo_jax.pipelines.batching import map_batches, on_devices
@@ -50,7 +50,8 @@ class CLIPScorer(Scorer):
 
         Raises UserError where the weights are not those that the config describes.
         """
-        scorer = cls.without_weights(files.config, files.preprocessor, dtype, framing)
+        with as_user_error(f"the configs of {where} describe no model that can be built"):
+            scorer = cls.without_weights(files.config, files.preprocessor, dtype, framing)
         place = functools.partial(replicate, mesh=data_mesh())
         parameters = to_tree(files.tensors, scorer.parameters, where, dtype, place)
         # In bfloat16 exp(logit_scale) is off by a tenth, alike for all images, but scores should compare across runs.

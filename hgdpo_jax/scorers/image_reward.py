@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from hgdpo_jax.compute_types import require_compute_type
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, as_user_error
 from hgdpo_jax.files import cached_folder
 from hgdpo_jax.models.blip import TextConfig, TextEncoder, VisionConfig, VisionTransformer
 from hgdpo_jax.models.score_head import ScoreHead
@@ -110,7 +110,9 @@ def _load_tokenizer(source: str):
     # Slow to import.
     from transformers import BertTokenizer
 
-    tokenizer = BertTokenizer.from_pretrained(str(cached_folder(folder, ("vocab.txt", "tokenizer_config.json"))))
+    files = cached_folder(folder, ("vocab.txt", "tokenizer_config.json"))
+    with as_user_error(f"the tokenizer of {folder} cannot be read"):
+        tokenizer = BertTokenizer.from_pretrained(str(files))
     # By which the text encoder knows padding.
     if tokenizer.pad_token_id != 0:
         raise UserError(f"{folder / 'vocab.txt'} begins with another word than [PAD], expected BERT's vocabulary")

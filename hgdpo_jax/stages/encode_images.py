@@ -20,7 +20,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.stages.generate_pool import base_fingerprints, batch_of_block, load_base, name_of
+from hgdpo_jax.stages.generate_pool import base_fingerprints, batch_of_block, check_base, load_base, name_of
 from hgdpo_jax.weights import folders
 
 INPUTS = ()
@@ -50,6 +50,7 @@ def check(config) -> None:
     if config.scoring.device_batch < 1:
         raise UserError(f"scoring.device_batch is {config.scoring.device_batch}, expected at least 1")
     check_limit(config.pool.unusable_limit)
+    check_base(config)
     images = _images(config)
     with progress(total=len(images), description="encode_images: sizes", unit="image") as bar:
         images.require_images(config.pool.width, config.pool.height, bar.update)

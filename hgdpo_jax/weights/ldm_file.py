@@ -13,6 +13,9 @@ import numpy as np
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.weights.conversion import some
 
+# Every CLIP has heads of 64.
+_HEAD = 64
+
 Tensors = dict[str, np.ndarray]
 
 _PREFIXES = {
@@ -147,13 +150,17 @@ def _unet_config(tensors: Tensors, layers: int, where: str) -> dict[str, Any]:
 
 def _text_config(tensors: Tensors, where: str) -> dict[str, Any]:
     vocabulary, width = _shape(tensors, "embeddings.token_embedding.weight", where)
+    if width % _HEAD:
+        raise UserError(
+            f"{where} has a text encoder {width} wide, expected a multiple of {_HEAD}: give it as a diffusers folder, "
+            "whose configs tell the number of its heads"
+        )
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": _shape(tensors, "encoder.layers.0.mlp.fc1.weight", where)[0],
         "num_hidden_layers": _count(tensors, r"encoder\.layers\.(\d+)\."),
-        # Every CLIP has heads of 64.
-        "num_attention_heads": width // 64,
+        "num_attention_heads": width // _HEAD,
         "max_position_embeddings": _shape(tensors, "embeddings.position_embedding.weight", where)[0],
     }
 
