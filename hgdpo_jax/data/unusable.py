@@ -44,7 +44,7 @@ class Unusable:
     def add(self, usable: Bool[np.ndarray, " n"], what: str, name: Callable[[int], str]) -> None:
         """Counts images; `what` says which of their values are not finite, and `name` gives the name of a row's image.
 
-        Raises UserError where more are unusable than `limit` allows, or most of those that came first.
+        Raises UserError where more are unusable than `limit` allows, or, unless it allows that, most of the first ones.
         """
         bad = np.flatnonzero(~usable)
         self._seen += len(usable)
@@ -53,7 +53,7 @@ class Unusable:
         self.count += len(bad)
         if not self._first:
             self._first, self._what = name(int(bad[0])), what
-        most = self._seen >= _FIRST and self.count > self._seen / 2
+        most = self._seen >= _FIRST and self.count > max(self._limit, 0.5) * self._seen
         if most or self.count > max(self._limit * self._total, _FEW):
             raise UserError(
                 f"{self._told()}: {_ADVICE}; --config.pool.unusable_limit, now {self._limit:g}, allows a larger share "

@@ -46,3 +46,9 @@ def test_many_unusable_images_stop_a_stage_with_the_first_of_them(bad, batch, li
         assert not count([0, 10], batch, limit, total)
     assert message.startswith(f"{counted} are unusable, first image {int(not bad[0])} of prompt 'a man': the latents")
     assert f"--config.pool.unusable_limit, now {limit:g}" in message
+
+
+def test_a_limit_above_a_half_holds_for_the_first_images_too():
+    # Of a scorer that gives no score to pictures without a face, say.
+    assert not count([48] * 10, 64, 0.9, 2_000_000)
+    assert count([60] * 10, 64, 0.9, 2_000_000).startswith("120 of 128 images are unusable")
