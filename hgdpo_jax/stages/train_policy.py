@@ -1,5 +1,6 @@
 """Trains the LoRA on the pairs: Diffusion-DPO with statistic matching (HG-DPO, Sec. 3.2), or SFT on the winners."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -216,12 +217,11 @@ class Best:
         self.win_rate = -math.inf
 
     def is_there(self) -> bool:
-        """Whether an earlier run left one, and its file is whole."""
-        try:
+        """Whether an earlier run left one, and its file is whole; the first process's answer on all."""
+        with contextlib.suppress(UserError):
             self.win_rate = float(load_tensors(self.path)[1]["validation_win_rate"])
-        except UserError:
-            return False
-        return True
+        # What follows from it all do together.
+        return hosts.from_first(self.win_rate > -math.inf)
 
     def offer(self, parameters, step: int, win_rate: float) -> None:
         """Keeps the LoRA of a step if it is as good as the one kept."""

@@ -43,6 +43,13 @@ def test_a_damaged_file_is_not_taken_for_a_best(tmp_path, content):
     assert not Best(tmp_path).is_there()
 
 
+def test_all_processes_go_by_what_the_first_one_finds_of_a_best(tmp_path, monkeypatch):
+    Best(tmp_path).offer(adapter(1), 6, 0.5)
+    monkeypatch.setattr(train_policy.hosts, "from_first", lambda own: not own)
+    assert not Best(tmp_path).is_there()
+    assert Best(tmp_path / "elsewhere").is_there()
+
+
 def test_the_first_evaluated_step_counts_as_evaluated_only_after_its_evaluation(tmp_path):
     checkpoints, log = Checkpoints(tmp_path / "checkpoints"), RunLog(tmp_path)
     assert not was_evaluated(checkpoints, log, 6)
