@@ -10,9 +10,6 @@ from etils import epath
 from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION, NoiseSchedule
 from hgdpo_jax.errors import UserError
 
-# Tensors that serve as marks: the U-Net predicts velocities; the last step is noise alone.
-MARKERS = ("v_pred", "ztsnr")
-
 _PREDICTIONS = {
     "epsilon": "epsilon",
     "eps": "epsilon",
