@@ -86,8 +86,9 @@ TINY = Size(
     name="tiny",
     unet={
         "block_out_channels": (16,),
-        "down_block_types": ("CrossAttnDownBlock2D",),
-        "up_block_types": ("CrossAttnUpBlock2D",),
+        # The middle block has attention to itself and to the prompt.
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
         "layers_per_block": 1,
         "cross_attention_dim": 16,
         "attention_head_dim": 2,
@@ -103,7 +104,7 @@ TINY = Size(
     },
     text_encoder=_TOWER | {"hidden_act": "quick_gelu", "vocab_size": 600},
     clip={
-        "text_config": _TOWER | {"hidden_act": "gelu", "vocab_size": 600},
+        "text_config": _TOWER | {"hidden_act": "gelu", "vocab_size": 600, "eos_token_id": 599},
         "vision_config": _TOWER | {"hidden_act": "gelu", "image_size": 32, "patch_size": 8},
         "projection_dim": 16,
     },
