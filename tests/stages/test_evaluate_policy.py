@@ -77,10 +77,13 @@ def runs(config, adapter, model, tmp_path_factory):
     done("export_adapter", lambda run: lora_files.save_adapter(adapter, run.folder / FILES["diffusers"]))
     for stage in (check_pairs, evaluate_policy, sample_images):
         name = stage.__name__.rpartition(".")[2]
+        records = next(runs["select_pairs"].folder.glob("*array_record*"))
+        content = records.read_bytes()
         if stage is evaluate_policy:
             # An evaluation takes the statistics of the pairs, which may be large, and does not read them.
-            next(runs["select_pairs"].folder.glob("*array_record*")).write_bytes(b"altered")
+            records.write_bytes(b"altered")
         done(name, lambda run, stage=stage: stage.run(config, run), stage.settings(config), stage.INPUTS)
+        records.write_bytes(content)
     return runs
 
 

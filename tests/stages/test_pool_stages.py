@@ -19,6 +19,7 @@ from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.stages import generate_pool, score_pool
 from hgdpo_jax.stages.select_pairs import read_statistics, winners_and_losers
+from hgdpo_jax.texts import shortened
 from hgdpo_jax.weights import folders
 
 PROMPTS = 6
@@ -372,7 +373,7 @@ def test_an_image_whose_latents_are_not_finite_is_left_out_and_counted(first, co
     assert (statistics["unusable_images"], statistics["pairs"], statistics["ranks"]["prompts"]) == (1, PROMPTS, 5)
     # Strict JSON, which other programs read.
     json.dumps(statistics, allow_nan=False)
-    told = f"1 of 18 images are unusable, first image {winner} of prompt {prompt[:60]!r}"[:-1]
+    told = f"1 of 18 images are unusable, first image {winner} of prompt {shortened(prompt)!r}"
     assert f"warning: {told}" in capsys.readouterr().err
 
 
