@@ -16,12 +16,6 @@ _FIRST = 100
 _ADVICE = "check the weights, or give --config.dtype=float32"
 
 
-def check_limit(limit: float) -> None:
-    """Raises UserError where a limit is no share."""
-    if not 0 <= limit <= 1:
-        raise UserError(f"pool.unusable_limit is {limit}, expected a share of 0 to 1")
-
-
 def image_of(prompts: Sequence[str], index: int) -> Callable[[int], str]:
     """Names one image of each prompt by the prompt's row."""
 

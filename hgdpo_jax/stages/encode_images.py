@@ -15,7 +15,7 @@ from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages, half
 from hgdpo_jax.data.image_folder import ImageFolder
 from hgdpo_jax.data.pool import write_behind
 from hgdpo_jax.data.prompts import warn_long_prompts
-from hgdpo_jax.data.unusable import Unusable, check_limit
+from hgdpo_jax.data.unusable import Unusable
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
@@ -47,9 +47,6 @@ def plan(config, run: StageRun) -> str:
 
 def check(config) -> None:
     """Raises UserError where the folder, its table or one of its images is not as expected."""
-    if config.scoring.device_batch < 1:
-        raise UserError(f"scoring.device_batch is {config.scoring.device_batch}, expected at least 1")
-    check_limit(config.pool.unusable_limit)
     check_base(config)
     images = _images(config)
     with progress(total=len(images), description="encode_images: sizes", unit="image") as bar:

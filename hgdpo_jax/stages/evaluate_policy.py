@@ -88,8 +88,6 @@ def plan(config, run: StageRun) -> str:
 
 def check(config) -> None:
     """Raises UserError where a folder lacks images, or a LoRA does not fit."""
-    if config.evaluate.seeds < 1:
-        raise UserError(f"evaluate.seeds is {config.evaluate.seeds}, expected at least 1 image a prompt")
     blocks = blocks_of(held_out_prompts(config), config.pool.block)
     for model in models_of(config):
         if model.folder:

@@ -15,7 +15,6 @@ from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.batches import ShuffledBatches
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.diffusion.schedule import add_noise, training_target
-from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.contact_sheet import contact_sheet
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise, training_key
@@ -48,10 +47,7 @@ def plan(config, run: StageRun) -> str:
 
 def check(config) -> None:
     """Raises UserError where a setting of the training cannot be."""
-    options = config.finetune
-    if not 0 <= options.empty_captions <= 1:
-        raise UserError(f"finetune.empty_captions is {options.empty_captions}, expected a share, 0 to 1")
-    check_training(options, "finetune")
+    check_training(config.finetune, "finetune")
 
 
 def make_finetune_step(model: StableDiffusion, optimizer, parts: int, mesh: Mesh):

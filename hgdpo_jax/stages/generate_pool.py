@@ -11,7 +11,7 @@ from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
 from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
 from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
-from hgdpo_jax.data.unusable import Unusable, check_limit, image_of
+from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION
 from hgdpo_jax.errors import UserError, as_user_error
 from hgdpo_jax.pipelines.batching import finite_rows
@@ -105,13 +105,9 @@ def sampling_settings(config) -> dict:
 
 
 def check(config) -> None:
-    """Raises UserError where the pool gives no pairs or has empty batches."""
+    """Raises UserError where the pool gives no pairs, or the base cannot draw its images."""
     if config.pool.size < 2:
         raise UserError(f"pool.size is {config.pool.size}, expected at least 2: a pair needs a winner and a loser")
-    for name in ("block", "device_batch"):
-        if config.pool[name] < 1:
-            raise UserError(f"pool.{name} is {config.pool[name]}, expected at least 1")
-    check_limit(config.pool.unusable_limit)
     check_base(config)
 
 

@@ -33,9 +33,6 @@ def check(config) -> None:
     if options.price_per_hour < 0:
         raise UserError(f"preflight.price_per_hour is {options.price_per_hour}, expected 0 or more")
     for name in program_names(config):
-        setting = BATCH_SETTINGS[name]
-        if _field(config, setting) < 1:
-            raise UserError(f"{setting} is {_field(config, setting)}, expected at least 1")
         if (section := TRAINING.get(name)) and config[section].batch_size % target.count:
             raise UserError(
                 f"{section}.batch_size is {config[section].batch_size}, "

@@ -13,7 +13,6 @@ from hgdpo_jax.adapters import lora
 from hgdpo_jax.artifacts import StageRun, write_bytes, write_json
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, pair_of
-from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.drawing import Drawn, draw_base_and_tuned
 from hgdpo_jax.evaluation.figures import ImagePair, pair_grid, png_bytes, resize_for_display
 from hgdpo_jax.run_log import progress
@@ -50,11 +49,6 @@ def drawing_settings(config) -> dict:
 
 def plan(config, run: StageRun) -> str:
     return f"{len(_prompts(config))} prompts x {config.sample.seeds} images, base and tuned"
-
-
-def check(config) -> None:
-    if config.sample.seeds < 1:
-        raise UserError(f"sample.seeds is {config.sample.seeds}, expected at least 1 image a prompt")
 
 
 def run(config, run: StageRun) -> None:

@@ -47,11 +47,9 @@ def load_scorer(config) -> Scorer | UserScorer:
 
 
 def check(config) -> None:
-    """Raises UserError where the framing is unknown, the batch empty, or the scorer cannot be loaded."""
+    """Raises UserError where the framing is unknown, or the scorer cannot be loaded."""
     if config.scoring.framing not in ("crop", "pad"):
         raise UserError(f"scoring.framing is {config.scoring.framing!r}, expected 'crop' or 'pad'")
-    if config.scoring.device_batch < 1:
-        raise UserError(f"scoring.device_batch is {config.scoring.device_batch}, expected at least 1")
     # Before the hours of drawing, not after them.
     scorer = load_scorer(config)
     if isinstance(scorer, UserScorer):

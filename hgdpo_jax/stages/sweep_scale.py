@@ -36,9 +36,7 @@ def plan(config, run: StageRun) -> str:
 
 
 def check(config) -> None:
-    """Raises UserError where there is nothing to draw, or a weight is named twice."""
-    if config.sweep.prompts < 1:
-        raise UserError(f"sweep.prompts is {config.sweep.prompts}, expected at least 1")
+    """Raises UserError where there is no weight to draw at, or one is named twice."""
     if not config.sweep.scales or len(set(config.sweep.scales)) < len(config.sweep.scales):
         raise UserError(f"sweep.scales is {config.sweep.scales}, expected one weight or more, each once")
 

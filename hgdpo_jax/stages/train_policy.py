@@ -84,25 +84,18 @@ def plan(config, run: StageRun) -> str:
 
 
 def check(config) -> None:
-    """Raises UserError where the loss is unknown, or a number of loss or training cannot be."""
+    """Raises UserError where the loss is unknown, or a setting of the training cannot be."""
     if config.loss.kind not in LOSSES:
         raise UserError(f"loss.kind is {config.loss.kind!r}, expected {' or '.join(map(repr, LOSSES))}")
-    if config.loss.statistic_stride < 1:
-        raise UserError(f"loss.statistic_stride is {config.loss.statistic_stride}, expected at least 1")
-    if config.adapter.rank < 1:
-        raise UserError(f"adapter.rank is {config.adapter.rank}, expected at least 1")
     check_training(config.train, "train")
 
 
 def check_training(options, name: str) -> None:
-    """Raises UserError where a number of the training settings called `name` cannot be."""
+    """Raises UserError where one of the training settings called `name` cannot be."""
     if options.remat not in REMAT:
         raise UserError(f"{name}.remat is {options.remat!r}, expected {' or '.join(map(repr, REMAT))}")
     if options.adam_bits not in (8, 32):
         raise UserError(f"{name}.adam_bits is {options.adam_bits}, expected 8 or 32")
-    for field in ("steps", "batch_size", "device_batch", "evaluate_every", "checkpoint_every"):
-        if options[field] < 1:
-            raise UserError(f"{name}.{field} is {options[field]}, expected at least 1")
     if options.batch_size % jax.device_count():
         raise UserError(
             f"{name}.batch_size is {options.batch_size}, expected a multiple of the {jax.device_count()} devices"

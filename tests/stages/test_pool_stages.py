@@ -401,7 +401,6 @@ def test_prompts_without_two_usable_images_are_left_out_where_the_limit_allows_i
     ("field", "value", "message"),
     [
         ("pool.size", 1, "pool.size is 1, expected at least 2"),
-        ("pool.block", 0, "pool.block is 0"),
         ("pairs.loser_rank", 4, "pairs.loser_rank is 4, expected 2 to 3"),
         ("pairs.loser_rank", 1, "pairs.loser_rank is 1"),
         ("pairs.loser_rank", -1, "pairs.loser_rank is -1"),
