@@ -50,7 +50,7 @@ def start(coordinator_address: str = "", num_processes: int = 0, process_id: int
         if not given["process_id"] < given["num_processes"]:
             raise UserError(f"process_id is {given['process_id']}, expected 0 to {given['num_processes'] - 1}")
         _require_coordinator(given["coordinator_address"], given["process_id"])
-        # In a SLURM job JAX would else hide all devices but one.
+        # Otherwise JAX would hide all devices but one in a SLURM job.
         jax.distributed.initialize(**given, cluster_detection_method="deactivate")
     elif len(missing) < len(given):
         raise UserError(
@@ -73,6 +73,13 @@ def start(coordinator_address: str = "", num_processes: int = 0, process_id: int
             if "coordinator_address should be defined" not in str(error):
                 raise
     _require_platform()
+
+
+def are_announced(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> bool:
+    """Whether the arguments of `start`, or the environment, say that there are several processes."""
+    environment = any(f"JAX_{name}" in os.environ for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"))
+    given = coordinator_address or num_processes or process_id >= 0
+    return bool(given or environment or _environment_number("SLURM_NTASKS", 1) > 1)
 
 
 def _require_coordinator(address: str, process_id: int) -> None:

@@ -51,7 +51,6 @@ _DISK_TROUBLES = {
     errno.ENOTDIR: "a file is where a folder is expected",
     errno.EISDIR: "a folder is where a file is expected",
     errno.ENAMETOOLONG: "the name is too long",
-    errno.EIO: "the disk cannot be read or written",
     errno.EMFILE: "too many open files, as ulimit -n counts them",
 }
 # Hosts with other versions of these may compute other numbers.
@@ -186,15 +185,23 @@ def _run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path, p
     # Not at the top: --help and --plan do without JAX.
     from hgdpo_jax import hosts, leases
 
-    # Before this machine's devices are asked for, which a run that is under way here needs.
-    undone = (run for name in names if not (run := StageRun(name, config.name, workdir, {})).is_done())
-    if first_undone := next(undone, None):
-        leases.refuse_neighbour(first_undone.folder)
+    def refuse_neighbour() -> None:
+        undone = (run for name in names if not (run := StageRun(name, config.name, workdir, {})).is_done())
+        if first_undone := next(undone, None):
+            leases.refuse_neighbour(first_undone.folder)
+
+    several = hosts.are_announced(**processes)
+    if not several:
+        # Before this machine's devices are asked for, which a run that is under way here needs.
+        refuse_neighbour()
     spare_memory_of_cpu()
     _divide_cpu(config.cpu_devices)
     _keep_programs()
     # Before weights are fetched and hashed: hosts take unequal time for that, and JAX waits five minutes for late ones.
     hosts.start(**processes)
+    if several:
+        # Not earlier: the other processes would wait for one that has ended.
+        hosts.together(refuse_neighbour)
     stages = hosts.together(lambda: _stages(config, names, workdir))
     _require_alike(config, stages)
     hosts.together(lambda: refuse_changes([stage.run for stage in stages]))

@@ -277,7 +277,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_a_second_start_says_who_is_at_it_and_harms_nothing(command, tmp_path):
+def test_a_second_start_says_who_is_at_it_and_harms_nothing(command, tmp_path, monkeypatch):
     go, folder = tmp_path / "go", tmp_path / "work/runs/tiny/draw"
     arguments = [str(tmp_path / "stages"), f"--config={tmp_path / 'tiny.py'}", f"--workdir={tmp_path / 'work'}"]
     first = subprocess.Popen(
@@ -287,10 +287,12 @@ def test_a_second_start_says_who_is_at_it_and_harms_nothing(command, tmp_path):
         while not (folder / "drawing.partial").exists():
             assert first.poll() is None
             time.sleep(0.02)
-        # Refused before anything else is looked at, such as this setting: that may take the memory of the first.
-        status, _, errors = command("--config.adapter.rank=0")
-        assert status == 2
-        assert f"{folder} is in use by process {first.pid} on " in one_line(errors)
+        monkeypatch.setattr(hosts, "start", lambda **_: print("joined"))
+        # Refused before the devices are asked for, whose memory the first one needs; several processes join first.
+        for arguments, joined in (((), ""), (("--num_processes=2",), "joined\n")):
+            status, out, errors = command(*arguments)
+            assert (status, out) == (2, joined)
+            assert f"{folder} is in use by process {first.pid} on " in one_line(errors)
         assert sorted(path.name for path in folder.iterdir()) == ["drawing.partial", "lease", "started.json"]
         go.touch()
         assert first.wait(60) == 0
