@@ -44,7 +44,8 @@ ablations: $(VENV)/installed
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks
 
-# Checks and times everything on this machine's accelerator, 8 minutes on an H100: make accelerator ACCELERATOR=cuda12
+# Checks and times everything on this machine's accelerator, an estimated 7 minutes on an H100. For CUDA 12:
+# make accelerator ACCELERATOR=cuda12
 ACCELERATOR ?= cuda13
 accelerator: $(VENV)/installed-test
 	$(BIN)/pip install --quiet 'jax[$(ACCELERATOR)]'

@@ -11,7 +11,7 @@ ASSUMED = (0.3, 0.5)
 
 
 def efficiencies(chip: Chip) -> tuple[float, ...]:
-    """Lowest and highest share of the roofline's speed that programs reached on this kind of device, else `ASSUMED`."""
+    """Lowest and highest share of the roofline's speed that programs reached on this kind of device, or `ASSUMED`."""
     file = resources.files("hgdpo_jax.preflight") / FILE
     measured = json.loads(file.read_text()) if file.is_file() else {}
     shares = measured.get(chip.title, {}).values()
