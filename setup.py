@@ -34,7 +34,7 @@ setup(
         "huggingface_hub>=2.0",
         # tensorflow-datasets needs it and does not say so.
         "importlib_resources>=6.4",
-        "jax>=0.10,<0.13",
+        "jax>=0.10.2,<0.13",
         "jaxtyping>=0.3",
         "jinja2>=3.1",
         "markupsafe>=3.0",
@@ -61,13 +61,13 @@ setup(
         "gcs": ["gcsfs>=2026.9"],
         # Compile for GPUs and TPUs that are not there. These of jax[cuda12] suffice: the rest is for running.
         "preflight-cuda": [
-            "jax-cuda12-plugin>=0.10,<0.13",
+            "jax-cuda12-plugin>=0.10.2,<0.13",
             "nvidia-cublas-cu12",
             "nvidia-cuda-nvcc-cu12",
             "nvidia-cuda-nvrtc-cu12",
             "nvidia-cudnn-cu12>=9.8,<10",
         ],
-        "preflight-tpu": ["jax[tpu]>=0.10,<0.13"],
+        "preflight-tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "test": [
             "accelerate>=1.0",
             "diffusers>=0.42",
