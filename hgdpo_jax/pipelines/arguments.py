@@ -26,6 +26,7 @@ def texts_of(texts: str | Iterable[str], name: str = "prompts") -> list[str]:
 
 def seeds_of(seeds: int | Iterable[int]) -> list[int]:
     """The seeds as a list, of one where a single number is given; raises UserError where one is out of range."""
+    # np.ndim takes an array's scalar for a number too, which isinstance would not; the type checker cannot follow it.
     given = _several([seeds] if np.ndim(seeds) == 0 else seeds, "seeds")  # type: ignore[arg-type]
     for place, seed in enumerate(given):
         try:
