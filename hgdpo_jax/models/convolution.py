@@ -5,9 +5,8 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from hgdpo_jax.models import winograd
+from hgdpo_jax.models.cpu import matrix_product, winograd
 
 # With fewer channels or features Winograd's sums cost what its fewer multiplications save.
 _FEWEST_CHANNELS = 128
@@ -46,16 +45,5 @@ def _convolve(x, kernel, strides, padding, **options):
     # on the lower levels of a U-Net, that takes longer than the arithmetic: 76 ms against 10 at 8x8x1280.
     if rows * columns > 1 and pixels > channels:
         return usual(x, kernel)
-    product = functools.partial(_product, strides=strides, padding=padding)
+    product = functools.partial(matrix_product.convolve, strides=strides, padding=padding)
     return jax.lax.platform_dependent(x, kernel, cpu=product, default=usual)
-
-
-def _product(x: Float[Array, "n h w c"], kernel: Float[Array, "r s c d"], strides, padding) -> Float[Array, "n i j d"]:
-    """The product of every place's neighbourhood, `[r * s * c]`, and the kernel as a matrix."""
-    rows, columns, _, _ = kernel.shape
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
-    neighbours = [
-        x[:, i : i + height : strides[0], j : j + width : strides[1]] for i in range(rows) for j in range(columns)
-    ]
-    return jnp.concatenate(neighbours, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
