@@ -16,7 +16,7 @@ test: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The tests with the oldest versions that setup.py allows. With the newest: make test PYTHON=python3.13 VENV=.venv-newest
+# The tests with the oldest versions that pyproject.toml allows. With the newest: make test PYTHON=python3.13 VENV=.venv-newest
 test-oldest:
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet uv
@@ -63,10 +63,10 @@ $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear $(VENV)
 
-$(VENV)/installed: setup.py | $(BIN)/pip
+$(VENV)/installed: pyproject.toml setup.py | $(BIN)/pip
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-$(VENV)/installed-test: setup.py | $(BIN)/pip
+$(VENV)/installed-test: pyproject.toml setup.py | $(BIN)/pip
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $(VENV)/installed $@

@@ -28,7 +28,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from logging import CRITICAL, getLogger
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags, logging
 from etils import epath
@@ -417,10 +417,18 @@ def _flag_lines(values: flags.FlagValues) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """The program `hgdpo`."""
     # What goes wrong in a library reaches main as an exception, and is told in one line there.
     logging.set_verbosity(logging.FATAL)
     # A checkpoint's writers leave what failed to asyncio's log as well.
     getLogger("asyncio").setLevel(CRITICAL)
     show_all_characters()
+    # As `python -m` does: configs and functions of the user's own are imported from where the program starts.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
     leave(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    command()

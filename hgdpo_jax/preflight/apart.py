@@ -11,7 +11,7 @@ from typing import Any
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.preflight.targets import Target
 
-# Module that a platform's compiler lies in, and the extra of setup.py that installs it.
+# Module that a platform's compiler lies in, and the extra that installs it.
 _COMPILERS = {"cuda": ("jax_cuda12_plugin", "preflight-cuda"), "tpu": ("libtpu", "preflight-tpu")}
 _NVIDIA_LIBRARIES = ("cudnn", "cublas", "cuda_nvrtc")
 

@@ -1,10 +1,10 @@
 """The rehearsal of the checks and timings on an accelerator."""
 
-import ast
 import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,12 +24,9 @@ MODULES = {"dicebear_core": "dicebear", "dicebear_styles": "dicebear", "orbax_ch
 
 
 def absent_packages():
-    """Modules of what setup.py requires and such a machine lacks."""
-    setup = ast.parse((ROOT / "setup.py").read_text())
-    (required,) = (
-        node.value for node in ast.walk(setup) if isinstance(node, ast.keyword) and node.arg == "install_requires"
-    )
-    names = {name.split(">")[0].split("[")[0].replace("-", "_") for name in ast.literal_eval(required)}
+    """Modules of what this project requires and such a machine lacks."""
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {name.split(">")[0].split("[")[0].replace("-", "_") for name in required}
     names = {"absl" if name == "absl_py" else name for name in names}
     return {MODULES.get(name, name) for name in names - PRESENT}
 
@@ -38,6 +35,7 @@ def absent_packages():
 def rehearse(tmp_path):
     """Runs the command with tiny models where these packages cannot be imported."""
     blocker = f"""import sys
+import tomllib
 from importlib.machinery import PathFinder
 class Without(PathFinder):
     @classmethod

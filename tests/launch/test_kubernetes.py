@@ -65,5 +65,5 @@ def test_the_image_gets_what_main_imports_and_nothing_that_is_left_out():
 
 def test_the_image_has_the_packages_that_the_extras_name():
     pinned = re.findall(r'"\w+[=>]=[^"]+"', (LAUNCH / "Dockerfile").read_text())
-    setup = (ROOT / "setup.py").read_text()
-    assert len(pinned) == 2 and all(requirement in setup for requirement in pinned)
+    project = (ROOT / "pyproject.toml").read_text()
+    assert len(pinned) == 2 and all(requirement in project for requirement in pinned)
