@@ -301,6 +301,14 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def many_runs(tmp_path_factory):
+    """Folders of runs that fill every table and figure of the paper, and one of a user's own."""
+    from runs_on_disk import write_many_runs
+
+    return write_many_runs(tmp_path_factory.mktemp("workdir") / "runs")
+
+
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     """A running Chromium, that of the variable CHROMIUM or of PATH."""
     from chromium import Browser, find_chromium

@@ -13,6 +13,7 @@ ROWS = [
     {
         "training",
         "evaluation",
+        "pages",
         "data",
         "toon",
         "artifacts",

@@ -1,1 +1,1 @@
-"""How much better the tuned model is than its base: win rates, colour shift, figures and the report."""
+"""How much better the tuned model is than its base: what is measured of images, win rates, colour shift."""

@@ -15,7 +15,7 @@ from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.batches import ShuffledBatches
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.diffusion.schedule import add_noise, training_target
-from hgdpo_jax.evaluation.contact_sheet import contact_sheet
+from hgdpo_jax.pages.pictures import contact_sheet
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog

@@ -14,7 +14,7 @@ from hgdpo_jax.artifacts import StageRun, write_bytes, write_json
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, pair_of
 from hgdpo_jax.evaluation.drawing import Drawn, draw_base_and_tuned
-from hgdpo_jax.evaluation.figures import ImagePair, pair_grid, png_bytes, resize_for_display
+from hgdpo_jax.pages.pictures import ImagePair, pair_grid, png_bytes, resize_for_display
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.export_adapter import FILES
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, sampling_settings

@@ -10,10 +10,10 @@ import numpy as np
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION, NoiseSchedule, add_noise
-from hgdpo_jax.evaluation.contact_sheet import contact_sheet
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.pages.pictures import contact_sheet
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion, load_tokenizer, parameter_shapes
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from hgdpo_jax.evaluation.contact_sheet import contact_sheet
+from hgdpo_jax.pages.pictures import contact_sheet
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.run_log import read_scalars

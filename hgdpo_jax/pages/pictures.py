@@ -1,4 +1,4 @@
-"""Pictures for people: images at a size that can be looked at, and grids of pairs."""
+"""Pictures for people: images at a size that can be looked at, sheets of many, and grids of pairs."""
 
 import base64
 import dataclasses
@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
+from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 
-from hgdpo_jax.evaluation.charts import PALETTE
-from hgdpo_jax.evaluation.numbers import format_score
+from hgdpo_jax.pages.charts import PALETTE
+from hgdpo_jax.pages.numbers import format_score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,15 @@ def data_uri(image: np.ndarray, height: int) -> str:
     stream = io.BytesIO()
     resize_for_display(image, height).save(stream, "WEBP", quality=88, method=6)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def contact_sheet(images: np.ndarray, columns: int, enlarge: int = 1) -> np.ndarray:
+    """Pictures uint8 `[n, h, w, 3]` in rows of `columns`, each enlarged by a whole factor; white where none is left."""
+    count = -len(images) % columns
+    filled = np.concatenate([images, np.full((count, *images.shape[1:]), 255, np.uint8)])
+    sheet = rearrange(filled, "(r c) h w rgb -> (r h) (c w) rgb", c=columns)
+    size = (sheet.shape[1] * enlarge, sheet.shape[0] * enlarge)
+    return np.asarray(Image.fromarray(sheet).resize(size, Image.Resampling.BICUBIC))
 
 
 def pair_grid(

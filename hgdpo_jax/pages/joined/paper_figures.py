@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hgdpo_jax.evaluation.charts import Curves, Series
-from hgdpo_jax.evaluation.numbers import format_score, signed
-from hgdpo_jax.report import paper
-from hgdpo_jax.report.cells import counted, mean_of, number_cell, percent, plain, span
-from hgdpo_jax.report.document import Cell, ImageGrid, Section, Table
-from hgdpo_jax.report.runs import RankStatistics, Run, ScalePoint
+from hgdpo_jax.pages.charts import Curves, Series
+from hgdpo_jax.pages.joined import paper
+from hgdpo_jax.pages.joined.cells import counted, mean_of, number_cell, percent, plain, span
+from hgdpo_jax.pages.joined.document import Cell, ImageGrid, Section, Table
+from hgdpo_jax.pages.joined.runs import RankStatistics, Run, ScalePoint
+from hgdpo_jax.pages.numbers import format_score, signed
 
 
 def rank_section(runs: Sequence[Run]) -> Section:

@@ -43,10 +43,10 @@ def _run(arguments: Sequence[str]) -> None:
     # Not at the top: --help does without.
     from hgdpo_jax.artifacts import write_text
     from hgdpo_jax.files import require_store
-    from hgdpo_jax.report.content import build
-    from hgdpo_jax.report.page import as_page
-    from hgdpo_jax.report.runs import read_runs
-    from hgdpo_jax.report.texts import as_json, as_latex, as_markdown, as_plain_text
+    from hgdpo_jax.pages.joined.content import build
+    from hgdpo_jax.pages.joined.page import as_page
+    from hgdpo_jax.pages.joined.runs import read_runs
+    from hgdpo_jax.pages.joined.texts import as_json, as_latex, as_markdown, as_plain_text
 
     for folder in folders:
         require_store(folder)

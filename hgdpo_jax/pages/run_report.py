@@ -9,13 +9,13 @@ import markupsafe
 from etils import epath
 
 from hgdpo_jax.artifacts import write_bytes, write_text
-from hgdpo_jax.evaluation import charts, figures
 from hgdpo_jax.evaluation.color_shift import ColorShift
-from hgdpo_jax.evaluation.figures import ImagePair
-from hgdpo_jax.evaluation.numbers import finite_or_none, format_score, signed
-from hgdpo_jax.evaluation.page import page_environment
 from hgdpo_jax.evaluation.pair_check import PairCheck
 from hgdpo_jax.evaluation.win_rate import ScoreComparison, WinRate
+from hgdpo_jax.pages import charts, pictures
+from hgdpo_jax.pages.numbers import finite_or_none, format_score, signed
+from hgdpo_jax.pages.pictures import ImagePair
+from hgdpo_jax.pages.templates import page_environment
 
 HERO_PAIRS = 8
 PAGE_IMAGE_HEIGHT = 384
@@ -134,7 +134,7 @@ def write_report(folder: epath.PathLike, report: ReportData) -> dict[str, Any]:
     write_text(path / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     hero = report.examples[:HERO_PAIRS]
     if hero:
-        write_bytes(path / "grid.png", figures.pair_grid(hero, *report.labels, report.headline))
+        write_bytes(path / "grid.png", pictures.pair_grid(hero, *report.labels, report.headline))
     if charts.charts_with_data(report.training):
         write_bytes(path / "curves.png", charts.curves_figure(report.training))
     pairs = [
@@ -142,7 +142,7 @@ def write_report(folder: epath.PathLike, report: ReportData) -> dict[str, Any]:
         *report.worst_pairs[: HERO_PAIRS // 2],
     ]
     if pairs:
-        write_bytes(path / "pairs.png", figures.pair_grid(pairs, "Winner", "Loser", report.headline))
+        write_bytes(path / "pairs.png", pictures.pair_grid(pairs, "Winner", "Loser", report.headline))
     write_text(path / "index.html", render_page(report))
     return summary
 
@@ -153,13 +153,13 @@ def render_page(report: ReportData) -> str:
     environment.filters["score"] = format_score
     environment.filters["signed"] = lambda value, digits=2: signed(value, digits)
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
-    environment.filters["picture"] = lambda image: figures.data_uri(image, PAGE_IMAGE_HEIGHT)
+    environment.filters["picture"] = lambda image: pictures.data_uri(image, PAGE_IMAGE_HEIGHT)
     drawn = [
         # The markup comes from matplotlib and fixed titles alone.
         (chart, markupsafe.Markup(charts.chart_svg(chart, report.training)))
         for chart in charts.charts_with_data(report.training)
     ]
-    return environment.get_template("report.html.jinja").render(
+    return environment.get_template("run_report.html.jinja").render(
         report=report,
         headline=report.scores[report.headline],
         hero=report.examples[:HERO_PAIRS],

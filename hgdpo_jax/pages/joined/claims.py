@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from hgdpo_jax.evaluation.numbers import signed
+from hgdpo_jax.evaluation.paired_difference import PairedDifference, paired_difference
 from hgdpo_jax.evaluation.win_rate import win_rate
-from hgdpo_jax.report import paper
-from hgdpo_jax.report.cells import interval, mean_of, p_value, percent, percent_points, rate_values
-from hgdpo_jax.report.document import FAILS, HOLDS, UNDECIDED, Cell, Table
-from hgdpo_jax.report.paired_difference import PairedDifference, paired_difference
-from hgdpo_jax.report.runs import Row, Run
+from hgdpo_jax.pages.joined import paper
+from hgdpo_jax.pages.joined.cells import interval, mean_of, p_value, percent, percent_points, rate_values
+from hgdpo_jax.pages.joined.document import FAILS, HOLDS, UNDECIDED, Cell, Table
+from hgdpo_jax.pages.joined.runs import Row, Run
+from hgdpo_jax.pages.numbers import signed
 
 
 def score_claim_tables(number: int, first: Run, rows: Mapping[str, Row]) -> list[Table]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from hgdpo_jax.evaluation.charts import Curves, Series
 from hgdpo_jax.evaluation.win_rate import WinRate, win_rate
-from hgdpo_jax.report import paper
-from hgdpo_jax.report.cells import mean_of, paper_cell, percent_points, rate_cell
-from hgdpo_jax.report.claims import absolute_shifts, color_claim_tables, score_claim_tables
-from hgdpo_jax.report.document import Cell, Section, Table
-from hgdpo_jax.report.runs import Row, Run
+from hgdpo_jax.pages.charts import Curves, Series
+from hgdpo_jax.pages.joined import paper
+from hgdpo_jax.pages.joined.cells import mean_of, paper_cell, percent_points, rate_cell
+from hgdpo_jax.pages.joined.claims import absolute_shifts, color_claim_tables, score_claim_tables
+from hgdpo_jax.pages.joined.document import Cell, Section, Table
+from hgdpo_jax.pages.joined.runs import Row, Run
 
 
 def table_section(number: int, first: Run, rows: Mapping[str, Row]) -> Section | None:

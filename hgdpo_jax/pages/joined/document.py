@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from hgdpo_jax.evaluation.charts import Curves
+from hgdpo_jax.pages.charts import Curves
 
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
 

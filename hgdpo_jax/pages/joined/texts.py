@@ -5,8 +5,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from hgdpo_jax.evaluation.numbers import finite_or_none
-from hgdpo_jax.report.document import Cell, Document, Table
+from hgdpo_jax.pages.joined.document import Cell, Document, Table
+from hgdpo_jax.pages.numbers import finite_or_none
 
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hgdpo_jax.report.paired_difference import paired_difference
+from hgdpo_jax.evaluation.paired_difference import paired_difference
 
 
 def column(*values):

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.color_shift import ColorShift, HSVMeans, shift_between
-from hgdpo_jax.report.paper import ROW_LABELS
+from hgdpo_jax.pages.joined.paper import ROW_LABELS
 
 BASE, TUNED, TUNED_LAN = "base", "tuned", "tuned_lan"
 _RESULTS = "results.json"

@@ -1,6 +1,6 @@
 import re
 
-from hgdpo_jax.evaluation import charts
+from hgdpo_jax.pages import charts
 
 
 def log_of(steps):

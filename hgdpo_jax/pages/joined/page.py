@@ -7,10 +7,10 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from hgdpo_jax.evaluation.charts import curves_svg
-from hgdpo_jax.evaluation.figures import data_uri
-from hgdpo_jax.evaluation.page import page_environment
-from hgdpo_jax.report.document import Document
+from hgdpo_jax.pages.charts import curves_svg
+from hgdpo_jax.pages.joined.document import Document
+from hgdpo_jax.pages.pictures import data_uri
+from hgdpo_jax.pages.templates import page_environment
 
 # A grid has dozens of images.
 _IMAGE_HEIGHT = 256
@@ -18,7 +18,7 @@ _IMAGE_HEIGHT = 256
 
 def as_page(document: Document) -> str:
     """The report with its charts and images."""
-    environment = page_environment("hgdpo_jax.report")
+    environment = page_environment()
     environment.filters["picture"] = _picture
     charts = {
         # The markup comes from matplotlib and escapes what is written in it.
@@ -27,7 +27,7 @@ def as_page(document: Document) -> str:
         ]
         for section in document.sections
     }
-    return environment.get_template("joined.html.jinja").render(document=document, charts=charts)
+    return environment.get_template("joined/joined.html.jinja").render(document=document, charts=charts)
 
 
 def _picture(path: epath.Path) -> str:

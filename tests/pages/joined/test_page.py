@@ -6,9 +6,9 @@ import pytest
 from pages import assert_reads_well
 from runs_on_disk import PROMPTS, make_results, make_sweep, write_run
 
-from hgdpo_jax.report.content import build
-from hgdpo_jax.report.page import as_page
-from hgdpo_jax.report.runs import read_runs
+from hgdpo_jax.pages.joined.content import build
+from hgdpo_jax.pages.joined.page import as_page
+from hgdpo_jax.pages.joined.runs import read_runs
 
 
 class Page(html.parser.HTMLParser):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from runs_on_disk import PROMPTS, make_results, make_sweep, rank_statistics, write_run
 
-from hgdpo_jax.report.content import build
-from hgdpo_jax.report.paper_figures import rank_verdict
-from hgdpo_jax.report.runs import RankStatistics, read_runs
+from hgdpo_jax.pages.joined.content import build
+from hgdpo_jax.pages.joined.paper_figures import rank_verdict
+from hgdpo_jax.pages.joined.runs import RankStatistics, read_runs
 
 
 def report(tmp_path, *results, sweeps=()):

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from hgdpo_jax.report.cells import counted
-from hgdpo_jax.report.document import FAILS, HOLDS, UNDECIDED, Document
-from hgdpo_jax.report.paper import TABLES
-from hgdpo_jax.report.paper_figures import rank_section, sweep_sections
-from hgdpo_jax.report.paper_tables import called, missing_rows, table_section
-from hgdpo_jax.report.run_tables import runs_section, training_sections
-from hgdpo_jax.report.runs import Row, Run, rows_of, training_differences
+from hgdpo_jax.pages.joined.cells import counted
+from hgdpo_jax.pages.joined.document import FAILS, HOLDS, UNDECIDED, Document
+from hgdpo_jax.pages.joined.paper import TABLES
+from hgdpo_jax.pages.joined.paper_figures import rank_section, sweep_sections
+from hgdpo_jax.pages.joined.paper_tables import called, missing_rows, table_section
+from hgdpo_jax.pages.joined.run_tables import runs_section, training_sections
+from hgdpo_jax.pages.joined.runs import Row, Run, rows_of, training_differences
 
 _NOTES = (
     "Win rate: the share of prompts on which the first model's mean score over its images is higher, ties counted "

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hgdpo_jax.report import paper
+from hgdpo_jax.pages.joined import paper
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def test_every_row_is_an_experiment_with_a_label():

@@ -1,6 +1,6 @@
 import pytest
 
-from hgdpo_jax.evaluation.numbers import finite_or_none, format_score, signed
+from hgdpo_jax.pages.numbers import finite_or_none, format_score, signed
 
 
 @pytest.mark.parametrize(

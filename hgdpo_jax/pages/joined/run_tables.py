@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from hgdpo_jax.evaluation.color_shift import shift_between
-from hgdpo_jax.evaluation.numbers import DASH, format_score, signed
 from hgdpo_jax.evaluation.win_rate import win_rate
-from hgdpo_jax.report import paper
-from hgdpo_jax.report.cells import interval, number_cell, percent, rate_values
-from hgdpo_jax.report.document import Cell, Section, Table
-from hgdpo_jax.report.runs import BASE, TUNED, Model, Run
+from hgdpo_jax.pages.joined import paper
+from hgdpo_jax.pages.joined.cells import interval, number_cell, percent, rate_values
+from hgdpo_jax.pages.joined.document import Cell, Section, Table
+from hgdpo_jax.pages.joined.runs import BASE, TUNED, Model, Run
+from hgdpo_jax.pages.numbers import DASH, format_score, signed
 
 
 def runs_section(runs: Sequence[Run]) -> Section:

@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hgdpo_jax.evaluation.numbers import DASH
 from hgdpo_jax.evaluation.win_rate import WinRate
-from hgdpo_jax.report.document import Cell
+from hgdpo_jax.pages.joined.document import Cell
+from hgdpo_jax.pages.numbers import DASH
 
 _SPACE = "\N{NO-BREAK SPACE}"
 

@@ -8,10 +8,10 @@ import pytest
 from pages import assert_reads_well
 
 from hgdpo_jax.evaluation.color_shift import color_shift
-from hgdpo_jax.evaluation.figures import ImagePair
 from hgdpo_jax.evaluation.pair_check import PairCheck, PairScore
-from hgdpo_jax.evaluation.report import ModelRow, ReportData, render_page, verdict, write_report
 from hgdpo_jax.evaluation.win_rate import compare_scores, win_rate
+from hgdpo_jax.pages.pictures import ImagePair
+from hgdpo_jax.pages.run_report import ModelRow, ReportData, render_page, verdict, write_report
 
 HOSTILE = '<script>alert("1")</script> & <img src=x onerror=alert(2)>'
 

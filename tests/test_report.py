@@ -5,7 +5,7 @@ import sys
 
 from runs_on_disk import make_results, write_run
 
-from hgdpo_jax.report.__main__ import main
+from hgdpo_jax.report import main
 
 FILES = ["index.html", "report.json", "report.md", "report.tex"]
 
