@@ -114,7 +114,9 @@ def _run(arguments: Sequence[str]) -> None:
     except flags.Error as error:
         raise UserError(f"{first_line(error)}; --help lists the flags") from error
     if values.help:
-        print(f"{(__doc__ or '').strip()}\n\nFlags:\n{_flag_lines(values)}\nStages: {', '.join(_stage_names())}")
+        print(
+            f"{(__doc__ or '').strip()}\n\nFlags:\n{_flag_lines(values)}\nStages: {', '.join(sorted(_stage_modules()))}"
+        )
         return
     if rest:
         raise UserError(f"{' '.join(rest)} is not a flag; --help lists the flags")
@@ -145,7 +147,7 @@ def _stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> li
 
     def load(name: str) -> Stage:
         if name not in known:
-            module = importlib.import_module(f"hgdpo_jax.stages.{name}")
+            module = importlib.import_module(_stage_modules()[name])
             inputs = {earlier: load(earlier).run for earlier in module.INPUTS}
             run = StageRun(name, config.name, workdir, module.settings(config), inputs)
             known[name] = Stage(module, run)
@@ -155,17 +157,21 @@ def _stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> li
 
 
 def _require_stage(name: str) -> None:
-    names = _stage_names()
+    names = sorted(_stage_modules())
     if name not in names:
         near = difflib.get_close_matches(name, names, 1, 0.4)
         hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(names)}"
         raise UserError(f"there is no stage {name!r}: {hint}")
 
 
-def _stage_names() -> list[str]:
-    import hgdpo_jax.stages
-
-    return sorted(module.name for module in pkgutil.iter_modules(hgdpo_jax.stages.__path__))
+def _stage_modules() -> dict[str, str]:
+    """The module of each stage."""
+    packages = [importlib.import_module(f"hgdpo_jax.{place}") for place in ("stages", "toon.stages")]
+    return {
+        module.name: f"{package.__name__}.{module.name}"
+        for package in packages
+        for module in pkgutil.iter_modules(package.__path__)
+    }
 
 
 def _print_plan(stages: Sequence[Stage], config: ConfigDict) -> None:
@@ -266,7 +272,7 @@ def _packages() -> dict[str, str]:
     """Versions of all that decides a result, this package's by its source."""
     source = hashlib.sha256()
     folder = epath.Path(__file__).parent
-    for path in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")]):
+    for path in sorted(path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}*.py")):
         source.update(f"{path.relative_to(folder)} ".encode() + path.read_bytes())
     return {name: importlib.metadata.version(name) for name in _DECISIVE_PACKAGES} | {
         "hgdpo_jax": source.hexdigest()[:16]

@@ -9,10 +9,10 @@ import pytest
 from configs.n20_sml import get_config
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.models import blip
-from hgdpo_jax.models.attribute_classifier import AttributeClassifier
 from hgdpo_jax.models.score_head import ScoreHead
 from hgdpo_jax.preflight import programs
 from hgdpo_jax.sharding import data_mesh
+from hgdpo_jax.toon.attribute_classifier import AttributeClassifier
 
 # Between them every network of base and scorer, the LoRA, and the gradients of both kinds of training.
 PROGRAMS = ("score_pool", "encode_images", "train_policy", "finetune_base")

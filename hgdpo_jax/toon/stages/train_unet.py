@@ -18,8 +18,8 @@ from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion, load_tokenizer
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.toon.captions import caption, prompts
+from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.portraits import portrait, render_many
-from hgdpo_jax.training.fit import fit
 from hgdpo_jax.weights import clip_files, folders
 from hgdpo_jax.weights.conversion import from_tree, to_tree
 

@@ -7,8 +7,8 @@ import numpy as np
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.random_keys import training_key
+from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.portraits import portrait, render_many
-from hgdpo_jax.training.fit import fit
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.conversion import from_tree
 

@@ -14,9 +14,9 @@ from hgdpo_jax.pipelines.stable_diffusion import load_tokenizer
 from hgdpo_jax.scorers.preprocess import preprocess
 from hgdpo_jax.toon.attributes import COMBINATION
 from hgdpo_jax.toon.captions import caption
+from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.portraits import Portrait, portrait, render_many
 from hgdpo_jax.toon.vocabulary import write_tokenizer
-from hgdpo_jax.training.fit import fit
 from hgdpo_jax.weights import clip_files
 from hgdpo_jax.weights.conversion import from_tree
 

@@ -7,9 +7,9 @@ import pytest
 
 import hgdpo_jax as hg
 from hgdpo_jax.main import main
-from hgdpo_jax.stages.train_clip import alike
 from hgdpo_jax.toon.oracle import AttributeOracle
 from hgdpo_jax.toon.portraits import split_of
+from hgdpo_jax.toon.stages.train_clip import alike
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = {

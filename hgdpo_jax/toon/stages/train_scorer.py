@@ -13,10 +13,10 @@ from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.scorers.preprocess import preprocess
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
-from hgdpo_jax.stages.train_clip import crop_padding
 from hgdpo_jax.toon import damage
+from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.preferences import KINDS, make_preferences
-from hgdpo_jax.training.fit import fit
+from hgdpo_jax.toon.stages.train_clip import crop_padding
 from hgdpo_jax.weights import clip_files, folders
 from hgdpo_jax.weights.conversion import from_tree, to_tree
 

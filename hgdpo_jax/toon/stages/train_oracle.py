@@ -8,9 +8,9 @@ import optax
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.toon.attributes import ATTRIBUTES
+from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.oracle import AttributeOracle, make_classifier, to_float
 from hgdpo_jax.toon.portraits import labels, portrait, render_many
-from hgdpo_jax.training.fit import fit
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.conversion import from_tree
 

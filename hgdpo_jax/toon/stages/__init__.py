@@ -1,0 +1,1 @@
+"""The stages that train the toon world's weights."""
