@@ -1,8 +1,12 @@
 """The rooms of the package and who may know whom, read off the import statements."""
 
 import ast
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hgdpo_jax"
 
@@ -32,6 +36,39 @@ ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 APART = {4}
 # The public names and the settings stand outside: the one names rooms as text, the other is imported by configs/ alone.
 OUTSIDE = {"__init__", "base_config"}
+# Imports of stages that are still to go: a change that takes one away takes its line away.
+OF_STAGES = {
+    ("stages.encode_images", "stages.generate_pool"),
+    ("stages.check_pairs", "stages.generate_pool"),
+    ("stages.check_pairs", "stages.score_pool"),
+    ("stages.select_pairs", "stages.generate_pool"),
+    ("stages.select_pairs", "stages.score_pool"),
+    ("stages.score_pool", "stages.generate_pool"),
+    ("stages.evaluate_policy", "stages.check_pairs"),
+    ("stages.evaluate_policy", "stages.export_adapter"),
+    ("stages.evaluate_policy", "stages.generate_pool"),
+    ("stages.evaluate_policy", "stages.select_pairs"),
+    ("stages.sample_images", "stages.export_adapter"),
+    ("stages.sample_images", "stages.generate_pool"),
+    ("stages.train_policy", "stages.generate_pool"),
+    ("stages.train_policy", "stages.score_pool"),
+    ("stages.finetune_base", "stages.encode_images"),
+    ("stages.finetune_base", "stages.generate_pool"),
+    ("stages.finetune_base", "stages.train_policy"),
+    ("stages.sweep_scale", "stages.evaluate_policy"),
+    ("stages.export_adapter", "stages.generate_pool"),
+    ("stages.export_adapter", "stages.train_policy"),
+    ("toon.stages.train_scorer", "stages.generate_pool"),
+    ("toon.stages.train_scorer", "toon.stages.train_clip"),
+    ("toon.stages.train_oracle", "stages.generate_pool"),
+    ("preflight.programs", "stages.encode_images"),
+    ("preflight.programs", "stages.finetune_base"),
+    ("preflight.programs", "stages.score_pool"),
+    ("preflight.programs", "stages.select_pairs"),
+    ("preflight.programs", "stages.train_policy"),
+}
+# And imports between packages that close a cycle.
+IN_CYCLES = {("data", "toon"), ("preflight", "stages")}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -55,6 +92,37 @@ def rooms() -> Iterator[tuple[str, str, ast.Module]]:
         yield str(place), room, ast.parse(path.read_text())
 
 
+def modules() -> dict[str, ast.Module]:
+    """Every module but commands, by its name within the package: of a folder's __init__.py, the folder's."""
+    named = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[-1] != "__main__":
+            named[".".join(parts if parts[-1] != "__init__" else parts[:-1])] = ast.parse(path.read_text())
+    return named
+
+
+@functools.cache
+def pairs() -> set[tuple[str, str]]:
+    """Pairs of modules of which the first imports the second."""
+    known = modules()
+    found = set()
+    for module, tree in known.items():
+        for name in imports(tree):
+            package, _, name = name.partition(".")
+            # What is taken out of a module is none.
+            while name not in known:
+                name = name.rpartition(".")[0]
+            if package == "hgdpo_jax" and name != module:
+                found.add((module, name))
+    return found
+
+
+def package_of(module: str) -> str:
+    """A module's folder; modules at the top, which have none, stand for themselves."""
+    return module if (PACKAGE / module.replace(".", "/")).is_dir() else module.rpartition(".")[0] or module
+
+
 def importers(*libraries: str) -> set[str]:
     return {room for _, room, tree in rooms() if any(name.split(".")[0] in libraries for name in imports(tree))}
 
@@ -76,6 +144,25 @@ def test_imports_point_downwards():
             elif ROW_OF[target] < ROW_OF[room] or (ROW_OF[target] == ROW_OF[room] and ROW_OF[room] in APART):
                 wrong.append(f"{place} imports {name}")
     assert wrong == []
+
+
+def test_a_stage_is_imported_by_no_module():
+    # Commands may; a run finds stages by their names.
+    def is_stage(module: str) -> bool:
+        return module.startswith(("stages.", "toon.stages."))
+
+    assert {pair for pair in pairs() if is_stage(pair[1])} - OF_STAGES == set()
+
+
+@pytest.mark.parametrize("place", [str, package_of], ids=["modules", "packages"])
+def test_no_imports_form_a_cycle(place: Callable[[str], str]):
+    graph: dict[str, set[str]] = {}
+    for importer, imported in pairs():
+        edge = place(importer), place(imported)
+        if edge[0] != edge[1] and edge not in IN_CYCLES:
+            graph.setdefault(edge[0], set()).add(edge[1])
+    # Raises CycleError, with the cycle.
+    TopologicalSorter(graph).prepare()
 
 
 def test_only_models_and_adapters_know_flax():
