@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.alternating import alternate, summary
-from hgdpo_jax.artifacts import write_json
 from hgdpo_jax.compilation import usable_cores
+from hgdpo_jax.files import write_json
 
 COMPARISONS = ("unet", "preference_step", "sampling", "weight_files")
 NAMES = (*COMPARISONS, "toon_demo")

@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.files import PARTIAL_SUFFIX, cached_place, checked_copy, checksum, is_remote, written_whole
+from hgdpo_jax.files import PARTIAL_SUFFIX, cached_place, checked_copy, checksum, is_remote, write_json
 
 STARTED, DONE, TRACEBACK, LEASE = "started.json", "done.json", "traceback.txt", "lease"
 
@@ -26,22 +26,6 @@ _NOT_PART_OF_THE_RESULT = ("checkpoints", "tensorboard", LEASE, STARTED, DONE, T
 _LONGEST_VALUE = 60
 # Files of a stage that are read at the same time.
 _READERS = 16
-
-
-def write_bytes(path: epath.PathLike, content: bytes) -> None:
-    """Writes a file, so that it is there whole or not at all; makes its folder."""
-    with written_whole(path) as file:
-        file.write(content)
-
-
-def write_text(path: epath.PathLike, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(path, text.encode())
-
-
-def write_json(path: epath.PathLike, value: Any) -> None:
-    """`write_bytes` of a plain value as JSON with sorted keys: equal values give equal bytes."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def fingerprint_of(values: Mapping[str, Any]) -> str:

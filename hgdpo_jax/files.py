@@ -3,13 +3,15 @@
 import contextlib
 import hashlib
 import io
+import json
+import math
 import os
 import re
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from typing import IO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
 
 import fsspec
 from etils import epath
@@ -92,6 +94,41 @@ def written_whole(path: epath.PathLike) -> Iterator[IO[bytes]]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: epath.PathLike, content: bytes) -> None:
+    """Writes a file, so that it is there whole or not at all; makes its folder."""
+    with written_whole(path) as file:
+        file.write(content)
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: epath.PathLike, value: Any, sort_keys: bool = True) -> None:
+    """`write_bytes` of `json_text`."""
+    write_text(path, json_text(value, sort_keys))
+
+
+def json_text(value: Any, sort_keys: bool = True) -> str:
+    """Plain values and arrays as JSON, where NaN and infinity, which it does not have, are null.
+
+    With sorted keys equal values give equal bytes.
+    """
+    return json.dumps(_finite(value), indent=2, sort_keys=sort_keys, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    # An array.
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -34,11 +34,11 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from hgdpo_jax.artifacts import TRACEBACK, StageRun, differences, refuse_changes, write_text
+from hgdpo_jax.artifacts import TRACEBACK, StageRun, differences, refuse_changes
 from hgdpo_jax.compilation import spare_memory_of_cpu, usable_cores
 from hgdpo_jax.config_files import config_changes, read_config
 from hgdpo_jax.errors import UserError, first_line
-from hgdpo_jax.files import require_store, require_utf8_name
+from hgdpo_jax.files import require_store, require_utf8_name, write_text
 from hgdpo_jax.termination import Terminated, leave, raised_on_sigterm
 from hgdpo_jax.texts import require_whole_characters, show_all_characters
 

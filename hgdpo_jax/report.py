@@ -41,8 +41,7 @@ def _run(arguments: Sequence[str]) -> None:
         raise UserError("no runs given, expected their folders, for example workdir/runs/n20-* workdir/runs/n20_sml-*")
 
     # Not at the top: --help does without.
-    from hgdpo_jax.artifacts import write_text
-    from hgdpo_jax.files import require_store
+    from hgdpo_jax.files import require_store, write_text
     from hgdpo_jax.pages.joined.content import build
     from hgdpo_jax.pages.joined.page import as_page
     from hgdpo_jax.pages.joined.runs import read_runs

@@ -22,8 +22,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import write_bytes, write_text
-from hgdpo_jax.files import is_remote
+from hgdpo_jax.files import is_remote, write_bytes, write_text
 
 LOG = "log.jsonl"
 _QUIET_SECONDS = 10.0

@@ -20,11 +20,11 @@ from gcp_storage_emulator.server import RequestHandler
 from gcp_storage_emulator.storage import Storage
 
 from hgdpo_jax import leases
-from hgdpo_jax.artifacts import StageRun, write_text
+from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.pairs import open_pairs, write_pairs
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.files import cached_copy, require_store, written_whole
+from hgdpo_jax.files import cached_copy, require_store, write_text, written_whole
 from hgdpo_jax.main import main
 from hgdpo_jax.run_log import RunLog, read_scalars
 from hgdpo_jax.weights.tensor_files import load_tensors, map_tensors, save_tensors

@@ -26,9 +26,8 @@ from etils import epath
 from jaxtyping import Shaped
 
 from hgdpo_jax import hosts, leases
-from hgdpo_jax.artifacts import write_json
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.files import names_in
+from hgdpo_jax.files import names_in, write_json
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
 _LISTERS = 16

@@ -8,10 +8,10 @@ from typing import Any
 import markupsafe
 from etils import epath
 
-from hgdpo_jax.artifacts import write_bytes, write_text
 from hgdpo_jax.evaluation.color_shift import ColorShift
 from hgdpo_jax.evaluation.pair_check import PairCheck
 from hgdpo_jax.evaluation.win_rate import ScoreComparison, WinRate
+from hgdpo_jax.files import write_bytes, write_text
 from hgdpo_jax.pages import charts, pictures
 from hgdpo_jax.pages.numbers import finite_or_none, format_score, signed
 from hgdpo_jax.pages.pictures import ImagePair

@@ -7,12 +7,13 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from hgdpo_jax.artifacts import StageRun, write_bytes, write_json
+from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, pair_of
 from hgdpo_jax.evaluation.pair_check import PairCheck, check_pairs
 from hgdpo_jax.evaluation.scores import TRAINING, Score, load_scores, score_sources
+from hgdpo_jax.files import write_bytes, write_json
 from hgdpo_jax.pages.pictures import ImagePair, png_bytes
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.user_scorer import UserScorer

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_text
+from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.data.folder_images import FolderImages
 from hgdpo_jax.data.pool import Block, Pool, blocks_of
 from hgdpo_jax.data.prompts import load_prompts
@@ -20,7 +20,7 @@ from hgdpo_jax.evaluation.compared_models import TUNED, ComparedModel, compared_
 from hgdpo_jax.evaluation.measuring import ImageSource, Measured, measure
 from hgdpo_jax.evaluation.scores import Score, headline
 from hgdpo_jax.evaluation.win_rate import compare_scores
-from hgdpo_jax.files import checksum
+from hgdpo_jax.files import checksum, write_text
 from hgdpo_jax.pages.numbers import finite_or_none
 from hgdpo_jax.pages.pictures import ImagePair
 from hgdpo_jax.pages.run_report import ModelRow, ReportData, write_report

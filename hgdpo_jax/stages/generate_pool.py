@@ -8,12 +8,13 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
+from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
 from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION
 from hgdpo_jax.errors import UserError, as_user_error
+from hgdpo_jax.files import write_json
 from hgdpo_jax.pipelines.batching import finite_rows
 from hgdpo_jax.pipelines.stable_diffusion import Adapters, StableDiffusion
 from hgdpo_jax.random_keys import image_noise

@@ -4,8 +4,9 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hgdpo_jax.artifacts import StageRun, write_json, write_text
+from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import write_json, write_text
 from hgdpo_jax.preflight.apart import compiler_environment, require_compiler, run_apart
 from hgdpo_jax.preflight.compilation import Measurement
 from hgdpo_jax.preflight.experiment import Examined, storage, totals, work

@@ -10,10 +10,11 @@ from PIL import Image
 
 from hgdpo_jax import hosts
 from hgdpo_jax.adapters import lora
-from hgdpo_jax.artifacts import StageRun, write_bytes, write_json
+from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, pair_of
 from hgdpo_jax.evaluation.drawing import Drawn, draw_base_and_tuned
+from hgdpo_jax.files import write_bytes, write_json
 from hgdpo_jax.pages.pictures import ImagePair, pair_grid, png_bytes, resize_for_display
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.export_adapter import FILES

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
+from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behind
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import write_json
 from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress

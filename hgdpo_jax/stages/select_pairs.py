@@ -15,7 +15,7 @@ from etils import epath
 from jaxtyping import Bool, Float, Int
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun, write_json
+from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.data.image_filter import apply_filter, filter_pool, load_filter
 from hgdpo_jax.data.pair_parts import PairParts, SelectedBlock
 from hgdpo_jax.data.pairs import write_pairs
@@ -24,6 +24,7 @@ from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, image_of, pair_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.rank_statistics import channel_statistics, rank_distances, summarize_ranks
+from hgdpo_jax.files import write_json
 from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress

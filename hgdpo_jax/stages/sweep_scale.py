@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun, write_bytes, write_text
+from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.compared_models import BASE, TUNED, ComparedModel
 from hgdpo_jax.evaluation.measuring import Measured
 from hgdpo_jax.evaluation.scores import headline
 from hgdpo_jax.evaluation.win_rate import win_rate
+from hgdpo_jax.files import write_bytes, write_text
 from hgdpo_jax.pages.pictures import contact_sheet, png_bytes
 from hgdpo_jax.stages.evaluate_policy import RESULTS, comparable_settings, held_out_prompts, measure_models
 

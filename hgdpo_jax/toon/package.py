@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from hgdpo_jax.files import write_json
 from hgdpo_jax.pages.pictures import contact_sheet
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise
@@ -38,11 +39,11 @@ def package(workdir: epath.PathLike) -> None:
     for name in ("scorer", "judge"):
         source = runs / f"toon_{name}/train_scorer/scorer"
         clip_files.write_folder(WEIGHTS / name, clip_files.read_folder(source))
-        folders.write_json(epath.Path(WEIGHTS / name / "accuracy.json"), folders.read_json(source / "accuracy.json"))
+        write_json(epath.Path(WEIGHTS / name / "accuracy.json"), folders.read_json(source / "accuracy.json"))
     oracle = runs / "toon_oracle/train_oracle/oracle"
     tensors, _ = load_tensors(oracle / "model.safetensors")
     folders.write_weights(epath.Path(WEIGHTS / "oracle" / "model.safetensors"), tensors, "float16")
-    folders.write_json(epath.Path(WEIGHTS / "oracle" / "accuracy.json"), folders.read_json(oracle / "accuracy.json"))
+    write_json(epath.Path(WEIGHTS / "oracle" / "accuracy.json"), folders.read_json(oracle / "accuracy.json"))
     _write_samples()
     (WEIGHTS / "MODEL_CARD.md").write_text(_card(runs))
 

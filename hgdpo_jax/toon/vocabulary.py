@@ -6,8 +6,8 @@ import re
 
 from etils import epath
 
-from hgdpo_jax.artifacts import write_text
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import write_text
 from hgdpo_jax.toon.captions import prompts
 
 MAX_LENGTH = 77

@@ -87,11 +87,6 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     return value
 
 
-def write_json(path: epath.Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
 def weight_file_names(stem: str) -> list[str]:
     """The files that may hold the weights `stem`, the first that exists being read."""
     pickled = "pytorch_model" if stem == "model" else stem

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.files import expanded
+from hgdpo_jax.files import expanded, write_json
 from hgdpo_jax.models.autoencoder import AutoencoderConfig
 from hgdpo_jax.weights.folders import (
     TOKENIZER_FILES,
@@ -19,7 +19,6 @@ from hgdpo_jax.weights.folders import (
     read_tensor_file,
     read_weights,
     require_tokenizer,
-    write_json,
     write_weights,
 )
 from hgdpo_jax.weights.ldm_file import convert_checkpoint, convert_vae

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from hgdpo_jax.base_config import base_config
+from hgdpo_jax.files import write_json
 from hgdpo_jax.stages import generate_pool
 from hgdpo_jax.weights import folders
 
@@ -27,7 +28,7 @@ def vae(tiny_base, tmp_path):
     tensors = folders.read_weights(tiny_base / "vae", "diffusion_pytorch_model")
     doubled = {name: 2 * array for name, array in tensors.items()}
     folders.write_weights(tmp_path / "vae" / "diffusion_pytorch_model.safetensors", doubled, "float32")
-    folders.write_json(tmp_path / "vae" / "config.json", folders.read_json(tiny_base / "vae" / "config.json"))
+    write_json(tmp_path / "vae" / "config.json", folders.read_json(tiny_base / "vae" / "config.json"))
     return str(tmp_path / "vae")
 
 

@@ -9,12 +9,13 @@ import pytest
 from etils import epath
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun, fingerprint_of, write_json
+from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.base_config import base_config
 from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.data.pool import Parts, Pool, blocks_of
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.files import write_json
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.stages import generate_pool, score_pool

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.files import write_json
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.toon.fit import fit
@@ -92,7 +93,7 @@ def run(config, run: StageRun) -> None:
     )
     encode = jax.jit(lambda pixels: model.apply({"params": trained}, to_float(pixels), method="encode")[0])
     spread = float(np.std(np.concatenate([encode(images[start : start + 64]) for start in range(0, 1024, 64)])))
-    folders.write_json(
+    write_json(
         run.folder / "vae" / "config.json",
         {
             "_class_name": "AutoencoderKL",

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.files import write_json
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.fit import fit
@@ -72,7 +73,5 @@ def run(config, run: StageRun) -> None:
     _, held_out, expected = corpus("test", 0, _HELD_OUT)
     read = AttributeOracle(trained, {}).attributes(held_out)
     accuracy = dict(zip(ATTRIBUTES, (read == expected).mean(axis=0).round(4).tolist(), strict=True))
-    folders.write_json(
-        run.folder / "oracle" / "accuracy.json", accuracy | {"all": round(float((read == expected).mean()), 4)}
-    )
+    write_json(run.folder / "oracle" / "accuracy.json", accuracy | {"all": round(float((read == expected).mean()), 4)})
     folders.write_weights(run.folder / "oracle" / "model.safetensors", from_tree(trained), "float16")

@@ -7,7 +7,7 @@ from etils import epath
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.files import expanded
+from hgdpo_jax.files import expanded, write_json
 from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.pick_score import PickScore
@@ -119,7 +119,7 @@ def run(config, run: StageRun) -> None:
         prompts = [held_out.prompts[row] for row in rows]
         right = scorer.score(np.stack(better), prompts, 50) > scorer.score(np.stack(worse), prompts, 50)
         accuracy[kind] = round(float(right.mean()), 4)
-    folders.write_json(folder / "accuracy.json", accuracy)
+    write_json(folder / "accuracy.json", accuracy)
 
 
 def _weaker_files(config) -> list[epath.Path]:
