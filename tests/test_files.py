@@ -3,10 +3,11 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from hgdpo_jax.config_files import read_config
-from hgdpo_jax.files import expanded
+from hgdpo_jax.files import expanded, write_bytes, write_json
 from hgdpo_jax.weights.lora_files import load_adapter, save_adapter
 
 CONFIG = """
@@ -58,3 +59,22 @@ def test_a_tilde_in_any_path_of_a_config_is_the_home_folder(home):
 def test_a_tilde_of_nobody_is_a_part_of_the_name(home):
     assert str(expanded("~nobody-of-this-name/x")) == "~nobody-of-this-name/x"
     assert str(expanded("gs://bucket/~/x")) == "gs://bucket/~/x"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "folder" / "file"
+    write_bytes(path, b"old")
+
+    def fail(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr(type(epath.Path(path)), "replace", fail)
+    with pytest.raises(OSError, match="no"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_what_json_does_not_have_is_null(tmp_path):
+    write_json(tmp_path / "values.json", {"b": [1.0, float("inf")], "a": np.array([[np.nan, 2.0]])})
+    assert (tmp_path / "values.json").read_text().split() == '{ "a": [ [ null, 2.0 ] ], "b": [ 1.0, null ] }'.split()
