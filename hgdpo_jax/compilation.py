@@ -1,8 +1,11 @@
 """What XLA is told before it compiles the first program of a process."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
+
+from etils import epath
 
 _CONCURRENCY = "xla_cpu_enable_concurrency_optimized_scheduler"
 
@@ -23,3 +26,27 @@ def spare_memory_of_cpu() -> None:
     accelerated = importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
     if _CONCURRENCY not in flags and not accelerated:
         os.environ["XLA_FLAGS"] = f"{flags} --{_CONCURRENCY}=false".strip()
+
+
+def divide_cpu(devices: int) -> None:
+    """Makes several devices of a CPU, which runs one small program on hardly more than a core."""
+    # Not at the top: JAX reads its variables when it is imported, and a caller may yet set them.
+    import jax
+
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = min(usable_cores(), 8)
+        # A program that used JAX before it called this keeps the devices it has.
+        with contextlib.suppress(RuntimeError):
+            # A power of two divides the usual batches.
+            jax.config.update("jax_num_cpu_devices", devices or 1 << (cores.bit_length() - 1))
+
+
+def keep_programs() -> None:
+    """Makes sure that programs are compiled once, not once a run."""
+    # Not at the top: JAX reads its variables when it is imported, and a caller may yet set them.
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path("~/.cache/hgdpo_jax/xla").expanduser()))
+    # Small programs too: a start has hundreds.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

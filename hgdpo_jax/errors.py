@@ -1,7 +1,22 @@
 """Errors that a person can mend."""
 
 import contextlib
+import errno
+import os
+import re
 from collections.abc import Iterator
+
+# What stops a run from outside, and may be mended while it waits.
+_DISK_TROUBLES = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "no space left on the disk",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "no permission",
+    errno.ENOTDIR: "a file is where a folder is expected",
+    errno.EISDIR: "a folder is where a file is expected",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EMFILE: "too many open files, as ulimit -n counts them",
+}
 
 
 class UserError(Exception):
@@ -24,3 +39,22 @@ def as_user_error(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f"{what} ({type(error).__name__}: {first_line(error)}): fetch or make it again") from error
+
+
+def outside_trouble(error: BaseException) -> str:
+    """What of disk or memory stopped the run, and where, read off an error or its causes; empty where neither did.
+
+    The checkpoint and record writers are C++ and pass on only the system's words.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        for number, words in _DISK_TROUBLES.items():
+            if isinstance(cause, OSError) and cause.errno == number:
+                return f"{words} ({cause.filename or cause.strerror})"
+            if os.strerror(number) in str(cause):
+                return f"{words} (no file can be written)"
+        # GPUs are out of memory, TPUs ran out of it.
+        if isinstance(cause, MemoryError) or re.search("RESOURCE_EXHAUSTED.*ut of memory", str(cause)):
+            return f"out of memory ({first_line(cause)}): lower pool., scoring., train. or finetune.device_batch"
+        cause = cause.__cause__ or cause.__context__
+    return ""

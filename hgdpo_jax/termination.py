@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from hgdpo_jax.errors import UserError, first_line
+from hgdpo_jax.errors import UserError, first_line, outside_trouble
 
 
 class Terminated(BaseException):
@@ -27,23 +27,29 @@ def leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def exit_status(run: Callable[[], None]) -> int:
-    """Calls `run`; tells what went wrong in one line, and returns a command's exit status."""
+def exit_status(run: Callable[[], None], kept: str = "") -> int:
+    """Calls `run`; tells what went wrong in one line, and returns a command's exit status.
+
+    `kept` says what becomes of the work after a stop from outside.
+    """
     try:
         # An exception, so that what was started within it ends too.
         with raised_on_sigterm():
             run()
         return 0
     except KeyboardInterrupt:
-        message, status = "interrupted", 130
+        message, status = f"interrupted{kept}", 130
     except Terminated:
-        message, status = "terminated", 143
-    except UserError as error:
-        message, status = str(error), 2
+        message, status = f"terminated{kept}", 143
     except Exception as error:
         if os.environ.get("HGDPO_DEBUG", "") not in ("", "0"):
             traceback.print_exc()
-        message, status = f"unexpected {type(error).__name__}: {first_line(error)}; HGDPO_DEBUG=1 shows where", 1
+        if isinstance(error, UserError):
+            message, status = str(error), 2
+        elif trouble := outside_trouble(error):
+            message, status = f"{trouble}{kept}", 2
+        else:
+            message, status = f"unexpected {type(error).__name__}: {first_line(error)}; HGDPO_DEBUG=1 shows where", 1
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
 

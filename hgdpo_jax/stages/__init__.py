@@ -9,3 +9,40 @@ A stage is a module with
     check(config)           optional: raises UserError for what cannot work, before any stage runs
     EVERY_HOST = True       optional: of several processes each calls run; else the first one alone, and all others wait
 """
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+from hgdpo_jax.errors import UserError
+
+# Packages whose modules are stages.
+_PLACES = ("hgdpo_jax.stages", "hgdpo_jax.toon.stages")
+
+
+def stage_names() -> list[str]:
+    """All stages that there are."""
+    return sorted(_modules())
+
+
+def require_stage(name: str) -> None:
+    """Raises UserError where there is no stage of this name."""
+    if name not in (names := stage_names()):
+        near = difflib.get_close_matches(name, names, 1, 0.4)
+        hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(names)}"
+        raise UserError(f"there is no stage {name!r}: {hint}")
+
+
+def load_stage(name: str) -> ModuleType:
+    """The module of a stage; raises UserError where there is none of this name."""
+    require_stage(name)
+    return importlib.import_module(_modules()[name])
+
+
+def _modules() -> dict[str, str]:
+    return {
+        module.name: f"{place}.{module.name}"
+        for place in _PLACES
+        for module in pkgutil.iter_modules(importlib.import_module(place).__path__)
+    }

@@ -1,0 +1,222 @@
+"""Runs the stages of an experiment that are not done, or says what each of them would do."""
+
+import dataclasses
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from hgdpo_jax import hosts, leases
+from hgdpo_jax.agreement import require_alike, require_workdir
+from hgdpo_jax.artifacts import TRACEBACK, StageRun, refuse_changes
+from hgdpo_jax.compilation import divide_cpu, keep_programs, spare_memory_of_cpu
+from hgdpo_jax.errors import UserError, first_line, outside_trouble
+from hgdpo_jax.files import require_store, require_utf8_name, write_text
+from hgdpo_jax.stages import load_stage, require_stage
+from hgdpo_jax.texts import require_whole_characters
+
+_REPORT, _SUMMARY = "report/index.html", "report/summary.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A stage as it stands: "done", "partly done", "to do" or "other settings", and what it costs, one line."""
+
+    name: str
+    state: str
+    cost: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """A stage's module and its run in this experiment."""
+
+    module: ModuleType
+    run: StageRun
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The stages' folders by their names; of an evaluation among them its page and what summary.json holds."""
+
+    folders: Mapping[str, epath.Path]
+    report: epath.Path | None
+    summary: Mapping[str, Any] | None
+
+
+def plan(config: ConfigDict, workdir: epath.PathLike = "workdir", stages: Sequence[str] = ()) -> list[Planned]:
+    """The stages of an experiment, or those named, as they stand; runs and writes nothing."""
+    workdir, stages = _checked(config, workdir, stages)
+    loaded = _load(config, stages, workdir)
+    return [Planned(stage.run.name, _state(stage.run), stage.module.plan(config, stage.run)) for stage in loaded]
+
+
+def run(
+    config: ConfigDict,
+    workdir: epath.PathLike = "workdir",
+    stages: Sequence[str] = (),
+    *,
+    coordinator_address: str = "",
+    num_processes: int = 0,
+    process_id: int = -1,
+) -> Outcome:
+    """Runs the stages of an experiment, or those named, that are not done.
+
+    Everything that can be wrong beforehand is looked at first. `hosts.start` describes the last three arguments. Raises
+    UserError for a mistake in what was given; run again after a stop of any kind, it goes on where it was.
+    """
+    workdir, stages = _checked(config, workdir, stages)
+    processes: dict[str, Any] = {
+        "coordinator_address": coordinator_address,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+
+    def refuse_neighbour() -> None:
+        undone = (run for name in stages if not (run := StageRun(name, config.name, workdir, {})).is_done())
+        if first_undone := next(undone, None):
+            leases.refuse_neighbour(first_undone.folder)
+
+    several = hosts.are_announced(**processes)
+    if not several:
+        # Before this machine's devices are asked for, which a run that is under way here needs.
+        refuse_neighbour()
+    spare_memory_of_cpu()
+    divide_cpu(config.cpu_devices)
+    keep_programs()
+    # Before weights are fetched and hashed: hosts take unequal time for that, and JAX waits five minutes for late ones.
+    hosts.start(**processes)
+    if several:
+        # Not earlier: the other processes would wait for one that has ended.
+        hosts.together(refuse_neighbour)
+    loaded = hosts.together(lambda: _load(config, stages, workdir))
+    require_alike(config.to_dict(), [stage.run for stage in loaded])
+    hosts.together(lambda: refuse_changes([stage.run for stage in loaded]))
+    # Whoever comes later would see what the first one has finished meanwhile.
+    undone = hosts.from_first([stage.run.name for stage in loaded if not stage.run.is_done()])
+    ahead = [stage for stage in loaded if stage.run.name in undone]
+    hosts.together(lambda: _check(ahead, config))
+    print(f"devices: {hosts.devices()}", flush=True)
+    if ahead:
+        require_workdir(workdir)
+
+    width = max(len(stage.run.name) for stage in loaded)
+
+    def say(stage: _Stage, words: str) -> None:
+        if hosts.is_first():
+            print(f"{stage.run.name:{width}}  {words}", flush=True)
+
+    for stage in loaded:
+        if stage in ahead:
+            _run_stage(stage, config, say)
+        else:
+            say(stage, "done before, skipped")
+    outcome = _outcome([stage.run for stage in loaded])
+    if outcome.report and hosts.is_first():
+        print(f"report: {outcome.report}", flush=True)
+    return outcome
+
+
+def _checked(config: ConfigDict, workdir: epath.PathLike, stages: Sequence[str]) -> tuple[epath.Path, Sequence[str]]:
+    """The folder, and the stages to run."""
+    for path in (str(workdir), *filter(os.path.exists, config.weights.values())):
+        require_utf8_name(path)
+    require_whole_characters(str(workdir), "--workdir")
+    folder = epath.Path(workdir).expanduser()
+    require_store(folder)
+    if folder.is_file():
+        raise UserError(f"workdir {folder} is a file, expected a folder: give another with --workdir=DIR")
+    stages = stages or config.stages
+    for name in stages:
+        require_stage(name)
+    return folder, stages
+
+
+def _load(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> list[_Stage]:
+    """The named stages, loaded, with their inputs."""
+    known: dict[str, _Stage] = {}
+
+    def load(name: str) -> _Stage:
+        if name not in known:
+            module = load_stage(name)
+            inputs = {earlier: load(earlier).run for earlier in module.INPUTS}
+            known[name] = _Stage(module, StageRun(name, config.name, workdir, module.settings(config), inputs))
+        return known[name]
+
+    return [load(name) for name in names]
+
+
+def _state(run: StageRun) -> str:
+    if run.changes():
+        return "other settings"
+    if run.is_done():
+        return "done"
+    return "partly done" if run.is_started() else "to do"
+
+
+def _check(ahead: Sequence[_Stage], config: ConfigDict) -> None:
+    """Raises UserError where a stage reads one that is neither done nor ahead of it, or cannot do its work."""
+    coming: set[str] = set()
+    for stage in ahead:
+        earlier = [run for name, run in stage.run.inputs.items() if name not in coming]
+        refuse_changes(earlier)
+        for run in earlier:
+            if not run.is_done():
+                raise UserError(
+                    f"{stage.run.name} reads {run.name}, which is not done in {run.folder.parent}: "
+                    f"put {run.name} before it in --stage, or leave --stage out"
+                )
+        coming.add(stage.run.name)
+        if hasattr(stage.module, "check"):
+            stage.module.check(config)
+
+
+def _run_stage(stage: _Stage, config: ConfigDict, say: Callable[[_Stage, str], None]) -> None:
+    """Runs a stage that is not done, unless another run is at it (UserError) or has completed it by now."""
+    with leases.held(stage.run.folder):
+
+        def start() -> bool:
+            # Another run may have begun or completed it since this one looked.
+            refuse_changes([*stage.run.inputs.values(), stage.run])
+            if stage.run.is_done():
+                return False
+            stage.run.start()
+            return True
+
+        if not hosts.from_first(hosts.by_first(start)):
+            return say(stage, "done by another run, skipped")
+        say(stage, f"running: {stage.module.plan(config, stage.run)}")
+        begin = time.monotonic()
+        try:
+            if hosts.is_first() or getattr(stage.module, "EVERY_HOST", False):
+                stage.module.run(config, stage.run)
+        except UserError:
+            raise
+        except Exception as error:
+            if outside_trouble(error):
+                raise
+            place = stage.run.folder / TRACEBACK
+            write_text(place, traceback.format_exc())
+            raise RuntimeError(
+                f"{stage.run.name}: {type(error).__name__}: {first_line(error)} (traceback in {place})"
+            ) from error
+        hosts.wait()
+        if hosts.is_first():
+            stage.run.finish()
+        say(stage, f"done in {time.monotonic() - begin:.1f} s")
+
+
+def _outcome(runs: Sequence[StageRun]) -> Outcome:
+    report, summary = None, None
+    for run in runs:
+        if (run.folder / _REPORT).is_file():
+            report = run.folder / _REPORT
+        if (run.folder / _SUMMARY).is_file():
+            summary = json.loads((run.folder / _SUMMARY).read_text())
+    return Outcome({run.name: run.folder for run in runs}, report, summary)
