@@ -5,7 +5,7 @@ from typing import Any
 
 # Loaded at first use, so that `python -m hgdpo_jax.main --help` does not wait for JAX.
 _HOMES = {
-    "StableDiffusion": "hgdpo_jax.pipelines.stable_diffusion",
+    "StableDiffusion": "hgdpo_jax.families.stable_diffusion.model",
     "PickScore": "hgdpo_jax.scorers.pick_score",
     "ImageReward": "hgdpo_jax.scorers.image_reward",
     "CLIPScore": "hgdpo_jax.scorers.clip_score",

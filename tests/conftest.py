@@ -39,11 +39,11 @@ def toon_tokenizer(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory, toon_tokenizer):
     """Folder of a Stable Diffusion that draws 48x64 noise."""
+    from hgdpo_jax.families.stable_diffusion.files import StableDiffusionFiles, write_folder
+    from hgdpo_jax.families.stable_diffusion.model import parameter_shapes
     from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
     from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
     from hgdpo_jax.models.unet import UNet, UNetConfig
-    from hgdpo_jax.pipelines.stable_diffusion import parameter_shapes
-    from hgdpo_jax.weights import stable_diffusion_files
     from hgdpo_jax.weights.conversion import from_tree
 
     configs = {
@@ -87,8 +87,8 @@ def tiny_base(tmp_path_factory, toon_tokenizer):
     )
     folder = tmp_path_factory.mktemp("tiny_base")
     tensors = {name: from_tree(random_parameters(tree, seed=1)) for name, tree in shapes.items()}
-    files = stable_diffusion_files.StableDiffusionFiles(configs=configs, tensors=tensors, tokenizer=toon_tokenizer)
-    stable_diffusion_files.write_folder(folder, files, storage="float32")
+    files = StableDiffusionFiles(configs=configs, tensors=tensors, tokenizer=toon_tokenizer)
+    write_folder(folder, files, storage="float32")
     return folder
 
 

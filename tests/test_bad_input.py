@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.main import main
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,9 +11,9 @@ PROGRAM = """
 import functools, json, re, sys
 import jax, jax.numpy as jnp, numpy as np
 from hgdpo_jax.adapters import lora
-from hgdpo_jax.pipelines.batching import on_devices
+from hgdpo_jax.batching import on_devices
 from hgdpo_jax.pipelines.preference_step import pair_losses
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.sharding import data_mesh, replicate, shard_batch
 from hgdpo_jax.training.policy_step import make_policy_step

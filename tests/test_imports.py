@@ -29,13 +29,15 @@ ROWS = [
         "leases",
         "agreement",
     },
-    {"pipelines", "weights", "scorers"},
+    {"pipelines"},
+    {"families", "scorers"},
+    {"weights", "arguments", "batching"},
     {"models", "adapters", "diffusion", "losses", "sharding", "random_keys"},
     {"compilation", "compute_types", "errors", "files", "texts", "user_functions"},
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 # In these rows a room imports nothing of its own row.
-APART = {5}
+APART = {5, 6, 7}
 # The public names and the settings stand outside: the one names rooms as text, the other is imported by configs/ alone.
 OUTSIDE = {"__init__", "base_config"}
 # Imports of stages that are still to go: a change that takes one away takes its line away.

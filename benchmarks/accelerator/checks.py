@@ -25,8 +25,8 @@ from benchmarks.accelerator.models import (
 from benchmarks.accelerator.programs import Compiler
 from benchmarks.accelerator.rows import Result, Row
 from hgdpo_jax.models.attention import attention
+from hgdpo_jax.models.parameters import apply
 from hgdpo_jax.pipelines.preference_step import pair_losses
-from hgdpo_jax.pipelines.stable_diffusion import apply
 from hgdpo_jax.preflight.least import least_step_flops
 from hgdpo_jax.sharding import data_mesh
 from hgdpo_jax.training.optimizer import make_optimizer

@@ -15,8 +15,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Float16
 
+from hgdpo_jax.batching import finite_rows
 from hgdpo_jax.files import names_in, write_json
-from hgdpo_jax.pipelines.batching import finite_rows
 from hgdpo_jax.weights.tensor_files import map_tensors, save_tensors
 
 # A file of 39 MB at 704x1024.

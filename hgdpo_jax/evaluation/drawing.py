@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from hgdpo_jax import hosts
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.sharding import data_mesh
 

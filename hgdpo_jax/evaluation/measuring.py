@@ -10,12 +10,12 @@ from etils import epath
 from jaxtyping import Bool, Float, UInt8
 
 from hgdpo_jax import hosts, leases
+from hgdpo_jax.batching import finite_rows
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, write_behind
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.evaluation.color_shift import HSVMeans, hsv_of_images, means_of
 from hgdpo_jax.evaluation.diversity import diversity
 from hgdpo_jax.evaluation.scores import Score
-from hgdpo_jax.pipelines.batching import finite_rows
 from hgdpo_jax.run_log import progress
 
 ImagesOfPrompts = UInt8[np.ndarray, "prompts height width 3"]

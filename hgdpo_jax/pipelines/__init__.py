@@ -1,1 +1,1 @@
-"""What stages, preflight and people call: load, generate, score, one training step on pairs."""
+"""The losses of one training step."""

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from hgdpo_jax import losses
 from hgdpo_jax.diffusion import ddpm
 from hgdpo_jax.diffusion.schedule import add_noise, training_target
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 
 
 def pair_losses(

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.preflight.arithmetic import least_flops
 
 

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.files import read_configs
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.preflight.compilation import Measurement, Program, measure
 from hgdpo_jax.preflight.least import least_step_flops, states_shape
 from hgdpo_jax.preflight.published import PICK_SCORE, PREPROCESSOR, STABLE_DIFFUSION
@@ -23,7 +24,7 @@ from hgdpo_jax.scorers.sources import ScorerSource
 from hgdpo_jax.sharding import batch_shapes, parameter_shapes, replicated_shapes, training_mesh
 from hgdpo_jax.stages import encode_images, finetune_base, score_pool, select_pairs, train_policy
 from hgdpo_jax.training.accumulation import accumulation_steps
-from hgdpo_jax.weights import folders, stable_diffusion_files
+from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.sources import resolve_source
 
 # Of each stage that has a program here, the setting that says how many rows one device takes at once.
@@ -82,7 +83,7 @@ def _scorer(config) -> PickScore:
 
 def base_shapes(config) -> StableDiffusion:
     weights = config.weights
-    configs = stable_diffusion_files.read_configs(weights.base, weights.vae) if weights.base else STABLE_DIFFUSION
+    configs = read_configs(weights.base, weights.vae) if weights.base else STABLE_DIFFUSION
     return StableDiffusion.without_weights(configs, config.dtype, config.attention)
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from hgdpo_jax.arguments import texts_of
+from hgdpo_jax.models.parameters import apply
 from hgdpo_jax.models.score_head import ScoreHead
-from hgdpo_jax.pipelines.arguments import texts_of
-from hgdpo_jax.pipelines.stable_diffusion import apply
 from hgdpo_jax.scorers.clip_score import CLIPScore
 from hgdpo_jax.scorers.clip_scorer import CLIPScorer
 from hgdpo_jax.scorers.scorer import Option, Scorer

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from hgdpo_jax.arguments import images_of, texts_of
+from hgdpo_jax.batching import map_batches, on_devices
 from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.errors import UserError, as_user_error
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
-from hgdpo_jax.pipelines.arguments import images_of, texts_of
-from hgdpo_jax.pipelines.batching import map_batches, on_devices
-from hgdpo_jax.pipelines.stable_diffusion import apply, load_tokenizer
+from hgdpo_jax.models.parameters import apply, shapes_of
 from hgdpo_jax.scorers.preprocess import preprocess
 from hgdpo_jax.scorers.scorer import Option, Scorer
 from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights import clip_files
+from hgdpo_jax.weights.clip_tokenizer import load_tokenizer
 from hgdpo_jax.weights.conversion import to_tree
 
 
@@ -126,5 +127,4 @@ class CLIPScorer(Scorer):
 def parameter_shapes(clip: CLIP) -> dict:
     """Shapes of a CLIP model's parameters, without making any."""
     size = clip.config.vision.image_size
-    ids, pixels = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, size, size, 3))
-    return jax.eval_shape(clip.init, jax.random.key(0), ids, pixels)["params"]
+    return shapes_of(clip, jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, size, size, 3)))

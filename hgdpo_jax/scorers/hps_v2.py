@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, UInt8
 from hgdpo_jax.scorers.clip_scorer import CLIPScorer
 from hgdpo_jax.scorers.scorer import Option
 from hgdpo_jax.weights import open_clip_file
-from hgdpo_jax.weights.folders import require_tokenizer
+from hgdpo_jax.weights.clip_tokenizer import require_tokenizer
 from hgdpo_jax.weights.sources import resolve_source
 
 

@@ -5,18 +5,17 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from hgdpo_jax.arguments import texts_of
 from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.errors import UserError, as_user_error
 from hgdpo_jax.files import cached_folder
 from hgdpo_jax.models.blip import TextConfig, TextEncoder, VisionConfig, VisionTransformer
+from hgdpo_jax.models.parameters import apply, shapes_of
 from hgdpo_jax.models.score_head import ScoreHead
-from hgdpo_jax.pipelines.arguments import texts_of
-from hgdpo_jax.pipelines.stable_diffusion import apply
 from hgdpo_jax.scorers.preprocess import preprocess
 from hgdpo_jax.scorers.scorer import Option, Scorer
 from hgdpo_jax.sharding import data_mesh, replicate
@@ -91,14 +90,14 @@ class ImageReward(Scorer):
 
 def _shapes(vision: VisionTransformer, text: TextEncoder) -> dict:
     """Shapes of all parameters, without making any."""
-    size, key = vision.config.image_size, jax.random.key(0)
+    size = vision.config.image_size
     states = jnp.zeros((1, 2, vision.config.width))
     return {
         "blip": {
-            "visual_encoder": jax.eval_shape(vision.init, key, jnp.zeros((1, size, size, 3)))["params"],
-            "text_encoder": jax.eval_shape(text.init, key, jnp.zeros((1, 2), jnp.int32), states)["params"],
+            "visual_encoder": shapes_of(vision, jnp.zeros((1, size, size, 3))),
+            "text_encoder": shapes_of(text, jnp.zeros((1, 2), jnp.int32), states),
         },
-        "mlp": jax.eval_shape(ScoreHead().init, key, jnp.zeros((1, text.config.width)))["params"],
+        "mlp": shapes_of(ScoreHead(), jnp.zeros((1, text.config.width))),
     }
 
 

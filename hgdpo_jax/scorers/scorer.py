@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from hgdpo_jax.pipelines.arguments import images_of, of_one_length, texts_of
-from hgdpo_jax.pipelines.batching import map_batches, on_devices
+from hgdpo_jax.arguments import images_of, of_one_length, texts_of
+from hgdpo_jax.batching import map_batches, on_devices
 
 
 @dataclasses.dataclass(frozen=True)

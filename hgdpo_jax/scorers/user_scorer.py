@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from hgdpo_jax.arguments import images_of, of_one_length, texts_of
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.arguments import images_of, of_one_length, texts_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.compilation import usable_cores
 from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages, half
 from hgdpo_jax.data.image_folder import ImageFolder
@@ -17,9 +18,8 @@ from hgdpo_jax.data.pool import write_behind
 from hgdpo_jax.data.prompts import warn_long_prompts
 from hgdpo_jax.data.unusable import Unusable
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
-from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.generate_pool import base_fingerprints, batch_of_block, check_base, load_base, name_of
 from hgdpo_jax.weights import folders

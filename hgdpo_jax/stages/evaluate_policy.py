@@ -20,11 +20,11 @@ from hgdpo_jax.evaluation.compared_models import TUNED, ComparedModel, compared_
 from hgdpo_jax.evaluation.measuring import ImageSource, Measured, measure
 from hgdpo_jax.evaluation.scores import Score, headline
 from hgdpo_jax.evaluation.win_rate import compare_scores
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import checksum, write_text
 from hgdpo_jax.pages.numbers import finite_or_none
 from hgdpo_jax.pages.pictures import ImagePair
 from hgdpo_jax.pages.run_report import ModelRow, ReportData, write_report
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import LOG, read_scalars
 from hgdpo_jax.stages.check_pairs import read_check, score_fingerprints, scores_of
 from hgdpo_jax.stages.export_adapter import FILES

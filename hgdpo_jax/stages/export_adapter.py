@@ -1,11 +1,11 @@
 """Writes the trained LoRA as files that diffusers and the kohya tools (A1111, ComfyUI) read."""
 
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.families.stable_diffusion.files import read_license
 from hgdpo_jax.stages.generate_pool import base_fingerprints
 from hgdpo_jax.stages.train_policy import BEST_FILE, best_adapter
 from hgdpo_jax.weights import lora_files
 from hgdpo_jax.weights.sources import public_name
-from hgdpo_jax.weights.stable_diffusion_files import read_license
 
 INPUTS = ("train_policy",)
 FILES = {"diffusers": "hgdpo_lora.safetensors", "kohya": "hgdpo_lora_kohya.safetensors"}

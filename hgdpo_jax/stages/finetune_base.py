@@ -15,8 +15,9 @@ from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.batches import ShuffledBatches
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.diffusion.schedule import add_noise, training_target
+from hgdpo_jax.families.stable_diffusion.files import read_license, write_card
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.pages.pictures import contact_sheet
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.sharding import on_each_device, shard_parameters, training_mesh
@@ -26,7 +27,6 @@ from hgdpo_jax.stages.train_policy import check_training
 from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulating_step
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
-from hgdpo_jax.weights.stable_diffusion_files import read_license, write_card
 
 INPUTS = ("encode_images",)
 EVERY_HOST = True

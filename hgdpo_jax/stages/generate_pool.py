@@ -9,17 +9,18 @@ from etils import epath
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.batching import finite_rows
 from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
 from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION
 from hgdpo_jax.errors import UserError, as_user_error
+from hgdpo_jax.families.stable_diffusion import files
+from hgdpo_jax.families.stable_diffusion.model import Adapters, StableDiffusion
 from hgdpo_jax.files import write_json
-from hgdpo_jax.pipelines.batching import finite_rows
-from hgdpo_jax.pipelines.stable_diffusion import Adapters, StableDiffusion
 from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.weights import folders, stable_diffusion_files
+from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.sources import resolve_source
 
 INPUTS = ()
@@ -70,9 +71,9 @@ def _scheduler_fingerprint(base: epath.Path) -> dict[str, str]:
     """
     if base.is_dir():
         has_file = (base / "scheduler" / "scheduler_config.json").is_file()
-        karras = has_file and stable_diffusion_files.read_scheduler(base).get("use_karras_sigmas")
+        karras = has_file and files.read_scheduler(base).get("use_karras_sigmas")
         return {"weights.base.use_karras_sigmas": "True"} if karras else {}
-    config = stable_diffusion_files.read_scheduler(base)
+    config = files.read_scheduler(base)
     return {f"weights.base.{name}": str(value) for name, value in config.items() if value != STABLE_DIFFUSION.get(name)}
 
 
@@ -115,7 +116,7 @@ def check(config) -> None:
 def check_base(config) -> None:
     """Raises UserError where the base, by its configs alone, draws no such images as `pool` describes."""
     base, pool = config.weights.base, config.pool
-    configs = stable_diffusion_files.read_configs(base, config.weights.vae)
+    configs = files.read_configs(base, config.weights.vae)
     with as_user_error(f"the configs of {base} describe no model that can be built"):
         model = StableDiffusion.without_weights(configs, config.dtype, config.attention)
     model.require_drawable(pool.width, pool.height, pool.steps, pool.clip_skip)

@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behind
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
-from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.scorer import Scorer
 from hgdpo_jax.scorers.sources import ScorerSource

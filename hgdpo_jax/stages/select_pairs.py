@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.data.image_filter import apply_filter, filter_pool, load_filter
 from hgdpo_jax.data.pair_parts import PairParts, SelectedBlock
 from hgdpo_jax.data.pairs import write_pairs
@@ -24,9 +25,8 @@ from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, image_of, pair_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.rank_statistics import channel_statistics, rank_distances, summarize_ranks
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
-from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.stages.generate_pool import batch_of_block, load_autoencoder, name_of
 from hgdpo_jax.stages.score_pool import complete_scores

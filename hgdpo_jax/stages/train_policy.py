@@ -24,10 +24,10 @@ from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.color_shift import HSVMeans, hsv_means, shift_between
 from hgdpo_jax.evaluation.win_rate import win_rate
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.models.remat import REMAT
 from hgdpo_jax.pages.pictures import ImagePair, pair_grid
 from hgdpo_jax.pipelines.preference_step import pair_losses
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.pipelines.winner_step import winner_losses
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog

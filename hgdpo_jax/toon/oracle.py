@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, UInt8
 
+from hgdpo_jax.arguments import images_of, of_one_length, texts_of
+from hgdpo_jax.batching import map_batches, on_devices
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.arguments import images_of, of_one_length, texts_of
-from hgdpo_jax.pipelines.batching import map_batches, on_devices
 from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.texts import shortened
 from hgdpo_jax.toon.attribute_classifier import AttributeClassifier

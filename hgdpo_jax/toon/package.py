@@ -8,13 +8,14 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from hgdpo_jax.families.stable_diffusion import files
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
 from hgdpo_jax.pages.pictures import contact_sheet
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.run_log import read_scalars
 from hgdpo_jax.toon.captions import prompts
-from hgdpo_jax.weights import clip_files, folders, stable_diffusion_files
+from hgdpo_jax.weights import clip_files, folders
 from hgdpo_jax.weights.tensor_files import load_tensors
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -35,7 +36,7 @@ def package(workdir: epath.PathLike) -> None:
     """Writes hgdpo_jax/toon/weights from the runs of configs/toon_base, toon_scorer, toon_judge and toon_oracle."""
     runs = epath.Path(workdir) / "runs"
     base = runs / "toon_base/train_unet/base"
-    stable_diffusion_files.write_folder(WEIGHTS / "base", stable_diffusion_files.read_folder(base))
+    files.write_folder(WEIGHTS / "base", files.read_folder(base))
     for name in ("scorer", "judge"):
         source = runs / f"toon_{name}/train_scorer/scorer"
         clip_files.write_folder(WEIGHTS / name, clip_files.read_folder(source))

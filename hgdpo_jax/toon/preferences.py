@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.captions import caption
 from hgdpo_jax.toon.damage import damaged_many

@@ -9,12 +9,11 @@ from etils import epath
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import expanded, write_json
+from hgdpo_jax.weights.clip_tokenizer import TOKENIZER_FILES, require_tokenizer
 from hgdpo_jax.weights.folders import (
-    TOKENIZER_FILES,
     copy_files,
     read_json,
     read_weights,
-    require_tokenizer,
     write_weights,
 )
 from hgdpo_jax.weights.sources import resolve_source

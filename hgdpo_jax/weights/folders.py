@@ -1,4 +1,4 @@
-"""What the folders of diffusers and transformers have in common: JSON files, weight files, tokenizer files."""
+"""What the folders of diffusers and transformers have in common: JSON files and weight files."""
 
 import functools
 import hashlib
@@ -14,16 +14,6 @@ from hgdpo_jax.files import leads_out
 from hgdpo_jax.weights.conversion import DTYPES, some
 from hgdpo_jax.weights.pickled_files import load_pickled
 from hgdpo_jax.weights.tensor_files import OWN_METADATA, load_tensors, save_tensors
-
-TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    # Words that a textual inversion added, until transformers 4.34.
-    "added_tokens.json",
-)
 
 # Where weights lie: a scorer's and a VAE's at the top of their folders, a checkpoint's in folders of their own.
 WEIGHT_PLACES = (
@@ -164,12 +154,3 @@ def copy_files(source: epath.PathLike, target: epath.Path, names: Sequence[str])
             (source / name).copy(target / name, overwrite=True)
         else:
             (target / name).unlink(missing_ok=True)
-
-
-def require_tokenizer(folder: epath.Path) -> epath.Path:
-    """The folder itself; raises UserError where it has no tokenizer files."""
-    if not (folder / "tokenizer.json").is_file() and not (
-        (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    ):
-        raise UserError(f"{folder} holds no tokenizer, expected vocab.json and merges.txt, or tokenizer.json")
-    return folder

@@ -7,8 +7,8 @@ import pytest
 from etils import epath
 
 from hgdpo_jax import leases
+from hgdpo_jax.batching import finite_rows
 from hgdpo_jax.data.pool import DamagedPartError, Pool, blocks_of, write_behind
-from hgdpo_jax.pipelines.batching import finite_rows
 
 PROMPTS = ["a man", "a woman", "a child", "a boy", "a girl"]
 

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hgdpo_jax.weights.stable_diffusion_files import read_folder, write_folder
+from hgdpo_jax.families.stable_diffusion.files import read_folder, write_folder
 
 pytestmark = pytest.mark.slow
 
@@ -15,7 +15,7 @@ LOAD = """
 import sys, time
 import jax
 from hgdpo_jax import StableDiffusion
-from hgdpo_jax.pipelines.stable_diffusion import load_tokenizer
+from hgdpo_jax.weights.clip_tokenizer import load_tokenizer
 
 load_tokenizer(sys.argv[1] + "/tokenizer")  # Slow to import, and no weights.
 jax.block_until_ready(jax.device_put(0))

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion, apply
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.models.parameters import apply
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from hgdpo_jax.pipelines.stable_diffusion import apply
+from hgdpo_jax.models.parameters import apply
 from hgdpo_jax.scorers.pick_score import PickScore
 
 pytestmark = pytest.mark.slow

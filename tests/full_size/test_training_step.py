@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from hgdpo_jax.adapters import lora
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.models.unet import UNet, UNetConfig
 from hgdpo_jax.pipelines.preference_step import pair_losses
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.training.optimizer import make_optimizer
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import math
 import shutil
 
 from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION
-from hgdpo_jax.weights.folders import TOKENIZER_FILES
+from hgdpo_jax.weights.clip_tokenizer import TOKENIZER_FILES
 
 SD_UNET = {"cross_attention_dim": 768, "sample_size": 64}
 SD_VAE = {

@@ -9,8 +9,8 @@ from hgdpo_jax import losses
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.diffusion import ddpm
 from hgdpo_jax.diffusion.schedule import add_noise, training_target
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.pipelines.preference_step import pair_losses
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 
 OPTIONS = {"beta": 2500.0, "statistic_weight": 1e4, "statistic_stride": 1}
 

@@ -5,7 +5,7 @@ import pytest
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.diffusion.schedule import add_noise
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.pipelines.winner_step import winner_losses
 
 

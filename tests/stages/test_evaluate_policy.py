@@ -17,8 +17,8 @@ from hgdpo_jax.base_config import base_config
 from hgdpo_jax.data.pairs import write_pairs
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.drawing import draw_base_and_tuned
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.stages import check_pairs, evaluate_policy, sample_images, sweep_scale
 from hgdpo_jax.stages.export_adapter import FILES
 from hgdpo_jax.toon.captions import prompts

@@ -13,11 +13,11 @@ from PIL import Image
 
 from hgdpo_jax.data import encoded_images
 from hgdpo_jax.data.image_folder import ImageFolder
+from hgdpo_jax.families.stable_diffusion.files import read_license
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.main import main
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import read_scalars
 from hgdpo_jax.stages import encode_images, finetune_base
-from hgdpo_jax.weights.stable_diffusion_files import read_license
 
 CONFIG = Path(__file__).parents[2] / "configs/finetune_base.py"
 STEPS = 12

@@ -15,8 +15,8 @@ from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.data.pool import Parts, Pool, blocks_of
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.stages import generate_pool, score_pool
 from hgdpo_jax.stages.select_pairs import read_statistics, winners_and_losers

@@ -13,7 +13,7 @@ from configs.n20_lan import get_config as n20_lan
 from configs.n20_sml import get_config as n20_sml
 from configs.sft_winners import get_config as sft_winners
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.preflight import experiment, programs
 from hgdpo_jax.preflight.__main__ import main
 from hgdpo_jax.preflight.arithmetic import matrix_products, total_flops

@@ -10,7 +10,7 @@ from hgdpo_jax.adapters import lora
 from hgdpo_jax.base_config import base_config
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.sharding import shard_parameters, training_mesh
 from hgdpo_jax.stages import train_policy

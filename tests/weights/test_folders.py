@@ -6,9 +6,8 @@ import pytest
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.stable_diffusion import load_tokenizer
+from hgdpo_jax.weights.clip_tokenizer import TOKENIZER_FILES, load_tokenizer
 from hgdpo_jax.weights.folders import (
-    TOKENIZER_FILES,
     content_fingerprint,
     copy_files,
     read_json,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.weights.folders import content_fingerprint
 from hgdpo_jax.weights.sources import public_name, resolve_source

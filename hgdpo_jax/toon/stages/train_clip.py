@@ -10,7 +10,6 @@ import numpy as np
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
-from hgdpo_jax.pipelines.stable_diffusion import load_tokenizer
 from hgdpo_jax.scorers.preprocess import preprocess
 from hgdpo_jax.toon.attributes import COMBINATION
 from hgdpo_jax.toon.captions import caption
@@ -18,6 +17,7 @@ from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.portraits import Portrait, portrait, render_many
 from hgdpo_jax.toon.vocabulary import write_tokenizer
 from hgdpo_jax.weights import clip_files
+from hgdpo_jax.weights.clip_tokenizer import load_tokenizer
 from hgdpo_jax.weights.conversion import from_tree
 
 INPUTS = ()

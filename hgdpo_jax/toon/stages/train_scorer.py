@@ -7,8 +7,8 @@ from etils import epath
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import expanded, write_json
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.scorers.preprocess import preprocess

@@ -10,17 +10,18 @@ import numpy as np
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION, NoiseSchedule, add_noise
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion, parameter_shapes
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.unet import UNet, UNetConfig
 from hgdpo_jax.pages.pictures import contact_sheet
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion, load_tokenizer, parameter_shapes
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.toon.captions import caption, prompts
 from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.portraits import portrait, render_many
 from hgdpo_jax.weights import clip_files, folders
+from hgdpo_jax.weights.clip_tokenizer import load_tokenizer
 from hgdpo_jax.weights.conversion import from_tree, to_tree
 
 INPUTS = ("train_autoencoder", "train_clip")

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
-from hgdpo_jax.models.unet import UNet, UNetConfig
-from hgdpo_jax.weights.conversion import from_tree, to_tree
-from hgdpo_jax.weights.stable_diffusion_files import (
+from hgdpo_jax.families.stable_diffusion.files import (
     read_checkpoint,
     read_folder,
     read_license,
     write_card,
     write_folder,
 )
+from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
+from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.weights.conversion import from_tree, to_tree
 from hgdpo_jax.weights.tensor_files import save_tensors
 
 COMPONENTS = ("unet", "vae", "text_encoder")

@@ -13,23 +13,23 @@ from etils import epath
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from hgdpo_jax.adapters import lora
+from hgdpo_jax.arguments import images_of, latents_of, of_one_length, seeds_of, texts_of
+from hgdpo_jax.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.diffusion import dpm_solver
 from hgdpo_jax.diffusion.guidance import guided
 from hgdpo_jax.diffusion.latent_normalization import normalize
 from hgdpo_jax.diffusion.schedule import NoiseSchedule, predicted_noise, unused_settings
 from hgdpo_jax.errors import UserError, as_user_error
-from hgdpo_jax.files import cached_folder
+from hgdpo_jax.families.stable_diffusion.files import StableDiffusionFiles, read_checkpoint, write_folder
 from hgdpo_jax.models.attention import IMPLEMENTATIONS
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
+from hgdpo_jax.models.parameters import apply, shapes_of
 from hgdpo_jax.models.unet import UNet, UNetConfig
-from hgdpo_jax.pipelines.arguments import images_of, latents_of, of_one_length, seeds_of, texts_of
-from hgdpo_jax.pipelines.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.sharding import data_mesh, replicate
-from hgdpo_jax.weights import stable_diffusion_files
+from hgdpo_jax.weights.clip_tokenizer import load_tokenizer
 from hgdpo_jax.weights.conversion import from_tree, to_tree
-from hgdpo_jax.weights.folders import TOKENIZER_FILES, require_tokenizer
 
 Adapters = Sequence[tuple[dict, Any]]
 ImageBatch = UInt8[np.ndarray, "n height width 3"]
@@ -77,7 +77,7 @@ class StableDiffusion:
         if attention not in IMPLEMENTATIONS:
             raise UserError(f"attention is {attention!r}, expected {' or '.join(map(repr, IMPLEMENTATIONS))}")
         require_compute_type(dtype)
-        files = stable_diffusion_files.read_checkpoint(source, tokenizer, vae)
+        files = read_checkpoint(source, tokenizer, vae)
         if unused := unused_settings(files.configs["scheduler"]):
             _warn(f"the scheduler of {source} has {', '.join(unused)}: ignored, images are drawn by DPM-Solver++(2M)")
         with as_user_error(f"the configs of {source} describe no model that can be built"):
@@ -158,12 +158,12 @@ class StableDiffusion:
 
     def save(self, folder: epath.PathLike, storage: str = "float16") -> None:
         """Writes a folder that diffusers and `load` read; `storage` is "float16" or "float32"."""
-        files = stable_diffusion_files.StableDiffusionFiles(
+        files = StableDiffusionFiles(
             configs=self.configs,
             tensors={name: from_tree(tree, storage) for name, tree in self.parameters.items()},
             tokenizer=epath.Path(self.tokenizer.name_or_path),
         )
-        stable_diffusion_files.write_folder(folder, files, storage)
+        write_folder(folder, files, storage)
 
     # Pure functions
 
@@ -502,30 +502,14 @@ def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def apply(module: Any, parameters: dict, *arguments, **keywords) -> Any:
-    """The module's output for the arguments."""
-    return module.apply({"params": parameters}, *arguments, **keywords)
-
-
 def parameter_shapes(unet: UNet, autoencoder: Autoencoder, text_encoder: CLIPTextTransformer) -> dict[str, dict]:
     """Shapes of the parameters of the three networks, without making any."""
     latents = jnp.zeros((1, 16, 16, unet.config.in_channels))
     pixels = jnp.zeros((1, 8 * autoencoder.config.factor, 8 * autoencoder.config.factor, 3))
     small = jnp.zeros((1, 8, 8, autoencoder.config.latent_channels))
     states = jnp.zeros((1, 2, unet.config.cross_attention_dim))
-    key = jax.random.key(0)
     return {
-        "unet": jax.eval_shape(unet.init, key, latents, jnp.zeros((1,), jnp.int32), states)["params"],
-        "vae": jax.eval_shape(autoencoder.init, key, pixels, small)["params"],
-        "text_encoder": jax.eval_shape(text_encoder.init, key, jnp.zeros((1, 2), jnp.int32))["params"],
+        "unet": shapes_of(unet, latents, jnp.zeros((1,), jnp.int32), states),
+        "vae": shapes_of(autoencoder, pixels, small),
+        "text_encoder": shapes_of(text_encoder, jnp.zeros((1, 2), jnp.int32)),
     }
-
-
-def load_tokenizer(folder):
-    """The CLIP tokenizer of a folder; raises UserError where its files are missing."""
-    # Slow to import, and of no use to whoever only wants the functions above.
-    from transformers import CLIPTokenizer
-
-    files = cached_folder(require_tokenizer(epath.Path(folder)), TOKENIZER_FILES)
-    with as_user_error(f"the tokenizer of {folder} cannot be read"):
-        return CLIPTokenizer.from_pretrained(str(files))

@@ -9,7 +9,7 @@ import pytest
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.weights.lora_files import load_adapter, save_adapter
 
 PROMPTS = ["a man with a beard", "a woman"]

@@ -10,19 +10,18 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.ldm_file import convert_checkpoint, convert_vae
+from hgdpo_jax.families.stable_diffusion.single_file_schedule import scheduler_config
 from hgdpo_jax.files import expanded, write_json
 from hgdpo_jax.models.autoencoder import AutoencoderConfig
+from hgdpo_jax.weights.clip_tokenizer import TOKENIZER_FILES, require_tokenizer
 from hgdpo_jax.weights.folders import (
-    TOKENIZER_FILES,
     copy_files,
     read_json,
     read_tensor_file,
     read_weights,
-    require_tokenizer,
     write_weights,
 )
-from hgdpo_jax.weights.ldm_file import convert_checkpoint, convert_vae
-from hgdpo_jax.weights.single_file_schedule import scheduler_config
 from hgdpo_jax.weights.sources import public_name, resolve_source
 from hgdpo_jax.weights.tensor_files import load_tensors
 

@@ -5,13 +5,13 @@ import safetensors.numpy
 from single_file import PREFIXES, SD15, diffusers_names, make_models, single_file_of
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.files import read_checkpoint
+from hgdpo_jax.families.stable_diffusion.ldm_file import convert_checkpoint, convert_vae
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.models.autoencoder import AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig
 from hgdpo_jax.models.unet import UNetConfig
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
 from hgdpo_jax.weights.conversion import from_tree
-from hgdpo_jax.weights.ldm_file import convert_checkpoint, convert_vae
-from hgdpo_jax.weights.stable_diffusion_files import read_checkpoint
 
 SMALL = {
     "unet": {"channels": (32, 64), "layers": 1, "attentive": (0,), "text_width": 64},

@@ -11,9 +11,9 @@ from single_file import make_models, single_file_of
 
 from hgdpo_jax.diffusion.schedule import NoiseSchedule
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.pipelines.stable_diffusion import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.single_file_schedule import scheduler_config
 from hgdpo_jax.stages.generate_pool import base_fingerprints
-from hgdpo_jax.weights.single_file_schedule import scheduler_config
 
 V = "v_prediction"
 

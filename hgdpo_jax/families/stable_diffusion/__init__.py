@@ -1,0 +1,1 @@
+"""Stable Diffusion 1.x: its networks, its conditioning, its files."""
