@@ -64,7 +64,7 @@ $(BIN)/pip:
 	$(PYTHON) -m venv --clear $(VENV)
 
 $(VENV)/installed: pyproject.toml setup.py | $(BIN)/pip
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[toon]'
 	touch $@
 
 $(VENV)/installed-test: pyproject.toml setup.py | $(BIN)/pip

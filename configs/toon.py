@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"
     config.weights.base = "toon"
     config.weights.scorer = "toon-scorer"
-    config.evaluate.scorers = ("judge=toon-judge", "oracle=hgdpo_jax.toon.oracle:attributes_shown")
+    config.evaluate.scorers = ("judge=toon-judge", "oracle=toon-oracle")
     config.prompts.train = "toon:train"
     config.prompts.validation = "toon:validation"
     config.prompts.test = "toon:test"

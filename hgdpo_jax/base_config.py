@@ -37,8 +37,8 @@ def base_config() -> ConfigDict:
     )
 
     # Checkpoints: a folder in the diffusers (base, vae) or transformers (scorer) layout, a single file (base, vae), a
-    # repository of the Hugging Face hub (owner/name or owner/name@revision), or one of the packaged "toon",
-    # "toon-scorer", "toon-judge".
+    # repository of the Hugging Face hub (owner/name or owner/name@revision), or a name that a
+    # plugin gives its weights.
     config.weights = weights = ConfigDict()
     # The model that draws the pool, is the reference, and carries the LoRA (Sec. 2).
     weights.base = ""
@@ -57,7 +57,7 @@ def base_config() -> ConfigDict:
     #     people.json                                 a JSON array of prompts,
     #     people.csv:caption                          a column of a .csv, .tsv, .json, .jsonl or .parquet file,
     #     PartiPrompts.tsv:Prompt:Category=People     of its rows with this value in another column,
-    #     toon:train, toon:validation, toon:test      toon portraits.
+    #     PLUGIN:NAME                                 prompts of a plugin (hgdpo_jax/plugins.py).
     # A file may be one of a data set on the hub, hf://datasets/OWNER/NAME/FILE, or several, with * in its name.
     # Empty prompts and repetitions do not count.
     config.prompts = prompts = ConfigDict()

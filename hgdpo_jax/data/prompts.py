@@ -1,4 +1,4 @@
-"""Prompts from a text file, from a column of a table, or from the toon world."""
+"""Prompts from a text file, from a column of a table, or from a plugin."""
 
 import functools
 import sys
@@ -7,13 +7,13 @@ from typing import Any
 
 from etils import epath
 
+from hgdpo_jax import plugins
 from hgdpo_jax.data.hub_files import fetch_files, is_hub_address
 from hgdpo_jax.data.prompt_tables import column_texts, prompt_lines, split_source
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import expanded
 from hgdpo_jax.texts import shortened
 
-_TOON = "toon:"
 _MOST_WARNINGS = 5
 
 
@@ -22,8 +22,9 @@ def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
 
     The source is a UTF-8 text file with one prompt a line; a JSON file with an array of texts; a column of a JSON,
     JSON-lines, CSV, TSV or Parquet file, "FILE:COLUMN", or of some of its rows, "FILE:COLUMN:OTHER=VALUE", where FILE
-    may lie on the hub, "hf://datasets/OWNER/NAME/FILE"; or "toon:train", "toon:validation", "toon:test". Empty prompts
-    and repetitions do not count, and are reported once. Raises UserError where it is missing, unreadable or too short.
+    may lie on the hub, "hf://datasets/OWNER/NAME/FILE"; or a plugin's, "PLUGIN:NAME". Empty prompts and
+    repetitions in files do not count, and are reported once. Raises UserError where it is missing, unreadable or too
+    short.
     """
     if count < 0:
         raise UserError(f"{count} prompts of {source} asked for, expected a number above 0, or 0 for all")
@@ -31,8 +32,9 @@ def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
         raise UserError(
             "no prompts are given: set config.prompts.train, config.prompts.validation and config.prompts.test"
         )
-    if str(source).startswith(_TOON):
-        return _toon_prompts(str(source), count)
+    plugin, name = plugins.plugin_of(str(source))
+    if plugin.prompts:
+        return plugin.prompts(name, count)
     texts = [text.strip() for text in _texts(str(source))]
     prompts = list(dict.fromkeys(filter(None, texts)))
     if not prompts:
@@ -58,9 +60,10 @@ def _texts(source: str) -> list[str]:
         return [text for path in fetch_files(file) for text in _texts_of(path, selection)]
     path = expanded(file)
     if not path.is_file():
+        named = [f"{name}:..." for name, plugin in plugins.installed().items() if plugin.prompts]
         raise UserError(
-            f"prompts file {file!r} does not exist, expected a text file with one prompt a line, "
-            "FILE:COLUMN of a .json, .jsonl, .csv, .tsv or .parquet file, or toon:train, toon:validation or toon:test"
+            f"prompts file {file!r} does not exist, expected a text file with one prompt a line, FILE:COLUMN of a "
+            f".json, .jsonl, .csv, .tsv or .parquet file, or prompts of a plugin: {', '.join(named)}"
         )
     return _texts_of(path, selection)
 
@@ -84,19 +87,6 @@ def warn_long_prompts(prompts: Sequence[str], tokenizer: Any, length: int) -> in
     if len(long) > _MOST_WARNINGS:
         _warn(f"{len(long) - _MOST_WARNINGS} more prompts are too long and are cut off")
     return len(long)
-
-
-def _toon_prompts(source: str, count: int) -> list[str]:
-    # Only toon experiments need the renderer's packages.
-    from hgdpo_jax.toon.captions import prompts
-    from hgdpo_jax.toon.portraits import SPLITS
-
-    split = source.removeprefix(_TOON)
-    if split not in SPLITS:
-        raise UserError(f"there are no prompts {source}, expected one of {', '.join(_TOON + name for name in SPLITS)}")
-    if not count:
-        raise UserError(f"prompts {source} have no end, expected how many: give a count above 0")
-    return prompts(split, count)
 
 
 def _warn(message: str) -> None:

@@ -4,7 +4,8 @@ pick_score:yuvalkirstain/PickScore_v1                         a kind of this pac
 pick_score:checkpoints/pick_score,processor=checkpoints/clip  with a further source that this kind reads
 checkpoints/pick_score                                        a source alone is a PickScore
 my_scorers:count_fingers                                      a function of yours: (images, prompts) -> numbers
-judge=toon-judge                                              with a name of its own
+fingers                                                       one that a plugin names
+judge=checkpoints/other_scorer                                with a name of its own
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from hgdpo_jax import plugins
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.scorers.scorer import Scorer
 from hgdpo_jax.scorers.user_scorer import UserScorer
@@ -51,7 +53,7 @@ class ScorerSource:
         match = _NAMED.fullmatch(text)
         if not match:
             raise UserError(f"{text!r} names no scorer, expected KIND:SOURCE, a kind being {', '.join(KINDS)}")
-        name, target = match["name"], match["target"]
+        name, target = match["name"], plugins.scorers().get(match["target"], match["target"])
         kind, _, rest = target.partition(":")
         if kind not in KINDS and _FUNCTION.fullmatch(target):
             return cls(text, name or rest, name or rest, FUNCTION, target, {})

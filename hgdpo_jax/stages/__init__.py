@@ -15,10 +15,8 @@ import importlib
 import pkgutil
 from types import ModuleType
 
+from hgdpo_jax import plugins
 from hgdpo_jax.errors import UserError
-
-# Packages whose modules are stages.
-_PLACES = ("hgdpo_jax.stages", "hgdpo_jax.toon.stages")
 
 
 def stage_names() -> list[str]:
@@ -41,8 +39,9 @@ def load_stage(name: str) -> ModuleType:
 
 
 def _modules() -> dict[str, str]:
+    places = [__name__, *(plugin.stages for plugin in plugins.installed().values() if plugin.stages)]
     return {
         module.name: f"{place}.{module.name}"
-        for place in _PLACES
+        for place in places
         for module in pkgutil.iter_modules(importlib.import_module(place).__path__)
     }

@@ -25,6 +25,7 @@ from hgdpo_jax.files import checksum, write_text
 from hgdpo_jax.pages.numbers import finite_or_none
 from hgdpo_jax.pages.pictures import ImagePair
 from hgdpo_jax.pages.run_report import ModelRow, ReportData, write_report
+from hgdpo_jax.plugins import plugin_of
 from hgdpo_jax.run_log import LOG, read_scalars
 from hgdpo_jax.stages.check_pairs import read_check, score_fingerprints, scores_of
 from hgdpo_jax.stages.export_adapter import FILES
@@ -36,11 +37,6 @@ INPUTS = ("select_pairs", "check_pairs", "train_policy", "export_adapter")
 EVERY_HOST = True
 RESULTS = "results.json"
 _EXAMPLES = 24
-_TOON_ATTRIBUTION = (
-    "Toon portraits: remix of “ToonHead” (https://www.figma.com/community/file/1589627891082866389) by Johan Melin, "
-    "licensed under CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/); what was changed: "
-    "hgdpo_jax/toon/ATTRIBUTION.md."
-)
 
 
 def settings(config) -> dict:
@@ -269,5 +265,5 @@ def _report(
         best_pairs=best_pairs,
         worst_pairs=worst_pairs,
         settings=config.to_dict(),
-        attribution=_TOON_ATTRIBUTION if config.prompts.test.startswith("toon:") else "",
+        attribution=plugin_of(config.prompts.test)[0].attribution,
     )

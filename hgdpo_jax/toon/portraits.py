@@ -12,12 +12,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
-import resvg_py
-from dicebear import Avatar, Style
 from PIL import Image
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.toon import attributes
+
+try:
+    import resvg_py
+    from dicebear import Avatar, Style
+except ModuleNotFoundError as error:
+    raise UserError(
+        f"toon portraits need {error.name}, which is not installed: pip install 'hgdpo_jax[toon]'"
+    ) from error
 
 WIDTH, HEIGHT = 48, 64
 SPLITS = ("train", "validation", "test")

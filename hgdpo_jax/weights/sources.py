@@ -1,4 +1,4 @@
-"""What a source of weights names: a part of the package, a folder or file, or a repository of the hub or its file."""
+"""What a source of weights names: weights of a plugin, a folder or file, or a repository of the hub or its file."""
 
 import functools
 import re
@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
+from hgdpo_jax import plugins
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import expanded
 from hgdpo_jax.weights.folders import WEIGHT_PLACES, weight_file_names
 from hgdpo_jax.weights.hub import fetch
-
-_PACKAGED = epath.Path(__file__).parent.parent / "toon" / "weights"
-_PACKAGED_NAMES = {"toon": "base", "toon-scorer": "scorer", "toon-judge": "judge", "toon-oracle": "oracle"}
 
 _REPOSITORY = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
 _FILE = re.compile(
@@ -26,7 +24,7 @@ _SHARD = re.compile(r"(?P<stem>.+?)(?:\.fp16)?-\d+-of-\d+(?:\.fp16)?\.safetensor
 def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
     """The folder or file that a source names.
 
-    "toon", "toon-scorer", "toon-judge" and "toon-oracle" lie in the package. `owner/name` or `owner/name@revision`,
+    Names that a plugin gives its weights come first. `owner/name` or `owner/name@revision`,
     where no such folder exists, is fetched from the hub into its cache, without `weights` only its configs and
     vocabularies; without a network the cached one is used. `owner/name/path/file.pt` or
     `owner/name@revision/path/file.pt` is one file of a repository, fetched with a .yaml of its name where there
@@ -35,11 +33,11 @@ def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
     """
     if not str(source):
         raise UserError("no weights are given: set config.weights.base and config.weights.scorer to a folder")
-    if str(source) in _PACKAGED_NAMES:
-        folder = _PACKAGED / _PACKAGED_NAMES[str(source)]
-        if not folder.is_dir():
-            raise UserError(f"{source} should lie in {folder}, which does not exist: install the package again")
-        return folder
+    named = plugins.weights()
+    if place := named.get(str(source)):
+        if not epath.Path(place).exists():
+            raise UserError(f"{source} should lie in {place}, which does not exist: install its package again")
+        return epath.Path(place)
     path = expanded(source)
     if path.exists():
         return path
@@ -61,7 +59,7 @@ def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
     raise UserError(
         f"{source} is not an existing folder or file, expected a folder in the diffusers or transformers layout, "
         f"weights in one file, a repository of the hub (owner/name) or a file of one (owner/name/file.pt), or one of "
-        f"{', '.join(_PACKAGED_NAMES)}"
+        f"{', '.join(named)}"
     )
 
 

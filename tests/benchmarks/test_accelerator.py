@@ -24,8 +24,9 @@ MODULES = {"dicebear_core": "dicebear", "dicebear_styles": "dicebear", "orbax_ch
 
 
 def absent_packages():
-    """Modules of what this project requires and such a machine lacks."""
-    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    """Modules of what this project and its demo require and such a machine lacks."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = project["dependencies"] + project["optional-dependencies"]["toon"]
     names = {name.split(">")[0].split("[")[0].replace("-", "_") for name in required}
     names = {"absl" if name == "absl_py" else name for name in names}
     return {MODULES.get(name, name) for name in names - PRESENT}

@@ -46,7 +46,7 @@ def config(tiny_base, tiny_scorer, tiny_judge):
     config = base_config()
     config.name, config.dtype = "test", "float32"
     config.weights.update(base=str(tiny_base), scorer=str(tiny_scorer))
-    config.evaluate.scorers = (f"judge={tiny_judge}", "oracle=hgdpo_jax.toon.oracle:attributes_shown")
+    config.evaluate.scorers = (f"judge={tiny_judge}", "oracle=toon-oracle")
     config.prompts.update(train="toon:train", train_count=PAIRS, test="toon:test", test_count=3)
     config.pool.update(width=48, height=64, steps=2, guidance=2.0, device_batch=4)
     config.scoring.device_batch = 4

@@ -1,0 +1,71 @@
+"""Plugins: packages that add prompts, weights, scorers and stages to the names that a config may use.
+
+A package names its own in its metadata, and it is found once the package is installed:
+
+    [project.entry-points."hgdpo_jax.plugins"]
+    studio = "studio.plugin:PLUGIN"
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+
+from etils import epath
+
+from hgdpo_jax.errors import UserError
+
+_GROUP = "hgdpo_jax.plugins"
+# Ships with this package; metadata of an installation from a clone may be older than the clone.
+_PACKAGED = EntryPoint("toon", "hgdpo_jax.toon.plugin:PLUGIN", _GROUP)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plugin:
+    """What a package adds; all of it may be left out. Its module is imported at each start: keep it light."""
+
+    # For the source "studio:faces" it gets "faces" and a count, 0 for all, and returns that many distinct prompts.
+    prompts: Callable[[str, int], list[str]] | None = None
+    # Folders and files of weights by name.
+    weights: Mapping[str, epath.PathLike] = dataclasses.field(default_factory=dict)
+    # "module:function" of scorers by name, as hgdpo_jax/scorers/sources.py describes them.
+    scorers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # Package whose modules are stages, as hgdpo_jax/stages/__init__.py describes them.
+    stages: str = ""
+    # Whose work its pictures show: stands in the reports of experiments with its prompts.
+    attribution: str = ""
+
+
+@functools.cache
+def installed() -> dict[str, Plugin]:
+    """All plugins by name; raises UserError where one cannot be loaded."""
+    return {entry.name: _load(entry) for entry in (_PACKAGED, *entry_points(group=_GROUP))}
+
+
+def plugin_of(prompts: str) -> tuple[Plugin, str]:
+    """The plugin whose prompts a source names, an empty one for a file, and what follows its name and the colon."""
+    name, colon, rest = prompts.partition(":")
+    return installed().get(name, Plugin()) if colon else Plugin(), rest
+
+
+def weights() -> dict[str, epath.PathLike]:
+    """The weights of all plugins by name."""
+    return {name: place for plugin in installed().values() for name, place in plugin.weights.items()}
+
+
+def scorers() -> dict[str, str]:
+    """The scorers of all plugins by name."""
+    return {name: source for plugin in installed().values() for name, source in plugin.scorers.items()}
+
+
+def _load(entry: EntryPoint) -> Plugin:
+    try:
+        plugin = entry.load()
+    # Another package's code may raise anything.
+    except Exception as error:
+        raise UserError(
+            f"the plugin {entry.name} ({entry.value}) cannot be loaded ({error}): mend or uninstall its package"
+        ) from error
+    if not isinstance(plugin, Plugin):
+        raise UserError(f"the plugin {entry.name} ({entry.value}) is a {type(plugin).__name__}, expected a Plugin")
+    return plugin
