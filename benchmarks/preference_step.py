@@ -48,7 +48,7 @@ def prepare_ours(base: Path, way: str) -> Prepared:
     config.train.batch_size = config.train.device_batch = 1
     model = StableDiffusion.load(str(base))
     mesh = training_mesh(1, jax.devices())
-    initial_state, step = make_training(config, model, mesh)
+    initial_state, step = make_training(typed(config), model, mesh)
     state = shard_parameters(initial_state(), mesh)
     frozen = shard_parameters({name: model.parameters[name] for name in ("unet", "text_encoder")}, mesh)
     model = model.with_parameters(unet={}, vae={}, text_encoder={})

@@ -77,7 +77,7 @@ def _time_stage(folder: Path, count: int) -> dict[str, float]:
     from etils import epath
 
     from hgdpo_jax.artifacts import StageRun, fingerprint_of
-    from hgdpo_jax.base_config import base_config
+    from hgdpo_jax.base_config import base_config, typed
     from hgdpo_jax.data.pool import Pool, blocks_of
     from hgdpo_jax.data.prompts import load_prompts
     from hgdpo_jax.stages import generate_pool, score_pool, select_pairs
@@ -90,8 +90,8 @@ def _time_stage(folder: Path, count: int) -> dict[str, float]:
     config.pairs.latents = "sampled"
     config.prompts.train = "toon:train"
     workdir = epath.Path(folder)
-    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(config)))
-    scores = pool.scores(fingerprint_of(score_pool.settings(config)))
+    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(typed(config))))
+    scores = pool.scores(fingerprint_of(score_pool.settings(typed(config))))
     random = np.random.default_rng(0)
     for block in blocks_of(load_prompts("toon:train", _PROMPTS * count), _PROMPTS):
         for index in range(_SIZE):
@@ -105,11 +105,13 @@ def _time_stage(folder: Path, count: int) -> dict[str, float]:
 
     def seconds(blocks: int) -> np.ndarray:
         config.prompts.train_count = _PROMPTS * blocks
-        run = StageRun("select_pairs", config.name, workdir, select_pairs.settings(config), {"score_pool": earlier})
+        run = StageRun(
+            "select_pairs", config.name, workdir, select_pairs.settings(typed(config)), {"score_pool": earlier}
+        )
         run.folder.rmtree(missing_ok=True)
         run.start()
         begin = np.array([time.perf_counter(), time.process_time()])
-        select_pairs.run(config, run)
+        select_pairs.run(typed(config), run)
         return np.array([time.perf_counter(), time.process_time()]) - begin
 
     # The first run imports and compiles. What a run takes besides, such as loading the autoencoder, drops out.

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from hgdpo_jax import hosts, leases
 from hgdpo_jax.agreement import require_alike, require_workdir
 from hgdpo_jax.artifacts import TRACEBACK, StageRun, refuse_changes
+from hgdpo_jax.base_config import Experiment, typed
 from hgdpo_jax.compilation import divide_cpu, keep_programs, spare_memory_of_cpu
 from hgdpo_jax.errors import UserError, first_line, outside_trouble
 from hgdpo_jax.files import require_store, require_utf8_name, write_text
@@ -52,9 +53,10 @@ class Outcome:
 
 def plan(config: ConfigDict, workdir: epath.PathLike = "workdir", stages: Sequence[str] = ()) -> list[Planned]:
     """The stages of an experiment, or those named, as they stand; runs and writes nothing."""
-    workdir, stages = _checked(config, workdir, stages)
-    loaded = _load(config, stages, workdir)
-    return [Planned(stage.run.name, _state(stage.run), stage.module.plan(config, stage.run)) for stage in loaded]
+    experiment = typed(config)
+    workdir, stages = _checked(experiment, workdir, stages)
+    loaded = _load(experiment, stages, workdir)
+    return [Planned(stage.run.name, _state(stage.run), stage.module.plan(experiment, stage.run)) for stage in loaded]
 
 
 def run(
@@ -71,7 +73,8 @@ def run(
     Everything that can be wrong beforehand is looked at first. `hosts.start` describes the last three arguments. Raises
     UserError for a mistake in what was given; run again after a stop of any kind, it goes on where it was.
     """
-    workdir, stages = _checked(config, workdir, stages)
+    experiment = typed(config)
+    workdir, stages = _checked(experiment, workdir, stages)
     processes: dict[str, Any] = {
         "coordinator_address": coordinator_address,
         "num_processes": num_processes,
@@ -79,7 +82,7 @@ def run(
     }
 
     def refuse_neighbour() -> None:
-        undone = (run for name in stages if not (run := StageRun(name, config.name, workdir, {})).is_done())
+        undone = (run for name in stages if not (run := StageRun(name, experiment.name, workdir, {})).is_done())
         if first_undone := next(undone, None):
             leases.refuse_neighbour(first_undone.folder)
 
@@ -88,20 +91,20 @@ def run(
         # Before this machine's devices are asked for, which a run that is under way here needs.
         refuse_neighbour()
     spare_memory_of_cpu()
-    divide_cpu(config.cpu_devices)
+    divide_cpu(experiment.cpu_devices)
     keep_programs()
     # Before weights are fetched and hashed: hosts take unequal time for that, and JAX waits five minutes for late ones.
     hosts.start(**processes)
     if several:
         # Not earlier: the other processes would wait for one that has ended.
         hosts.together(refuse_neighbour)
-    loaded = hosts.together(lambda: _load(config, stages, workdir))
-    require_alike(config.to_dict(), [stage.run for stage in loaded])
+    loaded = hosts.together(lambda: _load(experiment, stages, workdir))
+    require_alike(dataclasses.asdict(experiment), [stage.run for stage in loaded])
     hosts.together(lambda: refuse_changes([stage.run for stage in loaded]))
     # Whoever comes later would see what the first one has finished meanwhile.
     undone = hosts.from_first([stage.run.name for stage in loaded if not stage.run.is_done()])
     ahead = [stage for stage in loaded if stage.run.name in undone]
-    hosts.together(lambda: _check(ahead, config))
+    hosts.together(lambda: _check(ahead, experiment))
     print(f"devices: {hosts.devices()}", flush=True)
     if ahead:
         require_workdir(workdir)
@@ -114,7 +117,7 @@ def run(
 
     for stage in loaded:
         if stage in ahead:
-            _run_stage(stage, config, say)
+            _run_stage(stage, experiment, say)
         else:
             say(stage, "done before, skipped")
     outcome = _outcome([stage.run for stage in loaded])
@@ -123,22 +126,24 @@ def run(
     return outcome
 
 
-def _checked(config: ConfigDict, workdir: epath.PathLike, stages: Sequence[str]) -> tuple[epath.Path, Sequence[str]]:
+def _checked(
+    experiment: Experiment, workdir: epath.PathLike, stages: Sequence[str]
+) -> tuple[epath.Path, Sequence[str]]:
     """The folder, and the stages to run."""
-    for path in (str(workdir), *filter(os.path.exists, config.weights.values())):
+    for path in (str(workdir), *filter(os.path.exists, dataclasses.astuple(experiment.weights))):
         require_utf8_name(path)
     require_whole_characters(str(workdir), "--workdir")
     folder = epath.Path(workdir).expanduser()
     require_store(folder)
     if folder.is_file():
         raise UserError(f"workdir {folder} is a file, expected a folder: give another with --workdir=DIR")
-    stages = stages or config.stages
+    stages = stages or experiment.stages
     for name in stages:
         require_stage(name)
     return folder, stages
 
 
-def _load(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> list[_Stage]:
+def _load(experiment: Experiment, names: Sequence[str], workdir: epath.Path) -> list[_Stage]:
     """The named stages, loaded, with their inputs."""
     known: dict[str, _Stage] = {}
 
@@ -146,7 +151,7 @@ def _load(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> list
         if name not in known:
             module = load_stage(name)
             inputs = {earlier: load(earlier).run for earlier in module.INPUTS}
-            known[name] = _Stage(module, StageRun(name, config.name, workdir, module.settings(config), inputs))
+            known[name] = _Stage(module, StageRun(name, experiment.name, workdir, module.settings(experiment), inputs))
         return known[name]
 
     return [load(name) for name in names]
@@ -160,7 +165,7 @@ def _state(run: StageRun) -> str:
     return "partly done" if run.is_started() else "to do"
 
 
-def _check(ahead: Sequence[_Stage], config: ConfigDict) -> None:
+def _check(ahead: Sequence[_Stage], experiment: Experiment) -> None:
     """Raises UserError where a stage reads one that is neither done nor ahead of it, or cannot do its work."""
     coming: set[str] = set()
     for stage in ahead:
@@ -174,10 +179,10 @@ def _check(ahead: Sequence[_Stage], config: ConfigDict) -> None:
                 )
         coming.add(stage.run.name)
         if hasattr(stage.module, "check"):
-            stage.module.check(config)
+            stage.module.check(experiment)
 
 
-def _run_stage(stage: _Stage, config: ConfigDict, say: Callable[[_Stage, str], None]) -> None:
+def _run_stage(stage: _Stage, experiment: Experiment, say: Callable[[_Stage, str], None]) -> None:
     """Runs a stage that is not done, unless another run is at it (UserError) or has completed it by now."""
     with leases.held(stage.run.folder):
 
@@ -191,11 +196,11 @@ def _run_stage(stage: _Stage, config: ConfigDict, say: Callable[[_Stage, str], N
 
         if not hosts.from_first(hosts.by_first(start)):
             return say(stage, "done by another run, skipped")
-        say(stage, f"running: {stage.module.plan(config, stage.run)}")
+        say(stage, f"running: {stage.module.plan(experiment, stage.run)}")
         begin = time.monotonic()
         try:
             if hosts.is_first() or getattr(stage.module, "EVERY_HOST", False):
-                stage.module.run(config, stage.run)
+                stage.module.run(experiment, stage.run)
         except UserError:
             raise
         except Exception as error:

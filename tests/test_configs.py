@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from hgdpo_jax.base_config import base_config
+from hgdpo_jax.base_config import base_config, typed
 from hgdpo_jax.data.pool import blocks_of
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.main import main
@@ -119,9 +119,9 @@ def test_experiments_of_the_paper_share_one_pool(tiny_base, tmp_path):
         config.weights.base, config.prompts.train = str(tiny_base), str(path)
     largest = configs["n20"]
     blocks = blocks_of(load_prompts(path), largest.pool.block)
-    expected = drawing_settings(largest)
+    expected = drawing_settings(typed(largest))
     for config in configs.values():
-        assert drawing_settings(config) == expected
+        assert drawing_settings(typed(config)) == expected
         own = blocks_of(load_prompts(path, config.prompts.train_count), config.pool.block)
         # A prefix of its blocks, and of each block's images.
         assert own == blocks[: len(own)] and config.pool.size <= largest.pool.size

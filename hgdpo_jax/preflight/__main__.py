@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from hgdpo_jax.base_config import typed
 from hgdpo_jax.config_files import config_changes, read_config
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import expanded
@@ -57,7 +58,7 @@ def _run(arguments: Sequence[str]) -> None:
     for name in ("target", "price_per_hour"):
         if values[name].value is not None:
             changes.append(f"--config.preflight.{name}={values[name].value}")
-    config = read_config(values.config, changes)
+    config = typed(read_config(values.config, changes))
 
     # Not at the top: --help does without.
     from hgdpo_jax.stages import preflight

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.preflight.compilation import Measurement
@@ -67,55 +68,57 @@ def totals(
     }
 
 
-def work(config) -> list[Work]:
+def work(experiment: Experiment) -> list[Work]:
     """What the experiment puts through its programs; raises UserError where nothing says how many prompts there are."""
     items = []
-    if "generate_pool" in config.stages:
-        prompts = _prompts(config, "train")
+    if "generate_pool" in experiment.stages:
+        prompts = _prompts(experiment, "train")
         if not prompts:
             raise UserError("nothing says how many prompts the pool has: set prompts.train, or prompts.train_count")
-        images = prompts * config.pool.size
+        images = prompts * experiment.pool.size
         items += [Work("generate_pool", "generate_pool", images), Work("score_pool", "score_pool", images)]
-        if config.pairs.latents == "encoded":
+        if experiment.pairs.latents == "encoded":
             items.append(Work("select_pairs", "select_pairs", 2 * prompts))
-    if "train_policy" in config.stages:
-        evaluations = -(-config.train.steps // config.train.evaluate_every)
+    if "train_policy" in experiment.stages:
+        evaluations = -(-experiment.train.steps // experiment.train.evaluate_every)
         # The base is drawn once, the tuned model each time.
-        images = _prompts(config, "validation") * (1 + evaluations)
+        images = _prompts(experiment, "validation") * (1 + evaluations)
         items += [
-            Work("train_policy", "train_policy", config.train.steps * config.train.batch_size),
+            Work("train_policy", "train_policy", experiment.train.steps * experiment.train.batch_size),
             Work("train_policy: validation", "generate_pool", images),
             Work("train_policy: validation", "score_pool", images),
         ]
-    if "evaluate_policy" in config.stages:
-        images = len(config.evaluate.models) * _prompts(config, "test") * config.evaluate.seeds
+    if "evaluate_policy" in experiment.stages:
+        images = len(experiment.evaluate.models) * _prompts(experiment, "test") * experiment.evaluate.seeds
         items += [Work("evaluate_policy", "evaluate_policy", images), Work("evaluate_policy", "score_pool", images)]
-    if "finetune_base" in config.stages:
-        images = config.finetune.steps * config.finetune.batch_size
+    if "finetune_base" in experiment.stages:
+        images = experiment.finetune.steps * experiment.finetune.batch_size
         items.append(Work("encode_images", "encode_images", images))
         items.append(Work("finetune_base", "finetune_base", images))
     return items
 
 
-def _prompts(config, name: str) -> int:
+def _prompts(experiment: Experiment, name: str) -> int:
     """How many prompts a source has; where none is named, how many of them are to be used."""
-    source, count = config.prompts[name], config.prompts[f"{name}_count"]
+    source, count = getattr(experiment.prompts, name), getattr(experiment.prompts, f"{name}_count")
     return len(load_prompts(source, count)) if source else count
 
 
-def storage(config, programs: Mapping[str, Examined]) -> dict[str, int]:
+def storage(experiment: Experiment, programs: Mapping[str, Examined]) -> dict[str, int]:
     """Bytes that stay, by what they are."""
-    base = base_shapes(config)
-    height, width, channels = base.latent_shape(config.pool.width, config.pool.height)
+    base = base_shapes(experiment)
+    height, width, channels = base.latent_shape(experiment.pool.width, experiment.pool.height)
     latents = 2 * height * width * channels
     stored: dict[str, int] = {}
-    if "generate_pool" in config.stages:
-        prompts = _prompts(config, "train")
-        images = prompts * config.pool.size
+    if "generate_pool" in experiment.stages:
+        prompts = _prompts(experiment, "train")
+        images = prompts * experiment.pool.size
         stored |= {"pool": images * latents, "scores": 4 * images, "pairs": 2 * prompts * latents}
-    if "finetune_base" in config.stages:
+    if "finetune_base" in experiment.stages:
         tokens, width = states_shape(base)
-        stored["encoded images"] = config.finetune.steps * config.finetune.batch_size * 2 * (latents + tokens * width)
+        stored["encoded images"] = (
+            experiment.finetune.steps * experiment.finetune.batch_size * 2 * (latents + tokens * width)
+        )
     # Two are kept while a third is written.
     states = [3 * programs[name].measurement.state_bytes for name in TRAINING if name in programs]
     return stored | ({"checkpoints": sum(states)} if states else {})

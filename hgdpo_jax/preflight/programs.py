@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from hgdpo_jax.adapters import lora
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.stable_diffusion.files import read_configs
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
@@ -41,10 +41,10 @@ TRAINING = {"train_policy": "train", "finetune_base": "finetune"}
 
 
 def measure_program(
-    settings: Mapping[str, Any], name: str, device_batch: int, devices: Sequence[jax.Device], chip: Chip
+    experiment: Experiment, name: str, device_batch: int, devices: Sequence[jax.Device], chip: Chip
 ) -> Measurement:
-    """Compiles one program of a config, given as plain values, with so many rows on each of the devices at once."""
-    setup = make_setup(ConfigDict(settings), name, device_batch, len(devices))
+    """Compiles one program of an experiment with so many rows on each of the devices at once."""
+    setup = make_setup(experiment, name, device_batch, len(devices))
     return measure(functools.partial(build_program, name, setup), devices, chip)
 
 
@@ -55,36 +55,36 @@ class Setup:
     A device has `device_batch` rows at once, in training in each of `parts` parts of a step.
     """
 
-    config: ConfigDict
+    experiment: Experiment
     base: StableDiffusion
     scorer: PickScore
     device_batch: int
     parts: int
 
 
-def make_setup(config, name: str, device_batch: int, devices: int) -> Setup:
+def make_setup(experiment: Experiment, name: str, device_batch: int, devices: int) -> Setup:
     """That of a program on so many devices, with as many parts as the config's batch has there."""
     parts = 1
     if section := TRAINING.get(name):
-        parts = accumulation_steps(config[section].batch_size, config[section].device_batch, devices)
+        options = getattr(experiment, section)
+        parts = accumulation_steps(options.batch_size, options.device_batch, devices)
+    return Setup(experiment, base_shapes(experiment), _scorer(experiment), device_batch, parts)
 
-    return Setup(config, base_shapes(config), _scorer(config), device_batch, parts)
 
-
-def _scorer(config) -> PickScore:
-    source, files = config.weights.scorer, PICK_SCORE
+def _scorer(experiment: Experiment) -> PickScore:
+    source, files = experiment.weights.scorer, PICK_SCORE
     if source:
         parsed = ScorerSource.parse(source)
         if parsed.kind != "pick_score":
             raise UserError(f"preflight knows PickScore alone, not {source!r}: set config.weights.scorer to '' for it")
         files = folders.read_json(resolve_source(parsed.source, weights=False) / "config.json")
-    return PickScore.without_weights(files, PREPROCESSOR, config.dtype, config.scoring.framing)
+    return PickScore.without_weights(files, PREPROCESSOR, experiment.dtype, experiment.scoring.framing)
 
 
-def base_shapes(config) -> StableDiffusion:
-    weights = config.weights
+def base_shapes(experiment: Experiment) -> StableDiffusion:
+    weights = experiment.weights
     configs = read_configs(weights.base, weights.vae) if weights.base else STABLE_DIFFUSION
-    return StableDiffusion.without_weights(configs, config.dtype, config.attention)
+    return StableDiffusion.without_weights(configs, experiment.dtype, experiment.attention)
 
 
 def build_program(name: str, setup: Setup, mesh: Mesh) -> Program:
@@ -94,19 +94,19 @@ def build_program(name: str, setup: Setup, mesh: Mesh) -> Program:
 
 
 def _build_generation(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    pool, weights = setup.config.pool, {"unet": parameters.pop("unet")}
+    pool, weights = setup.experiment.pool, {"unet": parameters.pop("unet")}
     function = jax.jit(functools.partial(setup.base.sample, steps=pool.steps, guidance=pool.guidance))
     arguments = (weights, *_sampling_inputs(setup, mesh), ())
     return Program(function, arguments, weights=weights, resident=parameters)
 
 
 def _build_evaluation(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    config, weights = setup.config, {"unet": parameters.pop("unet")}
+    experiment, weights = setup.experiment, {"unet": parameters.pop("unet")}
     sample = functools.partial(
         setup.base.sample,
-        steps=config.pool.steps,
-        guidance=config.pool.guidance,
-        latent_normalization=config.sample.latent_normalization,
+        steps=experiment.pool.steps,
+        guidance=experiment.pool.guidance,
+        latent_normalization=experiment.sample.latent_normalization,
     )
     adapter, scale = replicated_shapes((_adapter(setup), jax.ShapeDtypeStruct((), jnp.float32)), mesh)
     arguments = (weights, *_sampling_inputs(setup, mesh), ((adapter, scale),))
@@ -151,14 +151,14 @@ def _least_training_flops(setup: Setup) -> float:
         _adapter(setup),
         pairs=setup.parts * setup.device_batch,
         latent_shape=_latent_shape(setup),
-        clip_skip=setup.config.pool.clip_skip,
-        winners_alone=setup.config.loss.kind == "sft",
+        clip_skip=setup.experiment.pool.clip_skip,
+        winners_alone=setup.experiment.loss.kind == "sft",
     )
 
 
 def _build_encoding(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     weights = {"vae": parameters.pop("vae")}
-    pixels = _rows((setup.config.pool.height, setup.config.pool.width, 3), setup, mesh, jnp.uint8)
+    pixels = _rows((setup.experiment.pool.height, setup.experiment.pool.width, 3), setup, mesh, jnp.uint8)
     return Program(encode_images.make_encode(setup.base), (weights, pixels), weights=weights, resident=parameters)
 
 
@@ -189,20 +189,19 @@ _BUILDERS = {
 
 def _training_mesh(setup: Setup, section: str, mesh: Mesh) -> Mesh:
     """The devices of a mesh as training divides its parameters over them; one device alone has them whole."""
-    return training_mesh(math.gcd(setup.config[section].fsdp, mesh.size), list(mesh.devices.flat))
+    return training_mesh(math.gcd(getattr(setup.experiment, section).fsdp, mesh.size), list(mesh.devices.flat))
 
 
-def _cut(setup: Setup, section: str, mesh: Mesh) -> ConfigDict:
-    """The config with a batch of as many parts on the mesh as the setup has."""
-    config = ConfigDict(setup.config.to_dict())
-    config[section].device_batch = setup.device_batch
-    config[section].batch_size = setup.parts * setup.device_batch * mesh.size
-    return config
+def _cut(setup: Setup, section: str, mesh: Mesh) -> Experiment:
+    """The experiment with a batch of as many parts on the mesh as the setup has."""
+    rows = setup.parts * setup.device_batch * mesh.size
+    options = dataclasses.replace(getattr(setup.experiment, section), device_batch=setup.device_batch, batch_size=rows)
+    return dataclasses.replace(setup.experiment, **{section: options})
 
 
 def _adapter(setup: Setup) -> Any:
     targets = lora.find_targets(setup.base.parameters["unet"])
-    return jax.eval_shape(lambda: lora.initialize(jax.random.key(0), targets, setup.config.adapter.rank))
+    return jax.eval_shape(lambda: lora.initialize(jax.random.key(0), targets, setup.experiment.adapter.rank))
 
 
 def _sampling_inputs(setup: Setup, mesh: Mesh) -> tuple:
@@ -222,7 +221,7 @@ def _rows(shape: Sequence[int], setup: Setup, mesh: Mesh, dtype=jnp.float32):
 
 
 def _latent_shape(setup: Setup) -> tuple[int, int, int]:
-    return setup.base.latent_shape(setup.config.pool.width, setup.config.pool.height)
+    return setup.base.latent_shape(setup.experiment.pool.width, setup.experiment.pool.height)
 
 
 def _key(mesh: Mesh):

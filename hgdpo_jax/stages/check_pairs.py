@@ -8,6 +8,7 @@ from etils import epath
 from PIL import Image
 
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, pair_of
@@ -26,59 +27,59 @@ _CHUNK_PAIRS = 64
 _SHOWN = 8
 
 
-def settings(config) -> dict:
+def settings(experiment: Experiment) -> dict:
     return {
-        "dtype": config.dtype,
-        **base_fingerprints(config),
-        **score_fingerprints(config),
+        "dtype": experiment.dtype,
+        **base_fingerprints(experiment),
+        **score_fingerprints(experiment),
     }
 
 
-def score_fingerprints(config) -> dict:
+def score_fingerprints(experiment: Experiment) -> dict:
     """What decides the scores that an evaluation looks at."""
-    scorer_source(config)
-    sources = score_sources(config.weights.scorer, config.evaluate.scorers)
+    scorer_source(experiment)
+    sources = score_sources(experiment.weights.scorer, experiment.evaluate.scorers)
     return {f"scores.{name}": source.fingerprint() for name, source in sources.items()} | {
-        "scoring.framing": config.scoring.framing
+        "scoring.framing": experiment.scoring.framing
     }
 
 
-def scores_of(config) -> dict[str, Score]:
+def scores_of(experiment: Experiment) -> dict[str, Score]:
     """The scores of a config by name: "scorer", which chose the pairs, and those of evaluate.scorers."""
     return load_scores(
-        config.weights.scorer,
-        config.evaluate.scorers,
-        dtype=config.dtype,
-        framing=config.scoring.framing,
-        device_batch=config.scoring.device_batch,
+        experiment.weights.scorer,
+        experiment.evaluate.scorers,
+        dtype=experiment.dtype,
+        framing=experiment.scoring.framing,
+        device_batch=experiment.scoring.device_batch,
     )
 
 
-def check(config) -> None:
+def check(experiment: Experiment) -> None:
     """Raises UserError where a scorer cannot be loaded, or one of the user's own fails on a black picture."""
-    prompt = load_prompts(config.prompts.train, 1)[0]
-    for source in score_sources(config.weights.scorer, config.evaluate.scorers).values():
-        scorer = source.load(config.dtype, config.scoring.framing)
+    prompt = load_prompts(experiment.prompts.train, 1)[0]
+    for source in score_sources(experiment.weights.scorer, experiment.evaluate.scorers).values():
+        scorer = source.load(experiment.dtype, experiment.scoring.framing)
         if isinstance(scorer, UserScorer):
-            scorer.try_out(prompt, config.pool.width, config.pool.height)
+            scorer.try_out(prompt, experiment.pool.width, experiment.pool.height)
 
 
-def plan(config, run: StageRun) -> str:
+def plan(experiment: Experiment, run: StageRun) -> str:
     return f"at most {_MOST_PAIRS:,} pairs decoded and scored"
 
 
-def run(config, run: StageRun) -> None:
+def run(experiment: Experiment, run: StageRun) -> None:
     pairs = open_pairs(run.local_input("select_pairs"))
-    model, scores = load_autoencoder(config), scores_of(config)
+    model, scores = load_autoencoder(experiment), scores_of(experiment)
     # Spread over the whole data set where it is larger.
     rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_PAIRS)).astype(int)
     sides = ("winner", "loser")
     values = {side: {name: np.zeros(len(rows)) for name in scores} for side in sides}
-    unusable = Unusable(config.pool.unusable_limit, 2 * len(rows))
+    unusable = Unusable(experiment.pool.unusable_limit, 2 * len(rows))
 
     def images_of(side: str, chosen) -> tuple[np.ndarray, np.ndarray]:
         latents = np.stack([pairs[int(row)][f"{side}_latents"] for row in chosen])
-        return model.decode_latents_checked(latents, config.pool.device_batch)
+        return model.decode_latents_checked(latents, experiment.pool.device_batch)
 
     prompts = [pairs[int(row)]["prompt"] for row in rows]
     with progress(total=2 * len(rows), description="check_pairs", unit="image") as bar:
@@ -86,7 +87,7 @@ def run(config, run: StageRun) -> None:
             chunk = slice(start, start + _CHUNK_PAIRS)
             for side in sides:
                 images, decoded = images_of(side, rows[chunk])
-                usable, what = decoded, f"the pictures that {name_of(config, 'VAE')} decodes"
+                usable, what = decoded, f"the pictures that {name_of(experiment, 'VAE')} decodes"
                 for name, score in scores.items():
                     marked = np.where(decoded, score.function(images, prompts[chunk]), np.nan)
                     values[side][name][chunk] = marked

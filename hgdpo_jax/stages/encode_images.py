@@ -10,6 +10,7 @@ import numpy as np
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.compilation import usable_cores
 from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages, half
@@ -29,49 +30,51 @@ EVERY_HOST = True
 _CAPTIONS_SHOWN = 8
 
 
-def settings(config) -> dict:
+def settings(experiment: Experiment) -> dict:
     return {
-        **base_fingerprints(config),
-        "dtype": config.dtype,
-        "images": _images(config).fingerprint,
+        **base_fingerprints(experiment),
+        "dtype": experiment.dtype,
+        "images": _images(experiment).fingerprint,
         # Those of the images that are drawn later: the base should know their size, and their captions' states.
-        **{f"pool.{name}": config.pool[name] for name in ("width", "height", "clip_skip")},
+        "pool.width": experiment.pool.width,
+        "pool.height": experiment.pool.height,
+        "pool.clip_skip": experiment.pool.clip_skip,
     }
 
 
-def plan(config, run: StageRun) -> str:
-    images = len(_images(config))
+def plan(experiment: Experiment, run: StageRun) -> str:
+    images = len(_images(experiment))
     done = images - sum(map(len, _encoded(run, images).missing()))
-    words = f"{images:,} images encoded at {config.pool.width}x{config.pool.height}"
+    words = f"{images:,} images encoded at {experiment.pool.width}x{experiment.pool.height}"
     return f"{words}; done are {done:,}" if 0 < done < images else words
 
 
-def check(config) -> None:
+def check(experiment: Experiment) -> None:
     """Raises UserError where the folder, its table or one of its images is not as expected."""
-    check_base(config)
-    images = _images(config)
+    check_base(experiment)
+    images = _images(experiment)
     with progress(total=len(images), description="encode_images: sizes", unit="image") as bar:
-        images.require_images(config.pool.width, config.pool.height, bar.update)
+        images.require_images(experiment.pool.width, experiment.pool.height, bar.update)
 
 
-def run(config, run: StageRun) -> None:
-    images, model = _images(config), load_base(config)
-    model.latent_shape(config.pool.width, config.pool.height)
+def run(experiment: Experiment, run: StageRun) -> None:
+    images, model = _images(experiment), load_base(experiment)
+    model.latent_shape(experiment.pool.width, experiment.pool.height)
     warn_long_prompts(images.captions, model.tokenizer, model.text_encoder.config.max_position_embeddings)
     encoded = _encoded(run, len(images))
     hosts.wait()
     starts = hosts.from_first([rows.start for rows in encoded.missing()])
     missing = [rows for rows in encoded.files() if rows.start in hosts.own(starts)]
     empty = model.encode_prompts([""])[0]
-    device_batch = batch_of_block(config.scoring.device_batch, min(ROWS_PER_FILE, len(images)))
+    device_batch = batch_of_block(experiment.scoring.device_batch, min(ROWS_PER_FILE, len(images)))
     autoencoder = {"vae": model.parameters["vae"]}
     encode = make_encode(model)
     images_each = len(images) // hosts.count()
-    unusable = Unusable(config.pool.unusable_limit, images_each)
+    unusable = Unusable(experiment.pool.unusable_limit, images_each)
 
     def keep(rows: range, moments: np.ndarray, states: np.ndarray) -> None:
         encodes, reads = finite_rows(half(moments)), finite_rows(half(states))
-        what = f"the values of {name_of(config, 'text encoder' if encodes.all() else 'VAE')}"
+        what = f"the values of {name_of(experiment, 'text encoder' if encodes.all() else 'VAE')}"
         unusable.add(encodes & reads, what, images.names[rows.start : rows.stop].__getitem__)
         encoded.write(rows, moments, states)
 
@@ -81,14 +84,16 @@ def run(config, run: StageRun) -> None:
         ) as bar,
         write_behind() as write,
     ):
-        for rows, pixels in zip(missing, _pixels(images, missing, config.pool.width, config.pool.height), strict=True):
+        for rows, pixels in zip(
+            missing, _pixels(images, missing, experiment.pool.width, experiment.pool.height), strict=True
+        ):
 
             def encode_rows(chosen, pixels=pixels):
                 return encode(autoencoder, on_devices(pixels[chosen]))
 
             moments = map_batches(encode_rows, len(rows), device_batch, bar.update)
             captions = images.captions[rows.start : rows.stop]
-            states = model.encode_prompts(captions, config.pool.clip_skip, device_batch)
+            states = model.encode_prompts(captions, experiment.pool.clip_skip, device_batch)
             # Guidance leads away from the empty prompt as all layers see it.
             states[[not caption for caption in captions]] = empty
             write(keep, rows, moments, states)
@@ -131,9 +136,9 @@ def _pixels(images: ImageFolder, missing: list[range], width: int, height: int) 
     return iter(decoded.batch(ROWS_PER_FILE, drop_remainder=False))
 
 
-def _images(config) -> ImageFolder:
-    if not config.finetune.images:
+def _images(experiment: Experiment) -> ImageFolder:
+    if not experiment.finetune.images:
         raise UserError(
             "no images are given: set config.finetune.images to a folder of images with metadata.jsonl in it"
         )
-    return ImageFolder.open(config.finetune.images, config.finetune.caption_column)
+    return ImageFolder.open(experiment.finetune.images, experiment.finetune.caption_column)

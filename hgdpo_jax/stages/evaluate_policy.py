@@ -11,6 +11,7 @@ from etils import epath
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.folder_images import FolderImages
 from hgdpo_jax.data.pool import Block, Pool, blocks_of
 from hgdpo_jax.data.prompts import load_prompts
@@ -39,36 +40,36 @@ RESULTS = "results.json"
 _EXAMPLES = 24
 
 
-def settings(config) -> dict:
-    models = {model.name: _model_settings(config, model) for model in models_of(config)}
-    return {**comparable_settings(config), "models": models}
+def settings(experiment: Experiment) -> dict:
+    models = {model.name: _model_settings(experiment, model) for model in models_of(experiment)}
+    return {**comparable_settings(experiment), "models": models}
 
 
-def comparable_settings(config) -> dict:
+def comparable_settings(experiment: Experiment) -> dict:
     """What evaluations must share to stand in one table: all that decides the base's images and the scores."""
     return {
         "sampler": "DPM-Solver++ (2M)",
-        **drawing_settings(config),
-        **score_fingerprints(config),
-        "evaluate.seeds": config.evaluate.seeds,
-        "prompts.test": fingerprint_of({"texts": held_out_prompts(config)}),
+        **drawing_settings(experiment),
+        **score_fingerprints(experiment),
+        "evaluate.seeds": experiment.evaluate.seeds,
+        "prompts.test": fingerprint_of({"texts": held_out_prompts(experiment)}),
     }
 
 
-def models_of(config) -> list[ComparedModel]:
+def models_of(experiment: Experiment) -> list[ComparedModel]:
     """The models that a config compares."""
-    return compared_models(config.evaluate.models, config.adapter.scale, config.sample.latent_normalization)
+    return compared_models(experiment.evaluate.models, experiment.adapter.scale, experiment.sample.latent_normalization)
 
 
-def held_out_prompts(config) -> list[str]:
+def held_out_prompts(experiment: Experiment) -> list[str]:
     """The held-out prompts."""
-    return load_prompts(config.prompts.test, config.prompts.test_count)
+    return load_prompts(experiment.prompts.test, experiment.prompts.test_count)
 
 
-def _model_settings(config, model: ComparedModel) -> dict[str, Any]:
+def _model_settings(experiment: Experiment, model: ComparedModel) -> dict[str, Any]:
     """What decides the images of a model."""
     if model.folder:
-        return {"folder": _folder_images(config, model, epath.Path()).fingerprint}
+        return {"folder": _folder_images(experiment, model, epath.Path()).fingerprint}
     adapter = model.adapter
     if adapter not in ("", TUNED):
         if not epath.Path(adapter).is_file():
@@ -77,68 +78,68 @@ def _model_settings(config, model: ComparedModel) -> dict[str, Any]:
     return {"adapter": adapter, "scale": model.scale, "latent_normalization": model.latent_normalization}
 
 
-def plan(config, run: StageRun) -> str:
-    names = ", ".join(model.name for model in models_of(config))
-    return f"{len(held_out_prompts(config)):,} prompts x {config.evaluate.seeds} images: {names}"
+def plan(experiment: Experiment, run: StageRun) -> str:
+    names = ", ".join(model.name for model in models_of(experiment))
+    return f"{len(held_out_prompts(experiment)):,} prompts x {experiment.evaluate.seeds} images: {names}"
 
 
-def check(config) -> None:
+def check(experiment: Experiment) -> None:
     """Raises UserError where a folder lacks images, or a LoRA does not fit."""
-    blocks = blocks_of(held_out_prompts(config), config.pool.block)
-    for model in models_of(config):
+    blocks = blocks_of(held_out_prompts(experiment), experiment.pool.block)
+    for model in models_of(experiment):
         if model.folder:
-            _folder_images(config, model, epath.Path()).complete(blocks, config.evaluate.seeds)
+            _folder_images(experiment, model, epath.Path()).complete(blocks, experiment.evaluate.seeds)
         elif model.adapter not in ("", TUNED):
-            lora_files.load_adapter(model.adapter, load_base(config).lora_layers)
+            lora_files.load_adapter(model.adapter, load_base(experiment).lora_layers)
 
 
-def run(config, run: StageRun) -> None:
-    models = models_of(config)
-    scores, measured = measure_models(config, run, models, held_out_prompts(config), _EXAMPLES)
+def run(experiment: Experiment, run: StageRun) -> None:
+    models = models_of(experiment)
+    scores, measured = measure_models(experiment, run, models, held_out_prompts(experiment), _EXAMPLES)
     if not hosts.is_first():
         return
     # In their order, which write_json would not keep.
-    write_text(run.folder / RESULTS, json.dumps(_results(config, run, models, scores, measured), allow_nan=False))
-    report = _report(config, run, models, scores, measured)
+    write_text(run.folder / RESULTS, json.dumps(_results(experiment, run, models, scores, measured), allow_nan=False))
+    report = _report(experiment, run, models, scores, measured)
     write_report(epath.Path(run.folder) / "report", report)
     print(report, flush=True)
 
 
 def measure_models(
-    config, run: StageRun, models: Sequence[ComparedModel], prompts: Sequence[str], examples: int
+    experiment: Experiment, run: StageRun, models: Sequence[ComparedModel], prompts: Sequence[str], examples: int
 ) -> tuple[dict[str, Score], dict[str, Measured]]:
     """Draws what is missing of each model's images, measures them, and reads the whole.
 
     Gives the scores, and what was measured by the models' names: {} on hosts but the first.
     """
-    base, blocks, seeds = load_base(config), blocks_of(prompts, config.pool.block), config.evaluate.seeds
+    base, blocks, seeds = load_base(experiment), blocks_of(prompts, experiment.pool.block), experiment.evaluate.seeds
     sources: dict[str, ImageSource] = {
-        model.name: _folder_images(config, model, run.folder / "drawn" / model.name)
+        model.name: _folder_images(experiment, model, run.folder / "drawn" / model.name)
         if model.folder
-        else _DrawnImages(config, run, base, model)
+        else _DrawnImages(experiment, run, base, model)
         for model in models
     }
     for source in sources.values():
         source.complete(blocks, seeds)
     # Not before: gigabytes of scorers would lie beside the model while it draws.
-    scores = scores_of(config)
-    limit = config.pool.unusable_limit
+    scores = scores_of(experiment)
+    limit = experiment.pool.unusable_limit
     measured = {name: measure(source, blocks, seeds, scores, examples, limit) for name, source in sources.items()}
     return scores, {name: values for name, values in measured.items() if values}
 
 
-def _folder_images(config, model: ComparedModel, folder: epath.Path) -> FolderImages:
-    return FolderImages(model.name, model.folder, folder, config.pool.width, config.pool.height)
+def _folder_images(experiment: Experiment, model: ComparedModel, folder: epath.Path) -> FolderImages:
+    return FolderImages(model.name, model.folder, folder, experiment.pool.width, experiment.pool.height)
 
 
 class _DrawnImages:
     """Images that this run draws: the base's lie with the pools, where experiments share them, others in the stage."""
 
-    def __init__(self, config, run: StageRun, base: StableDiffusion, model: ComparedModel):
-        self._config, self._base, self._description = config, base, f"{run.name}: {model.name}"
+    def __init__(self, experiment: Experiment, run: StageRun, base: StableDiffusion, model: ComparedModel):
+        self._experiment, self._base, self._description = experiment, base, f"{run.name}: {model.name}"
         self.name, self._latent_normalization = model.name, model.latent_normalization
         self._adapters = []
-        self.folder = run.pools / fingerprint_of(drawing_settings(config))
+        self.folder = run.pools / fingerprint_of(drawing_settings(experiment))
         if model.adapter:
             path = run.input("export_adapter") / FILES["diffusers"] if model.adapter == TUNED else model.adapter
             # A tracer, not a constant: one program serves all weights.
@@ -151,7 +152,7 @@ class _DrawnImages:
 
         def draw(missing: Sequence[tuple[Block, int]]) -> None:
             draw_parts(
-                self._config,
+                self._experiment,
                 self._base,
                 pool,
                 missing,
@@ -165,12 +166,12 @@ class _DrawnImages:
             pass
 
     def images(self, block: Block, index: int) -> tuple[np.ndarray, np.ndarray]:
-        batch = batch_of_block(self._config.pool.device_batch, self._config.pool.block)
+        batch = batch_of_block(self._experiment.pool.device_batch, self._experiment.pool.block)
         return self._base.decode_latents_checked(Pool(self.folder).latents.read(block, index), batch)
 
 
 def _results(
-    config,
+    experiment: Experiment,
     run: StageRun,
     models: Sequence[ComparedModel],
     scores: Mapping[str, Score],
@@ -182,19 +183,19 @@ def _results(
     training = {
         "prompts.train_count": statistics["prompts"],
         "pairs": statistics["pairs"],
-        **{f"pool.{name}": config.pool[name] for name in ("size", "steps", "guidance")},
+        **{f"pool.{name}": getattr(experiment.pool, name) for name in ("size", "steps", "guidance")},
         **{
             f"{section}.{name}": value
             for section in ("pairs", "loss", "train")
-            for name, value in config[section].items()
+            for name, value in dataclasses.asdict(getattr(experiment, section)).items()
         },
-        "adapter.rank": config.adapter.rank,
+        "adapter.rank": experiment.adapter.rank,
     }
     return {
         "experiment": run.experiment,
-        "settings": comparable_settings(config),
+        "settings": comparable_settings(experiment),
         "training": training,
-        "prompts": held_out_prompts(config),
+        "prompts": held_out_prompts(experiment),
         "scores": {name: score.to_dict() for name, score in scores.items()},
         "headline": headline(list(scores)),
         "models": {
@@ -216,13 +217,13 @@ def _results(
 
 
 def _report(
-    config,
+    experiment: Experiment,
     run: StageRun,
     models: Sequence[ComparedModel],
     scores: Mapping[str, Score],
     measured: Mapping[str, Measured],
 ) -> ReportData:
-    prompts, (first, second) = held_out_prompts(config), models[:2]
+    prompts, (first, second) = held_out_prompts(experiment), models[:2]
     unusable = [np.isnan(list(values.scores.values())).any(axis=0).sum() for values in measured.values()]
     pair_check, best_pairs, worst_pairs = read_check(run.input("check_pairs"))
 
@@ -253,7 +254,7 @@ def _report(
     ]
     return ReportData(
         title=f"{run.experiment}: {second.label} against {first.label}",
-        subtitle=f"{len(prompts):,} held-out prompts, {config.evaluate.seeds} images each"
+        subtitle=f"{len(prompts):,} held-out prompts, {experiment.evaluate.seeds} images each"
         + (f"; {sum(unusable):,} unusable images left out" if sum(unusable) else ""),
         labels=(first.label, second.label),
         headline=headline(list(scores)),
@@ -264,6 +265,6 @@ def _report(
         pair_check=pair_check,
         best_pairs=best_pairs,
         worst_pairs=worst_pairs,
-        settings=config.to_dict(),
-        attribution=plugin_of(config.prompts.test)[0].attribution,
+        settings=dataclasses.asdict(experiment),
+        attribution=plugin_of(experiment.prompts.test)[0].attribution,
     )

@@ -1,6 +1,7 @@
 """Writes the trained LoRA as files that diffusers and the kohya tools (A1111, ComfyUI) read."""
 
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.families.stable_diffusion.files import read_license
 from hgdpo_jax.stages.generate_pool import base_fingerprints
 from hgdpo_jax.stages.train_policy import BEST_FILE, best_adapter
@@ -11,24 +12,27 @@ INPUTS = ("train_policy",)
 FILES = {"diffusers": "hgdpo_lora.safetensors", "kohya": "hgdpo_lora_kohya.safetensors"}
 
 
-def settings(config) -> dict:
+def settings(experiment: Experiment) -> dict:
     return {}
 
 
-def plan(config, run: StageRun) -> str:
+def plan(experiment: Experiment, run: StageRun) -> str:
     return "two files"
 
 
-def run(config, run: StageRun) -> None:
+def run(experiment: Experiment, run: StageRun) -> None:
     adapter, step = best_adapter(run.input("train_policy", BEST_FILE))
     metadata = {
-        "base_model": public_name(config.weights.base),
-        **{f"{name.removeprefix('weights.')}_fingerprint": value for name, value in base_fingerprints(config).items()},
+        "base_model": public_name(experiment.weights.base),
+        **{
+            f"{name.removeprefix('weights.')}_fingerprint": value
+            for name, value in base_fingerprints(experiment).items()
+        },
         "config_fingerprint": run.fingerprint,
         "step": str(step),
-        "recommended_scale": str(config.adapter.scale),
+        "recommended_scale": str(experiment.adapter.scale),
     }
-    if (license := read_license(config.weights.base)) is not None:
+    if (license := read_license(experiment.weights.base)) is not None:
         metadata["base_license"] = license
     for format, name in FILES.items():
         lora_files.save_adapter(adapter, run.folder / name, format=format, metadata=metadata)

@@ -11,6 +11,7 @@ from jaxtyping import Bool
 
 from hgdpo_jax import hosts, losses
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.batches import ShuffledBatches
 from hgdpo_jax.data.unusable import Unusable, image_of
@@ -20,6 +21,7 @@ from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.pages.pictures import contact_sheet
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
+from hgdpo_jax.settings import decisive
 from hgdpo_jax.sharding import on_each_device, shard_parameters, training_mesh
 from hgdpo_jax.stages.encode_images import read_encoded
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
@@ -31,23 +33,23 @@ from hgdpo_jax.training.optimizer import make_optimizer
 INPUTS = ("encode_images",)
 EVERY_HOST = True
 
-# The images count as they were encoded. How devices share the work, what a gradient keeps, and how often one looks at
-# the model or saves it, may change while it runs.
-_NOT_SETTINGS = ("images", "caption_column", "device_batch", "fsdp", "remat", "evaluate_every", "checkpoint_every")
+
+def settings(experiment: Experiment) -> dict:
+    return {
+        "seed": experiment.seed,
+        "dtype": experiment.dtype,
+        **base_fingerprints(experiment),
+        "finetune": decisive(experiment.finetune),
+    }
 
 
-def settings(config) -> dict:
-    options = {name: value for name, value in config.finetune.to_dict().items() if name not in _NOT_SETTINGS}
-    return {"seed": config.seed, "dtype": config.dtype, **base_fingerprints(config), "finetune": options}
+def plan(experiment: Experiment, run: StageRun) -> str:
+    return f"{experiment.finetune.steps:,} steps of {experiment.finetune.batch_size} images"
 
 
-def plan(config, run: StageRun) -> str:
-    return f"{config.finetune.steps:,} steps of {config.finetune.batch_size} images"
-
-
-def check(config) -> None:
+def check(experiment: Experiment) -> None:
     """Raises UserError where a setting of the training cannot be."""
-    check_training(config.finetune, "finetune")
+    check_training(experiment.finetune, "finetune")
 
 
 def make_finetune_step(model: StableDiffusion, optimizer, parts: int, mesh: Mesh):
@@ -77,9 +79,9 @@ def make_finetune_step(model: StableDiffusion, optimizer, parts: int, mesh: Mesh
     return make_accumulating_step(loss_function, optimizer, draw, parts, mesh)
 
 
-def make_training(config, model: StableDiffusion, mesh: Mesh):
+def make_training(experiment: Experiment, model: StableDiffusion, mesh: Mesh):
     """What makes a state of the U-Net's parameters, and the step (`make_finetune_step`) on a mesh."""
-    options = config.finetune
+    options = experiment.finetune
     optimizer = make_optimizer(
         learning_rate=options.learning_rate,
         warmup_steps=options.warmup_steps,
@@ -102,27 +104,27 @@ def drop_captions(seed: int, step: int, batch_size: int, share: float) -> Bool[n
     return np.random.default_rng((seed, step)).random(batch_size) < share
 
 
-def run(config, run: StageRun) -> None:
-    options = config.finetune
+def run(experiment: Experiment, run: StageRun) -> None:
+    options = experiment.finetune
     images, captions = read_encoded(run.local_input("encode_images"))
     # In bfloat16 a step of this learning rate would round to nothing.
-    model = load_base(config, "float32").computing_in(config.dtype)
+    model = load_base(experiment, "float32").computing_in(experiment.dtype)
     mesh = training_mesh(options.fsdp)
-    initial_state, step_function = make_training(config, model, mesh)
-    batches = ShuffledBatches(images, options.batch_size, config.seed)
+    initial_state, step_function = make_training(experiment, model, mesh)
+    batches = ShuffledBatches(images, options.batch_size, experiment.seed)
     # With all layers, as guidance leads away from it.
     empty = model.encode_prompts([""])[0].astype(np.float16)
 
     def batch_at(step):
         batch = batches[step]
-        dropped = drop_captions(config.seed, step, options.batch_size, options.empty_captions)
+        dropped = drop_captions(experiment.seed, step, options.batch_size, options.empty_captions)
         own = dropped[np.asarray(hosts.own_rows(options.batch_size)), None, None]
         states = np.where(own, empty, batch["text_states"])
-        return {"moments": batch["moments"], "text_states": states}, training_key(config.seed, step)
+        return {"moments": batch["moments"], "text_states": states}, training_key(experiment.seed, step)
 
     log = RunLog(run.folder)
-    shape = model.latent_shape(config.pool.width, config.pool.height)
-    start = np.asarray(image_noise(config.seed, captions, np.zeros(len(captions), np.int32), shape))
+    shape = model.latent_shape(experiment.pool.width, experiment.pool.height)
+    start = np.asarray(image_noise(experiment.seed, captions, np.zeros(len(captions), np.int32), shape))
 
     def draw_samples(state, step):
         tuned = model.with_parameters(unet=on_each_device(state["parameters"], mesh))
@@ -131,17 +133,17 @@ def run(config, run: StageRun) -> None:
             latents = tuned.generate_latents(
                 [captions[row] for row in rows],
                 start[rows],
-                negative_prompts=[config.pool.negative_prompt] * len(rows),
-                clip_skip=config.pool.clip_skip,
-                steps=config.pool.steps,
-                guidance=config.pool.guidance,
-                device_batch=config.pool.device_batch,
+                negative_prompts=[experiment.pool.negative_prompt] * len(rows),
+                clip_skip=experiment.pool.clip_skip,
+                steps=experiment.pool.steps,
+                guidance=experiment.pool.guidance,
+                device_batch=experiment.pool.device_batch,
             )
-            images, usable = tuned.decode_latents_checked(latents, config.pool.device_batch)
+            images, usable = tuned.decode_latents_checked(latents, experiment.pool.device_batch)
             return {"images": images, "usable": usable}
 
         drawn = hosts.divide(draw, len(captions))
-        unusable = Unusable(config.pool.unusable_limit, len(captions))
+        unusable = Unusable(experiment.pool.unusable_limit, len(captions))
         unusable.add(drawn["usable"], f"the samples at step {step}", image_of(captions, 0))
         if hosts.is_first():
             unusable.warn()
@@ -169,4 +171,4 @@ def run(config, run: StageRun) -> None:
     trained = model.with_parameters(unet=on_each_device(state["parameters"], mesh))
     if hosts.is_first():
         trained.save(run.folder / "base")
-        write_card(run.folder / "base", base=config.weights.base, license=read_license(config.weights.base))
+        write_card(run.folder / "base", base=experiment.weights.base, license=read_license(experiment.weights.base))

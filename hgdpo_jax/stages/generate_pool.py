@@ -9,6 +9,7 @@ from etils import epath
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.batching import finite_rows
 from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
 from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
@@ -20,6 +21,7 @@ from hgdpo_jax.families.stable_diffusion.model import Adapters, StableDiffusion
 from hgdpo_jax.files import write_json
 from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.run_log import progress
+from hgdpo_jax.settings import decisive
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.sources import resolve_source
 
@@ -27,38 +29,39 @@ INPUTS = ()
 EVERY_HOST = True
 
 
-def settings(config) -> dict:
+def settings(experiment: Experiment) -> dict:
     return {
-        **drawing_settings(config),
+        **drawing_settings(experiment),
         # By their texts: a file may be edited, or lie elsewhere.
-        "prompts.train": fingerprint_of({"texts": _prompts(config)}),
-        "prompts.train_count": config.prompts.train_count,
-        "pool.size": config.pool.size,
-        "pool.block": config.pool.block,
+        "prompts.train": fingerprint_of({"texts": _prompts(experiment)}),
+        "prompts.train_count": experiment.prompts.train_count,
+        "pool.size": experiment.pool.size,
+        "pool.block": experiment.pool.block,
     }
 
 
-def drawing_settings(config) -> dict:
+def drawing_settings(experiment: Experiment) -> dict:
     """What decides the image of a prompt and an image index, and so names the pool."""
     return {
-        **base_fingerprints(config),
-        "seed": config.seed,
-        "dtype": config.dtype,
-        **sampling_settings(config),
+        **base_fingerprints(experiment),
+        "seed": experiment.seed,
+        "dtype": experiment.dtype,
+        **sampling_settings(experiment),
     }
 
 
-def base_fingerprints(config) -> dict[str, str]:
+def base_fingerprints(experiment: Experiment) -> dict[str, str]:
     """What decides the base, by the names of its settings: those left empty decide nothing."""
 
     def fingerprint(name: str, weights: bool) -> dict[str, str]:
-        if not config.weights[name] and name != "base":
+        given = getattr(experiment.weights, name)
+        if not given and name != "base":
             return {}
-        source = resolve_source(config.weights[name], weights)
+        source = resolve_source(given, weights)
         return {f"weights.{name}": folders.content_fingerprint(source, weights)}
 
     weights = fingerprint("base", True) | fingerprint("tokenizer", False) | fingerprint("vae", True)
-    return weights | _scheduler_fingerprint(resolve_source(config.weights.base))
+    return weights | _scheduler_fingerprint(resolve_source(experiment.weights.base))
 
 
 # Every stage asks, and pickled weights take a second to open.
@@ -77,56 +80,57 @@ def _scheduler_fingerprint(base: epath.Path) -> dict[str, str]:
     return {f"weights.base.{name}": str(value) for name, value in config.items() if value != STABLE_DIFFUSION.get(name)}
 
 
-def name_of(config, network: str) -> str:
+def name_of(experiment: Experiment, network: str) -> str:
     """How messages call a network of the base, with its source."""
-    source = config.weights.vae if network == "VAE" and config.weights.vae else config.weights.base
+    source = experiment.weights.vae if network == "VAE" and experiment.weights.vae else experiment.weights.base
     return f"the {network} of {source}"
 
 
-def load_base(config, dtype: str = "") -> StableDiffusion:
+def load_base(experiment: Experiment, dtype: str = "") -> StableDiffusion:
     """The base of a config, unless told in the config's type."""
-    weights = config.weights
+    weights = experiment.weights
     return StableDiffusion.load(
         weights.base,
-        dtype or config.dtype,
+        dtype or experiment.dtype,
         tokenizer=weights.tokenizer,
         vae=weights.vae,
-        attention=config.attention,
+        attention=experiment.attention,
     )
 
 
-def load_autoencoder(config) -> StableDiffusion:
+def load_autoencoder(experiment: Experiment) -> StableDiffusion:
     """The base of a config without what draws, whose place on the devices the images can have."""
-    return load_base(config).with_parameters(unet={}, text_encoder={})
+    return load_base(experiment).with_parameters(unet={}, text_encoder={})
 
 
-def sampling_settings(config) -> dict:
+def sampling_settings(experiment: Experiment) -> dict:
     """What decides, beside weights, prompt and noise, how any image is drawn: of the pool and of every evaluation."""
-    names = ("steps", "guidance", "negative_prompt", "clip_skip", "width", "height")
-    return {f"pool.{name}": config.pool[name] for name in names}
+    return {f"pool.{name}": value for name, value in decisive(experiment.sampling).items()}
 
 
-def check(config) -> None:
+def check(experiment: Experiment) -> None:
     """Raises UserError where the pool gives no pairs, or the base cannot draw its images."""
-    if config.pool.size < 2:
-        raise UserError(f"pool.size is {config.pool.size}, expected at least 2: a pair needs a winner and a loser")
-    check_base(config)
+    if experiment.pool.size < 2:
+        raise UserError(f"pool.size is {experiment.pool.size}, expected at least 2: a pair needs a winner and a loser")
+    check_base(experiment)
 
 
-def check_base(config) -> None:
+def check_base(experiment: Experiment) -> None:
     """Raises UserError where the base, by its configs alone, draws no such images as `pool` describes."""
-    base, pool = config.weights.base, config.pool
-    configs = files.read_configs(base, config.weights.vae)
+    base, pool = experiment.weights.base, experiment.pool
+    configs = files.read_configs(base, experiment.weights.vae)
     with as_user_error(f"the configs of {base} describe no model that can be built"):
-        model = StableDiffusion.without_weights(configs, config.dtype, config.attention)
+        model = StableDiffusion.without_weights(configs, experiment.dtype, experiment.attention)
     model.require_drawable(pool.width, pool.height, pool.steps, pool.clip_skip)
 
 
-def plan(config, run: StageRun) -> str:
-    pool, blocks = _pool(config, run)
-    total = sum(len(block.prompts) for block in blocks) * config.pool.size
-    words = f"{total // config.pool.size:,} prompts x {config.pool.size} images of {config.pool.steps} steps"
-    missing = pool.latents.missing(blocks, config.pool.size)
+def plan(experiment: Experiment, run: StageRun) -> str:
+    pool, blocks = _pool(experiment, run)
+    total = sum(len(block.prompts) for block in blocks) * experiment.pool.size
+    words = (
+        f"{total // experiment.pool.size:,} prompts x {experiment.pool.size} images of {experiment.pool.steps} steps"
+    )
+    missing = pool.latents.missing(blocks, experiment.pool.size)
     done = total - sum(len(block.prompts) for block, _ in missing)
     if not missing or not done:
         return words
@@ -139,33 +143,33 @@ def plan(config, run: StageRun) -> str:
     return words
 
 
-def run(config, run: StageRun) -> None:
-    pool, blocks = complete_pool(config, run)
+def run(experiment: Experiment, run: StageRun) -> None:
+    pool, blocks = complete_pool(experiment, run)
     if hosts.is_first():
         write_json(
             run.folder / "pool.json",
             {
                 "pool": pool.folder.name,
                 "blocks": [block.name for block in blocks],
-                "images": config.pool.size * sum(len(block.prompts) for block in blocks),
+                "images": experiment.pool.size * sum(len(block.prompts) for block in blocks),
             },
         )
 
 
-def complete_pool(config, run: StageRun) -> tuple[Pool, list[Block]]:
+def complete_pool(experiment: Experiment, run: StageRun) -> tuple[Pool, list[Block]]:
     """The pool and its blocks, with all images that were missing drawn, a share of them by each host."""
-    pool, blocks = _pool(config, run)
-    images = sum(len(block.prompts) for block in blocks) * config.pool.size
-    draw = functools.partial(_draw, config, pool, images // hosts.count())
-    while pool.latents.make_missing(blocks, config.pool.size, draw):
+    pool, blocks = _pool(experiment, run)
+    images = sum(len(block.prompts) for block in blocks) * experiment.pool.size
+    draw = functools.partial(_draw, experiment, pool, images // hosts.count())
+    while pool.latents.make_missing(blocks, experiment.pool.size, draw):
         pass
     return pool, blocks
 
 
-def _pool(config, run: StageRun) -> tuple[Pool, list[Block]]:
+def _pool(experiment: Experiment, run: StageRun) -> tuple[Pool, list[Block]]:
     """The pool, drawn or not, and its blocks."""
-    pool = Pool(run.pools / fingerprint_of(drawing_settings(config)))
-    return pool, blocks_of(_prompts(config), config.pool.block)
+    pool = Pool(run.pools / fingerprint_of(drawing_settings(experiment)))
+    return pool, blocks_of(_prompts(experiment), experiment.pool.block)
 
 
 def batch_of_block(device_batch: int, block: int) -> int:
@@ -174,22 +178,22 @@ def batch_of_block(device_batch: int, block: int) -> int:
     return min(device_batch, -(-block // jax.local_device_count()))
 
 
-def _draw(config, pool: Pool, images: int, missing: Sequence[tuple[Block, int]]) -> None:
+def _draw(experiment: Experiment, pool: Pool, images: int, missing: Sequence[tuple[Block, int]]) -> None:
     """Draws missing parts, this host's share; `images` is the share of the whole pool."""
     if hosts.is_first():
-        write_json(pool.folder / "settings.json", drawing_settings(config))
-    model = load_base(config)
+        write_json(pool.folder / "settings.json", drawing_settings(experiment))
+    model = load_base(experiment)
     if hosts.is_first():
         warn_long_prompts(
-            [*_prompts(config), config.pool.negative_prompt],
+            [*_prompts(experiment), experiment.pool.negative_prompt],
             model.tokenizer,
             model.text_encoder.config.max_position_embeddings,
         )
-    draw_parts(config, model, pool, missing, images, "generate_pool", note_rate=pool.note_rate)
+    draw_parts(experiment, model, pool, missing, images, "generate_pool", note_rate=pool.note_rate)
 
 
 def draw_parts(
-    config,
+    experiment: Experiment,
     model: StableDiffusion,
     pool: Pool,
     missing: Sequence[tuple[Block, int]],
@@ -204,25 +208,25 @@ def draw_parts(
 
     `images` is how many images this host is to have drawn when all is there; `note_rate` gets images a second.
     """
-    shape = model.latent_shape(config.pool.width, config.pool.height)
+    shape = model.latent_shape(experiment.pool.width, experiment.pool.height)
     # As the text encoder's every layer sees it, for diffusers has it so.
-    negative_states = model.encode_prompts([config.pool.negative_prompt], adapters=adapters)
+    negative_states = model.encode_prompts([experiment.pool.negative_prompt], adapters=adapters)
     negative_finite = finite_rows(negative_states)
 
     # The images of a block come one after the other.
     @functools.lru_cache(1)
     def encoded(block: Block):
-        states = model.encode_prompts(block.prompts, config.pool.clip_skip, adapters=adapters)
+        states = model.encode_prompts(block.prompts, experiment.pool.clip_skip, adapters=adapters)
         return states, finite_rows(states) & negative_finite
 
-    unusable = Unusable(config.pool.unusable_limit, images)
+    unusable = Unusable(experiment.pool.unusable_limit, images)
 
     def keep(block: Block, index: int, latents: np.ndarray, states_finite: np.ndarray) -> None:
         stored = pool.latents.stored(latents)
         usable = finite_rows(stored)
         of_text = not states_finite[~usable].all()
         # Not written where there are too many: a device that is mended draws them again.
-        what = f"the values of {name_of(config, 'text encoder' if of_text else 'U-Net')}"
+        what = f"the values of {name_of(experiment, 'text encoder' if of_text else 'U-Net')}"
         unusable.add(usable, what, image_of(block.prompts, index))
         pool.latents.write(block, index, stored)
 
@@ -234,14 +238,14 @@ def draw_parts(
         for block, index in missing:
             states, states_finite = encoded(block)
             latents = model.draw_latents(
-                np.asarray(image_noise(config.seed, block.prompts, np.full(len(block.prompts), index), shape)),
+                np.asarray(image_noise(experiment.seed, block.prompts, np.full(len(block.prompts), index), shape)),
                 states,
                 np.broadcast_to(negative_states, states.shape),
                 adapters,
-                steps=config.pool.steps,
-                guidance=config.pool.guidance,
+                steps=experiment.pool.steps,
+                guidance=experiment.pool.guidance,
                 latent_normalization=latent_normalization,
-                device_batch=batch_of_block(config.pool.device_batch, config.pool.block),
+                device_batch=batch_of_block(experiment.pool.device_batch, experiment.pool.block),
                 report=bar.update,
             )
             write(keep, block, index, latents, states_finite)
@@ -250,5 +254,5 @@ def draw_parts(
     unusable.warn()
 
 
-def _prompts(config) -> list[str]:
-    return load_prompts(config.prompts.train, config.prompts.train_count)
+def _prompts(experiment: Experiment) -> list[str]:
+    return load_prompts(experiment.prompts.train, experiment.prompts.train_count)

@@ -11,6 +11,7 @@ from PIL import Image
 from hgdpo_jax import hosts
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, pair_of
 from hgdpo_jax.evaluation.drawing import Drawn, draw_base_and_tuned
@@ -28,36 +29,36 @@ _SHEET_COLUMNS = 8
 _SHEET_HEIGHT = 256
 
 
-def settings(config) -> dict:
+def settings(experiment: Experiment) -> dict:
     return {
-        **base_fingerprints(config),
-        "prompts": _prompts(config),
-        "sample.seeds": config.sample.seeds,
-        **drawing_settings(config),
+        **base_fingerprints(experiment),
+        "prompts": _prompts(experiment),
+        "sample.seeds": experiment.sample.seeds,
+        **drawing_settings(experiment),
     }
 
 
-def drawing_settings(config) -> dict:
+def drawing_settings(experiment: Experiment) -> dict:
     """What decides how the base and the tuned model draw, beside weights, prompts and number of images."""
     return {
-        "seed": config.seed,
-        "dtype": config.dtype,
-        **sampling_settings(config),
-        "adapter.scale": config.adapter.scale,
-        "sample.latent_normalization": config.sample.latent_normalization,
+        "seed": experiment.seed,
+        "dtype": experiment.dtype,
+        **sampling_settings(experiment),
+        "adapter.scale": experiment.adapter.scale,
+        "sample.latent_normalization": experiment.sample.latent_normalization,
     }
 
 
-def plan(config, run: StageRun) -> str:
-    return f"{len(_prompts(config))} prompts x {config.sample.seeds} images, base and tuned"
+def plan(experiment: Experiment, run: StageRun) -> str:
+    return f"{len(_prompts(experiment))} prompts x {experiment.sample.seeds} images, base and tuned"
 
 
-def run(config, run: StageRun) -> None:
-    prompts = _prompts(config)
+def run(experiment: Experiment, run: StageRun) -> None:
+    prompts = _prompts(experiment)
     listed: list[dict] = [{"prompt": prompt, "images": []} for prompt in prompts]
     pairs = []
-    unusable = Unusable(config.pool.unusable_limit, 2 * len(prompts) * config.sample.seeds)
-    for drawn in draw(config, run.input("export_adapter"), prompts, config.sample.seeds, "sample_images"):
+    unusable = Unusable(experiment.pool.unusable_limit, 2 * len(prompts) * experiment.sample.seeds)
+    for drawn in draw(experiment, run.input("export_adapter"), prompts, experiment.sample.seeds, "sample_images"):
         drawn_of = [prompts[i] for i in drawn.prompts]
         for model, finite in (("base", drawn.base_usable), ("tuned model", drawn.tuned_usable)):
             unusable.add(finite, f"the pictures of the {model}", pair_of(drawn_of))
@@ -80,33 +81,38 @@ def run(config, run: StageRun) -> None:
         write_bytes(run.folder / "sheet.png", _sheet(pairs))
 
 
-def draw(config, export_folder: epath.Path, prompts: list[str], seeds: int, description: str) -> Iterator[Drawn]:
+def draw(
+    experiment: Experiment, export_folder: epath.Path, prompts: list[str], seeds: int, description: str
+) -> Iterator[Drawn]:
     """Chunks of images of the base and of the tuned model, with a progress bar."""
-    model = load_base(config)
+    model = load_base(experiment)
     targets = lora.find_targets(model.parameters["unet"])
     adapter = lora_files.load_adapter(export_folder / FILES["diffusers"], targets)
     with progress(total=2 * len(prompts) * seeds, description=description, unit="image") as bar:
         yield from draw_base_and_tuned(
             model,
             adapter,
-            config.adapter.scale,
+            experiment.adapter.scale,
             prompts,
             seeds,
-            seed=config.seed,
-            width=config.pool.width,
-            height=config.pool.height,
-            steps=config.pool.steps,
-            guidance=config.pool.guidance,
-            negative_prompt=config.pool.negative_prompt,
-            clip_skip=config.pool.clip_skip,
-            latent_normalization=config.sample.latent_normalization,
-            device_batch=config.pool.device_batch,
+            seed=experiment.seed,
+            width=experiment.pool.width,
+            height=experiment.pool.height,
+            steps=experiment.pool.steps,
+            guidance=experiment.pool.guidance,
+            negative_prompt=experiment.pool.negative_prompt,
+            clip_skip=experiment.pool.clip_skip,
+            latent_normalization=experiment.sample.latent_normalization,
+            device_batch=experiment.pool.device_batch,
             report=bar.update,
         )
 
 
-def _prompts(config) -> list[str]:
-    return list(config.sample.prompts) or load_prompts(config.prompts.test, config.prompts.test_count)[:_TEST_PROMPTS]
+def _prompts(experiment: Experiment) -> list[str]:
+    return (
+        list(experiment.sample.prompts)
+        or load_prompts(experiment.prompts.test, experiment.prompts.test_count)[:_TEST_PROMPTS]
+    )
 
 
 def _slug(prompt: str) -> str:

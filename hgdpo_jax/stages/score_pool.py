@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behind
 from hgdpo_jax.data.prompts import load_prompts
@@ -27,62 +28,62 @@ INPUTS = ("generate_pool",)
 EVERY_HOST = True
 
 
-def settings(config) -> dict:
+def settings(experiment: Experiment) -> dict:
     return {
-        "weights.scorer": scorer_source(config).fingerprint(),
-        "dtype": config.dtype,
-        "scoring.framing": config.scoring.framing,
+        "weights.scorer": scorer_source(experiment).fingerprint(),
+        "dtype": experiment.dtype,
+        "scoring.framing": experiment.scoring.framing,
     }
 
 
-def scorer_source(config) -> ScorerSource:
+def scorer_source(experiment: Experiment) -> ScorerSource:
     """The source of the scorer that chooses the pairs; raises UserError where none is given."""
-    if not config.weights.scorer:
+    if not experiment.weights.scorer:
         raise UserError("no scorer is given: set config.weights.scorer, for example to yuvalkirstain/PickScore_v1")
-    return ScorerSource.parse(config.weights.scorer)
+    return ScorerSource.parse(experiment.weights.scorer)
 
 
-def load_scorer(config) -> Scorer | UserScorer:
+def load_scorer(experiment: Experiment) -> Scorer | UserScorer:
     """The scorer of a config, in the config's type."""
-    return scorer_source(config).load(config.dtype, config.scoring.framing)
+    return scorer_source(experiment).load(experiment.dtype, experiment.scoring.framing)
 
 
-def check(config) -> None:
+def check(experiment: Experiment) -> None:
     """Raises UserError where the framing is unknown, or the scorer cannot be loaded."""
-    if config.scoring.framing not in ("crop", "pad"):
-        raise UserError(f"scoring.framing is {config.scoring.framing!r}, expected 'crop' or 'pad'")
+    if experiment.scoring.framing not in ("crop", "pad"):
+        raise UserError(f"scoring.framing is {experiment.scoring.framing!r}, expected 'crop' or 'pad'")
     # Before the hours of drawing, not after them.
-    scorer = load_scorer(config)
+    scorer = load_scorer(experiment)
     if isinstance(scorer, UserScorer):
-        scorer.try_out(load_prompts(config.prompts.train, 1)[0], config.pool.width, config.pool.height)
+        scorer.try_out(load_prompts(experiment.prompts.train, 1)[0], experiment.pool.width, experiment.pool.height)
 
 
-def plan(config, run: StageRun) -> str:
-    prompts = load_prompts(config.prompts.train, config.prompts.train_count)
-    return f"{len(prompts) * config.pool.size:,} images decoded and scored"
+def plan(experiment: Experiment, run: StageRun) -> str:
+    prompts = load_prompts(experiment.prompts.train, experiment.prompts.train_count)
+    return f"{len(prompts) * experiment.pool.size:,} images decoded and scored"
 
 
-def run(config, run: StageRun) -> None:
+def run(experiment: Experiment, run: StageRun) -> None:
     run.input("generate_pool")
-    pool, scores, blocks = complete_scores(config, run)
+    pool, scores, blocks = complete_scores(experiment, run)
     if hosts.is_first():
         write_json(
             run.folder / "scores.json",
             {
                 "scores": f"{pool.folder.name}/{scores.folder.name}",
-                "images": config.pool.size * sum(len(block.prompts) for block in blocks),
+                "images": experiment.pool.size * sum(len(block.prompts) for block in blocks),
             },
         )
 
 
-def complete_scores(config, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
+def complete_scores(experiment: Experiment, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
     """The pool, its scores and its blocks, with all scores that were missing made, and images that were damaged."""
     while True:
-        pool, blocks = complete_pool(config, run)
-        scores = pool.scores(fingerprint_of(settings(config)))
-        images = sum(len(block.prompts) for block in blocks) * config.pool.size
-        score = functools.partial(_score, config, pool, scores, images // hosts.count())
-        if not scores.make_missing(blocks, config.pool.size, score):
+        pool, blocks = complete_pool(experiment, run)
+        scores = pool.scores(fingerprint_of(settings(experiment)))
+        images = sum(len(block.prompts) for block in blocks) * experiment.pool.size
+        score = functools.partial(_score, experiment, pool, scores, images // hosts.count())
+        if not scores.make_missing(blocks, experiment.pool.size, score):
             return pool, scores, blocks
 
 
@@ -100,37 +101,39 @@ def make_score(model: StableDiffusion, scorer: Scorer):
     return score
 
 
-def _score(config, pool: Pool, scores: Parts, images: int, missing: Sequence[tuple[Block, int]]) -> None:
+def _score(
+    experiment: Experiment, pool: Pool, scores: Parts, images: int, missing: Sequence[tuple[Block, int]]
+) -> None:
     """Scores parts, this host's share, but for those whose latents are damaged; `images` is the share of the pool."""
-    model = load_autoencoder(config)
-    device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
+    model = load_autoencoder(experiment)
+    device_batch = batch_of_block(experiment.scoring.device_batch, experiment.pool.block)
     done = images - sum(len(block.prompts) for block, _ in missing)
     with (
         progress(total=images, initial=done, description="score_pool", unit="image") as bar,
         write_behind() as write,
     ):
-        score_part = _make_score_part(model, load_scorer(config), device_batch)
-        unusable = Unusable(config.pool.unusable_limit, images)
+        score_part = _make_score_part(model, load_scorer(experiment), device_batch)
+        unusable = Unusable(experiment.pool.unusable_limit, images)
         for block, index in missing:
             with contextlib.suppress(DamagedPartError):
                 latents = pool.latents.read(block, index)
                 scored, decoded = score_part(block, latents)
                 scored = scores.stored(np.where(decoded, scored, np.nan))
                 usable = finite_rows(scored)
-                unusable.add(usable, _cause(config, latents, decoded, usable), image_of(block.prompts, index))
+                unusable.add(usable, _cause(experiment, latents, decoded, usable), image_of(block.prompts, index))
                 write(scores.write, block, index, scored)
                 bar.update(len(block.prompts))
     unusable.warn()
 
 
-def _cause(config, latents: np.ndarray, decoded: np.ndarray, usable: np.ndarray) -> str:
+def _cause(experiment: Experiment, latents: np.ndarray, decoded: np.ndarray, usable: np.ndarray) -> str:
     """What is not finite in the first image that is not usable."""
     drawn = finite_rows(latents)
-    pictures = f"the pictures that {name_of(config, 'VAE')} decodes"
+    pictures = f"the pictures that {name_of(experiment, 'VAE')} decodes"
     for finite, what in ((drawn, "the latents of the pool"), (decoded, pictures)):
         if not finite[np.argmin(usable)]:
             return what
-    return f"the scores of weights.scorer, {config.weights.scorer},"
+    return f"the scores of weights.scorer, {experiment.weights.scorer},"
 
 
 def _make_score_part(

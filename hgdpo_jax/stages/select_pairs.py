@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.data.image_filter import apply_filter, filter_pool, load_filter
 from hgdpo_jax.data.pair_parts import PairParts, SelectedBlock
@@ -36,54 +37,56 @@ EVERY_HOST = True
 STATISTICS = "statistics.json"
 
 
-def settings(config) -> dict:
+def settings(experiment: Experiment) -> dict:
     return {
-        "pool.size": config.pool.size,
-        "pairs.loser_rank": config.pairs.loser_rank,
-        "pairs.latents": config.pairs.latents,
-    } | _filter_settings(config)
+        "pool.size": experiment.pool.size,
+        "pairs.loser_rank": experiment.pairs.loser_rank,
+        "pairs.latents": experiment.pairs.latents,
+    } | _filter_settings(experiment)
 
 
-def _filter_settings(config) -> dict:
+def _filter_settings(experiment: Experiment) -> dict:
     # A filter counts by its file, not by its name alone.
-    if not config.pairs.filter:
+    if not experiment.pairs.filter:
         return {}
-    return {"pairs.filter": f"{config.pairs.filter} {load_filter(config.pairs.filter)[1]}"}
+    return {"pairs.filter": f"{experiment.pairs.filter} {load_filter(experiment.pairs.filter)[1]}"}
 
 
-def check(config) -> None:
+def check(experiment: Experiment) -> None:
     """Raises UserError where a loser of that rank does not exist, the kind of latents is unknown, or a filter fails."""
-    rank, size = config.pairs.loser_rank, config.pool.size
+    rank, size = experiment.pairs.loser_rank, experiment.pool.size
     if rank and not 2 <= rank <= size:
         raise UserError(f"pairs.loser_rank is {rank}, expected 2 to {size} (pool.size), or 0 for the lowest score")
-    if config.pairs.latents not in ("encoded", "sampled"):
-        raise UserError(f"pairs.latents is {config.pairs.latents!r}, expected 'encoded' or 'sampled'")
-    if config.pairs.filter:
-        black = np.zeros((2, config.pool.height, config.pool.width, 3), np.uint8)
-        apply_filter(load_filter(config.pairs.filter)[0], black, ["a black picture"] * 2)
+    if experiment.pairs.latents not in ("encoded", "sampled"):
+        raise UserError(f"pairs.latents is {experiment.pairs.latents!r}, expected 'encoded' or 'sampled'")
+    if experiment.pairs.filter:
+        black = np.zeros((2, experiment.pool.height, experiment.pool.width, 3), np.uint8)
+        apply_filter(load_filter(experiment.pairs.filter)[0], black, ["a black picture"] * 2)
 
 
-def plan(config, run: StageRun) -> str:
-    prompts = load_prompts(config.prompts.train, config.prompts.train_count)
+def plan(experiment: Experiment, run: StageRun) -> str:
+    prompts = load_prompts(experiment.prompts.train, experiment.prompts.train_count)
     return f"at most {len(prompts):,} pairs"
 
 
-def run(config, run: StageRun) -> None:
+def run(experiment: Experiment, run: StageRun) -> None:
     run.input("score_pool")
-    model = load_autoencoder(config)
+    model = load_autoencoder(experiment)
     parts = PairParts(run.folder / "parts")
     # The statistics are written last: where they are, only the parts are left to be removed.
     while not hosts.from_first((run.folder / STATISTICS).is_file()):
-        pool, scores, blocks = complete_scores(config, run)
-        kept = _kept(config, pool)
-        if kept and kept.make_missing(blocks, config.pool.size, functools.partial(_filter, config, model, pool, kept)):
+        pool, scores, blocks = complete_scores(experiment, run)
+        kept = _kept(experiment, pool)
+        if kept and kept.make_missing(
+            blocks, experiment.pool.size, functools.partial(_filter, experiment, model, pool, kept)
+        ):
             continue
         if missing := parts.missing_for_all(blocks):
             prompts = sum(len(block.prompts) for block in blocks) // hosts.count()
-            _select(config, model, pool, scores, kept, parts, hosts.own(missing), prompts)
+            _select(experiment, model, pool, scores, kept, parts, hosts.own(missing), prompts)
             continue
-        shape = model.latent_shape(config.pool.width, config.pool.height)
-        hosts.by_first(functools.partial(_write, config, run, parts, blocks, shape))
+        shape = model.latent_shape(experiment.pool.width, experiment.pool.height)
+        hosts.by_first(functools.partial(_write, experiment, run, parts, blocks, shape))
     if hosts.is_first():
         parts.remove()
 
@@ -122,14 +125,16 @@ def make_reencode(model: StableDiffusion):
     return reencode
 
 
-def _kept(config, pool: Pool) -> Parts | None:
+def _kept(experiment: Experiment, pool: Pool) -> Parts | None:
     """What the filter says of the pool; None without a filter."""
-    return pool.kept(load_filter(config.pairs.filter)[1]) if config.pairs.filter else None
+    return pool.kept(load_filter(experiment.pairs.filter)[1]) if experiment.pairs.filter else None
 
 
-def _filter(config, model: StableDiffusion, pool: Pool, kept: Parts, parts: Sequence[tuple[Block, int]]) -> None:
-    device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
-    image_filter = load_filter(config.pairs.filter)[0]
+def _filter(
+    experiment: Experiment, model: StableDiffusion, pool: Pool, kept: Parts, parts: Sequence[tuple[Block, int]]
+) -> None:
+    device_batch = batch_of_block(experiment.scoring.device_batch, experiment.pool.block)
+    image_filter = load_filter(experiment.pairs.filter)[0]
     filter_pool(image_filter, lambda x: model.decode_latents_checked(x, device_batch)[0], pool, kept, parts)
 
 
@@ -164,13 +169,13 @@ class _Image:
 
 
 def _images(
-    config, pool: Pool, scores: Parts, kept: Parts | None, blocks: Sequence[Block]
+    experiment: Experiment, pool: Pool, scores: Parts, kept: Parts | None, blocks: Sequence[Block]
 ) -> Iterator[list[_Image | None]]:
     """The images of one block after the other, read ahead; None for one that is damaged.
 
     Blocks whose scores are damaged are left out.
     """
-    size = config.pool.size
+    size = experiment.pool.size
 
     def choose(block: Block) -> _Choice | None:
         with contextlib.suppress(DamagedPartError):
@@ -178,7 +183,7 @@ def _images(
             # An image whose score is not finite is unusable, whatever the reason.
             usable = np.isfinite(of_block)
             allowed = usable & kept.read_block(block, size) if kept else usable
-            places = winners_and_losers(of_block, config.pairs.loser_rank, allowed)
+            places = winners_and_losers(of_block, experiment.pairs.loser_rank, allowed)
             return _Choice(block, np.where(usable, of_block, np.float32(np.nan)), *places)
         return None
 
@@ -197,7 +202,7 @@ def _images(
 
 
 def _select(
-    config,
+    experiment: Experiment,
     model: StableDiffusion,
     pool: Pool,
     scores: Parts,
@@ -210,21 +215,21 @@ def _select(
 
     `prompts` is the share of all prompts.
     """
-    device_batch = batch_of_block(config.scoring.device_batch, config.pool.block)
+    device_batch = batch_of_block(experiment.scoring.device_batch, experiment.pool.block)
     autoencoder, reencode = {"vae": model.parameters["vae"]}, make_reencode(model)
 
     def encode(latents: np.ndarray) -> np.ndarray:
-        if config.pairs.latents == "sampled" or not len(latents):
+        if experiment.pairs.latents == "sampled" or not len(latents):
             return latents
         return map_batches(lambda rows: reencode(autoencoder, on_devices(latents[rows])), len(latents), device_batch)
 
-    unusable = _Unusable(config, prompts)
+    unusable = _Unusable(experiment, prompts)
     done = prompts - sum(len(block.prompts) for block in missing)
     with (
         progress(total=prompts, initial=done, description="select_pairs", unit="prompt") as bar,
         write_behind() as write,
     ):
-        for of_block in _images(config, pool, scores, kept, missing):
+        for of_block in _images(experiment, pool, scores, kept, missing):
             whole = [image for image in of_block if image]
             if len(whole) == len(of_block):
                 selected = _selected(whole, encode)
@@ -264,10 +269,10 @@ def _selected(images: Sequence[_Image], encode: Callable[[np.ndarray], np.ndarra
 class _Unusable:
     """Counts unusable images, and pairs that the VAE encodes to values that are not finite, of so many prompts."""
 
-    def __init__(self, config, prompts: int):
-        self.images = Unusable(config.pool.unusable_limit, prompts * config.pool.size)
-        self.pairs = Unusable(config.pool.unusable_limit, prompts, "pairs")
-        self._encoded = f"the latents that {name_of(config, 'VAE')} encodes"
+    def __init__(self, experiment: Experiment, prompts: int):
+        self.images = Unusable(experiment.pool.unusable_limit, prompts * experiment.pool.size)
+        self.pairs = Unusable(experiment.pool.unusable_limit, prompts, "pairs")
+        self._encoded = f"the latents that {name_of(experiment, 'VAE')} encodes"
 
     def add(self, block: Block, selected: SelectedBlock) -> None:
         """Counts a block in; raises UserError where there are too many."""
@@ -278,13 +283,15 @@ class _Unusable:
         self.pairs.add(np.isin(rows, selected.rows), self._encoded, pair_of(prompts))
 
 
-def _write(config, run: StageRun, parts: PairParts, blocks: Sequence[Block], latent_shape: Sequence[int]) -> None:
+def _write(
+    experiment: Experiment, run: StageRun, parts: PairParts, blocks: Sequence[Block], latent_shape: Sequence[int]
+) -> None:
     """Writes the files of the pairs, in the order of the prompts, and what scores and pairs look like.
 
     Where a part is damaged it writes nothing: the part is missing then.
     """
     prompts = sum(len(block.prompts) for block in blocks)
-    summary = _Summary(config, prompts)
+    summary = _Summary(experiment, prompts)
 
     def pairs() -> Iterator[dict[str, Any]]:
         with progress(total=prompts, description="select_pairs: files", unit="prompt") as bar:
@@ -329,9 +336,9 @@ def _pairs_of(block: Block, selected: SelectedBlock) -> Iterator[dict[str, Any]]
 class _Summary:
     """What the scores and the pairs look like."""
 
-    def __init__(self, config, prompts: int):
-        self.loser_rank = config.pairs.loser_rank
-        self.unusable = _Unusable(config, prompts)
+    def __init__(self, experiment: Experiment, prompts: int):
+        self.loser_rank = experiment.pairs.loser_rank
+        self.unusable = _Unusable(experiment, prompts)
         self.too_few_usable = self.too_few_kept = 0
         self.spreads: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []

@@ -8,6 +8,7 @@ import numpy as np
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.compared_models import BASE, TUNED, ComparedModel
 from hgdpo_jax.evaluation.measuring import Measured
@@ -22,31 +23,34 @@ EVERY_HOST = True
 _SHOWN_PROMPTS = 6
 
 
-def settings(config) -> dict:
+def settings(experiment: Experiment) -> dict:
     return {
-        **comparable_settings(config),
-        "sweep.scales": config.sweep.scales,
-        "sweep.prompts": config.sweep.prompts,
-        "sample.latent_normalization": config.sample.latent_normalization,
+        **comparable_settings(experiment),
+        "sweep.scales": experiment.sweep.scales,
+        "sweep.prompts": experiment.sweep.prompts,
+        "sample.latent_normalization": experiment.sample.latent_normalization,
     }
 
 
-def plan(config, run: StageRun) -> str:
-    return f"{len(_prompts(config)):,} prompts x {config.evaluate.seeds} images at {len(config.sweep.scales)} weights"
+def plan(experiment: Experiment, run: StageRun) -> str:
+    seeds, scales = experiment.evaluate.seeds, experiment.sweep.scales
+    return f"{len(_prompts(experiment)):,} prompts x {seeds} images at {len(scales)} weights"
 
 
-def check(config) -> None:
+def check(experiment: Experiment) -> None:
     """Raises UserError where there is no weight to draw at, or one is named twice."""
-    if not config.sweep.scales or len(set(config.sweep.scales)) < len(config.sweep.scales):
-        raise UserError(f"sweep.scales is {config.sweep.scales}, expected one weight or more, each once")
+    if not experiment.sweep.scales or len(set(experiment.sweep.scales)) < len(experiment.sweep.scales):
+        raise UserError(f"sweep.scales is {experiment.sweep.scales}, expected one weight or more, each once")
 
 
-def run(config, run: StageRun) -> None:
-    prompts, scales = _prompts(config), config.sweep.scales
+def run(experiment: Experiment, run: StageRun) -> None:
+    prompts, scales = _prompts(experiment), experiment.sweep.scales
     # The base first: win rates are over it.
     base = ComparedModel.parse(BASE, 0.0, False)
-    tuned = [ComparedModel.parse(f"{TUNED}@{scale:g}", scale, config.sample.latent_normalization) for scale in scales]
-    scores, measured = measure_models(config, run, [base, *tuned], prompts, _SHOWN_PROMPTS)
+    tuned = [
+        ComparedModel.parse(f"{TUNED}@{scale:g}", scale, experiment.sample.latent_normalization) for scale in scales
+    ]
+    scores, measured = measure_models(experiment, run, [base, *tuned], prompts, _SHOWN_PROMPTS)
     if not hosts.is_first():
         return
     points = [
@@ -65,7 +69,7 @@ def run(config, run: StageRun) -> None:
     write_bytes(run.folder / "sheet.png", png_bytes(contact_sheet(shown.reshape(-1, *shown.shape[2:]), len(scales))))
     results = {
         "experiment": run.experiment,
-        "settings": comparable_settings(config) | {"sweep.prompts": config.sweep.prompts},
+        "settings": comparable_settings(experiment) | {"sweep.prompts": experiment.sweep.prompts},
         "headline": headline(list(scores)),
         "scores": {name: score.to_dict() for name, score in scores.items()},
         "points": points,
@@ -74,8 +78,8 @@ def run(config, run: StageRun) -> None:
     write_text(run.folder / RESULTS, json.dumps(results, allow_nan=False))
 
 
-def _prompts(config) -> list[str]:
-    return held_out_prompts(config)[: config.sweep.prompts]
+def _prompts(experiment: Experiment) -> list[str]:
+    return held_out_prompts(experiment)[: experiment.sweep.prompts]
 
 
 def _compared(base: Measured, tuned: Measured, score: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from hgdpo_jax import hosts
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.pair_loader import PairLoader
 from hgdpo_jax.data.prompts import load_prompts
@@ -32,6 +33,7 @@ from hgdpo_jax.pipelines.winner_step import winner_losses
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.scorers.scorer import Scorer
+from hgdpo_jax.settings import decisive
 from hgdpo_jax.sharding import on_each_device, shard_parameters, training_mesh
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, sampling_settings
 from hgdpo_jax.stages.score_pool import load_scorer, scorer_source
@@ -47,47 +49,45 @@ EVERY_HOST = True
 LOSSES = ("dpo", "sft")
 _GRID_IMAGES = 12
 BEST_FILE = "best.safetensors"
-# How devices share a batch, what its gradient keeps, and how often it is saved may change while it runs.
-_NOT_SETTINGS = ("device_batch", "fsdp", "remat", "checkpoint_every")
 
 
-def settings(config) -> dict:
-    weights = base_fingerprints(config) | {"weights.scorer": scorer_source(config).fingerprint()}
+def settings(experiment: Experiment) -> dict:
+    weights = base_fingerprints(experiment) | {"weights.scorer": scorer_source(experiment).fingerprint()}
     return {
-        "seed": config.seed,
-        "dtype": config.dtype,
+        "seed": experiment.seed,
+        "dtype": experiment.dtype,
         "weights": {name.removeprefix("weights."): value for name, value in weights.items()},
-        "adapter.rank": config.adapter.rank,
-        "adapter.scale": config.adapter.scale,
-        "loss": config.loss.to_dict(),
-        "train": {name: value for name, value in config.train.to_dict().items() if name not in _NOT_SETTINGS},
-        "prompts.validation": fingerprint_of({"texts": _validation_prompts(config)}),
-        **sampling_settings(config),
+        "adapter.rank": experiment.adapter.rank,
+        "adapter.scale": experiment.adapter.scale,
+        "loss": decisive(experiment.loss),
+        "train": decisive(experiment.train),
+        "prompts.validation": fingerprint_of({"texts": _validation_prompts(experiment)}),
+        **sampling_settings(experiment),
     }
 
 
-def _validation_prompts(config) -> list[str]:
-    return load_prompts(config.prompts.validation, config.prompts.validation_count)
+def _validation_prompts(experiment: Experiment) -> list[str]:
+    return load_prompts(experiment.prompts.validation, experiment.prompts.validation_count)
 
 
-def training_seed(config) -> int:
+def training_seed(experiment: Experiment) -> int:
     """The seed of what training draws."""
-    return config.seed + config.train.seed
+    return experiment.seed + experiment.train.seed
 
 
-def plan(config, run: StageRun) -> str:
-    prompts = len(load_prompts(config.prompts.train, config.prompts.train_count))
-    steps, batch_size = config.train.steps, config.train.batch_size
+def plan(experiment: Experiment, run: StageRun) -> str:
+    prompts = len(load_prompts(experiment.prompts.train, experiment.prompts.train_count))
+    steps, batch_size = experiment.train.steps, experiment.train.batch_size
     return (
         f"{steps:,} steps of {batch_size} pairs, of at most {prompts:,}: each {steps * batch_size / prompts:.3g} times"
     )
 
 
-def check(config) -> None:
+def check(experiment: Experiment) -> None:
     """Raises UserError where the loss is unknown, or a setting of the training cannot be."""
-    if config.loss.kind not in LOSSES:
-        raise UserError(f"loss.kind is {config.loss.kind!r}, expected {' or '.join(map(repr, LOSSES))}")
-    check_training(config.train, "train")
+    if experiment.loss.kind not in LOSSES:
+        raise UserError(f"loss.kind is {experiment.loss.kind!r}, expected {' or '.join(map(repr, LOSSES))}")
+    check_training(experiment.train, "train")
 
 
 def check_training(options, name: str) -> None:
@@ -106,50 +106,50 @@ def check_training(options, name: str) -> None:
         )
 
 
-def make_losses(config, model: StableDiffusion) -> Callable[..., dict[str, jax.Array]]:
+def make_losses(experiment: Experiment, model: StableDiffusion) -> Callable[..., dict[str, jax.Array]]:
     """The function `(lora, base, batch)` that `loss.kind` names; its values, one a pair, have "loss" among them."""
     # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
-    clip_skip = config.pool.clip_skip
+    clip_skip = experiment.pool.clip_skip
     # Weights are an argument of the loss: to hold them here would keep a copy beside the one that training divides.
-    model = model.with_remat(config.train.remat).with_parameters(unet={}, text_encoder={})
-    if config.loss.kind == "sft":
+    model = model.with_remat(experiment.train.remat).with_parameters(unet={}, text_encoder={})
+    if experiment.loss.kind == "sft":
         return functools.partial(winner_losses, model, clip_skip=clip_skip)
     return functools.partial(
         pair_losses,
         model,
-        beta=config.loss.beta,
-        statistic_weight=config.loss.statistic_weight,
-        statistic_stride=config.loss.statistic_stride,
+        beta=experiment.loss.beta,
+        statistic_weight=experiment.loss.statistic_weight,
+        statistic_stride=experiment.loss.statistic_stride,
         clip_skip=clip_skip,
     )
 
 
-def make_training(config, model: StableDiffusion, mesh: Mesh):
+def make_training(experiment: Experiment, model: StableDiffusion, mesh: Mesh):
     """What makes the state that training begins with, and its step (`make_policy_step`) on a mesh."""
     optimizer = make_optimizer(
-        learning_rate=config.train.learning_rate,
-        warmup_steps=config.train.warmup_steps,
-        weight_decay=config.train.weight_decay,
-        max_gradient_norm=config.train.max_gradient_norm,
-        adam_bits=config.train.adam_bits,
+        learning_rate=experiment.train.learning_rate,
+        warmup_steps=experiment.train.warmup_steps,
+        weight_decay=experiment.train.weight_decay,
+        max_gradient_norm=experiment.train.max_gradient_norm,
+        adam_bits=experiment.train.adam_bits,
     )
 
     def initial_state():
         targets = lora.find_targets(model.parameters["unet"])
-        parameters = lora.initialize(jax.random.key(training_seed(config)), targets, config.adapter.rank)
+        parameters = lora.initialize(jax.random.key(training_seed(experiment)), targets, experiment.adapter.rank)
         return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
 
-    parts = accumulation_steps(config.train.batch_size, config.train.device_batch, mesh.size)
+    parts = accumulation_steps(experiment.train.batch_size, experiment.train.device_batch, mesh.size)
     return initial_state, make_policy_step(
-        make_losses(config, model), optimizer, len(model.schedule.betas), parts, mesh
+        make_losses(experiment, model), optimizer, len(model.schedule.betas), parts, mesh
     )
 
 
-def run(config, run: StageRun) -> None:
-    model = load_base(config)
-    pairs = PairLoader(run.local_input("select_pairs"), config.train.batch_size, training_seed(config))
-    mesh = training_mesh(config.train.fsdp)
-    initial_state, step_function = make_training(config, model, mesh)
+def run(experiment: Experiment, run: StageRun) -> None:
+    model = load_base(experiment)
+    pairs = PairLoader(run.local_input("select_pairs"), experiment.train.batch_size, training_seed(experiment))
+    mesh = training_mesh(experiment.train.fsdp)
+    initial_state, step_function = make_training(experiment, model, mesh)
     state = initial_state()
     del initial_state
     base = shard_parameters({name: model.parameters[name] for name in ("unet", "text_encoder")}, mesh)
@@ -163,17 +163,17 @@ def run(config, run: StageRun) -> None:
             "loser_latents": batch["loser_latents"],
             "token_ids": model.tokenize(batch["prompts"]),
         }
-        return arrays, training_key(training_seed(config), step)
+        return arrays, training_key(training_seed(experiment), step)
 
     log = RunLog(run.folder)
     checkpoints = Checkpoints(run.folder / "checkpoints")
     best = Best(run.folder)
-    first_evaluated = min(config.train.evaluate_every, config.train.steps)
+    first_evaluated = min(experiment.train.evaluate_every, experiment.train.steps)
     if not best.is_there() and was_evaluated(checkpoints, log, first_evaluated):
         if hosts.is_first():
             print(f"warning: {best.path} is missing or damaged; training starts anew", file=sys.stderr, flush=True)
         checkpoints.remove(first_evaluated)
-    validation = Validation(config, model, base, mesh, log)
+    validation = Validation(experiment, model, base, mesh, log)
 
     def evaluate(state, step):
         measured = validation(state, step)
@@ -185,14 +185,14 @@ def run(config, run: StageRun) -> None:
         lambda state, batch: step_function(state, base, *batch),
         batch_at,
         mesh=mesh,
-        steps=config.train.steps,
+        steps=experiment.train.steps,
         checkpoints=checkpoints,
         log=log,
-        save_every=config.train.checkpoint_every,
+        save_every=experiment.train.checkpoint_every,
         description="train_policy",
         evaluate=evaluate,
-        evaluate_every=config.train.evaluate_every,
-        samples_per_step=config.train.batch_size,
+        evaluate_every=experiment.train.evaluate_every,
+        samples_per_step=experiment.train.batch_size,
         unit="pair",
     )
 
@@ -230,14 +230,14 @@ class Validation:
     `base` has the U-Net and the text encoder as they lie on the mesh.
     """
 
-    def __init__(self, config, model: StableDiffusion, base: dict, mesh: Mesh, log: RunLog):
-        self.config, self.model, self.base_parameters, self.mesh, self.log = config, model, base, mesh, log
-        self.scorer = load_scorer(config)
+    def __init__(self, experiment: Experiment, model: StableDiffusion, base: dict, mesh: Mesh, log: RunLog):
+        self.config, self.model, self.base_parameters, self.mesh, self.log = experiment, model, base, mesh, log
+        self.scorer = load_scorer(experiment)
         if isinstance(self.scorer, Scorer):
             # On the host, from which each call takes it: training has better use for its 2 GB of a device.
             self.scorer = dataclasses.replace(self.scorer, parameters=jax.device_get(self.scorer.parameters))
-        self.prompts = _validation_prompts(config)
-        self.shape = model.latent_shape(config.pool.width, config.pool.height)
+        self.prompts = _validation_prompts(experiment)
+        self.shape = model.latent_shape(experiment.pool.width, experiment.pool.height)
         self.base: tuple[dict[str, np.ndarray], Any] | None = None
 
     def draw(self, adapter: dict, scale: float) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hgdpo_jax import artifacts
 from hgdpo_jax.adapters import lora
-from hgdpo_jax.base_config import base_config
+from hgdpo_jax.base_config import base_config, typed
 from hgdpo_jax.data.pairs import write_pairs
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.drawing import draw_base_and_tuned
@@ -82,7 +82,7 @@ def runs(config, adapter, model, tmp_path_factory):
         if stage is evaluate_policy:
             # An evaluation takes the statistics of the pairs, which may be large, and does not read them.
             records.write_bytes(b"altered")
-        done(name, lambda run, stage=stage: stage.run(config, run), stage.settings(config), stage.INPUTS)
+        done(name, lambda run, stage=stage: stage.run(typed(config), run), stage.settings(typed(config)), stage.INPUTS)
         records.write_bytes(content)
     return runs
 
@@ -234,7 +234,7 @@ def test_a_damaged_image_is_drawn_again_and_nothing_else(several, capsys):
     path.write_bytes(before[: len(before) // 2])
     for scores in (run.folder / "drawn" / "tuned").glob("scores-*/*/image-001.safetensors"):
         scores.unlink()
-    evaluate_policy.run(config, run)
+    evaluate_policy.run(typed(config), run)
     assert "was damaged and is made again" in capsys.readouterr().err
     assert path.read_bytes() == before
     assert json.loads((run.folder / "results.json").read_text()) == results
@@ -250,7 +250,7 @@ def test_an_image_whose_latents_are_not_finite_is_left_out_of_the_evaluation(sev
     save_tensors(path, {"latents": latents})
     for measured in (again.folder / "drawn" / "tuned").glob("*/*/image-001.safetensors"):
         measured.unlink()
-    evaluate_policy.run(config, again)
+    evaluate_policy.run(typed(config), again)
     found = json.loads((again.folder / "results.json").read_text())
     before, after = (values["models"]["tuned"] for values in (results, found))
     for name, scores in before["scores"].items():
@@ -291,7 +291,7 @@ def test_an_unusable_sample_is_left_out_of_the_sheet(config, runs, monkeypatch, 
 
     monkeypatch.setattr(StableDiffusion, "decode_latents_checked", first_is_unusable)
     run = dataclasses.replace(runs["sample_images"], experiment="unusable")
-    sample_images.run(config, run)
+    sample_images.run(typed(config), run)
     (listed,) = json.loads((run.folder / "prompts.json").read_text())
     assert [image["base"][-10:] for image in listed["images"]] == ["1-base.png"]
     assert "warning: 2 of 4 images are unusable" in capsys.readouterr().err

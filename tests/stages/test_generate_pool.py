@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from hgdpo_jax.base_config import base_config
+from hgdpo_jax.base_config import base_config, typed
 from hgdpo_jax.files import write_json
 from hgdpo_jax.stages import generate_pool
 from hgdpo_jax.weights import folders
@@ -35,21 +35,21 @@ def vae(tiny_base, tmp_path):
 @pytest.mark.parametrize("stage", ["generate_pool", "check_pairs", "train_policy", "sample_images", "evaluate_policy"])
 def test_vae_and_tokenizer_count_where_the_base_counts(config, vae, tiny_base, stage):
     settings = importlib.import_module(f"hgdpo_jax.stages.{stage}").settings
-    own = settings(config)
+    own = settings(typed(config))
     config.weights.vae = vae
-    with_vae = settings(config)
+    with_vae = settings(typed(config))
     config.weights.tokenizer = str(tiny_base / "tokenizer")
-    assert own != with_vae != settings(config)
+    assert own != with_vae != settings(typed(config))
 
 
 def test_what_is_not_given_leaves_fingerprints_as_they_were(config, tiny_base):
-    assert generate_pool.base_fingerprints(config) == {"weights.base": folders.content_fingerprint(tiny_base)}
+    assert generate_pool.base_fingerprints(typed(config)) == {"weights.base": folders.content_fingerprint(tiny_base)}
 
 
 def test_the_vae_of_the_config_replaces_the_bases_and_nothing_else(config, vae):
-    own = generate_pool.load_base(config).parameters
+    own = generate_pool.load_base(typed(config)).parameters
     config.weights.vae = vae
-    replaced = generate_pool.load_base(config).parameters
+    replaced = generate_pool.load_base(typed(config)).parameters
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(2 * a, b), own["vae"], replaced["vae"]))
     for part in ("unet", "text_encoder"):
         assert jax.tree.all(jax.tree.map(np.array_equal, own[part], replaced[part]))

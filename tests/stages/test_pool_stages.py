@@ -10,7 +10,7 @@ from etils import epath
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
-from hgdpo_jax.base_config import base_config
+from hgdpo_jax.base_config import base_config, typed
 from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.data.pool import Parts, Pool, blocks_of
 from hgdpo_jax.data.prompts import load_prompts
@@ -54,13 +54,13 @@ def run_stages(config, workdir, stages=STAGES) -> dict[str, StageRun]:
     runs: dict[str, StageRun] = {}
     modules = {name: importlib.import_module(f"hgdpo_jax.stages.{name}") for name in stages}
     for module in modules.values():
-        module.check(config)
+        module.check(typed(config))
     for name, module in modules.items():
         inputs = {earlier: runs[earlier] for earlier in module.INPUTS}
-        runs[name] = StageRun(name, config.name, epath.Path(workdir), module.settings(config), inputs)
+        runs[name] = StageRun(name, config.name, epath.Path(workdir), module.settings(typed(config)), inputs)
         if not runs[name].is_done():
             runs[name].start()
-            module.run(config, runs[name])
+            module.run(typed(config), runs[name])
             runs[name].finish()
     return runs
 
@@ -121,7 +121,7 @@ def write_filter(tmp_path, monkeypatch):
 def test_pairs_are_chosen_among_the_images_that_the_filter_keeps(first, config, model, write_filter, capsys):
     workdir = first["score_pool"].workdir
     block = blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)[0]
-    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(config)))
+    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(typed(config))))
     means = model.decode_latents(pool.latents.read_block(block, 3).reshape(-1, 6, 4, 4)).mean(axis=(1, 2, 3))
     limit = float(np.median(means))
     config.name = "filtered"
@@ -132,7 +132,7 @@ def test_pairs_are_chosen_among_the_images_that_the_filter_keeps(first, config, 
         latents = pool.latents.read_block(block, 3)
         images = model.decode_latents(latents.reshape(-1, *latents.shape[2:]))
         kept = (images.mean(axis=(1, 2, 3)) > limit).reshape(-1, 3)
-        scores = pool.scores(fingerprint_of(score_pool.settings(config))).read_block(block, 3)
+        scores = pool.scores(fingerprint_of(score_pool.settings(typed(config)))).read_block(block, 3)
         for prompt, *places in zip(block.prompts, *winners_and_losers(scores, 0, kept), strict=True):
             expected[prompt] = places
     found = {pair["prompt"]: [pair["winner_index"], pair["loser_index"]] for pair in pairs_of(runs)}
@@ -162,7 +162,7 @@ def test_a_function_of_the_users_own_chooses_pairs_from_the_pool_that_is_there(
 def test_a_scorer_that_cannot_work_is_refused_before_anything_is_drawn(config, write_filter):
     config.weights.scorer = write_filter("nothing_scorer", "[]")
     with pytest.raises(UserError, match="returned an array of shape \\[0\\] for 2 images"):
-        score_pool.check(config)
+        score_pool.check(typed(config))
 
 
 @pytest.mark.parametrize(
@@ -306,9 +306,9 @@ def test_hosts_select_a_share_of_the_blocks_each(first, config, reads, monkeypat
 def test_prompts_without_a_winner_are_left_out_and_counted(first, config, capsys):
     workdir = first["score_pool"].workdir
     config.name, config.scoring.framing = "equal", "crop"
-    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(config)))
+    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(typed(config))))
     # As a scorer that sees no difference would have left them.
-    scores = pool.scores(fingerprint_of(score_pool.settings(config)))
+    scores = pool.scores(fingerprint_of(score_pool.settings(typed(config))))
     for block in blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block):
         for index in range(config.pool.size):
             # Only the first prompt of a block has a favourite.
@@ -354,7 +354,7 @@ def test_weights_with_nan_stop_the_first_stage_that_uses_them_and_are_named(
 
 def test_an_image_whose_latents_are_not_finite_is_left_out_and_counted(first, config, tmp_path, capsys):
     workdir = epath.Path(shutil.copytree(first["score_pool"].workdir, tmp_path / "workdir"))
-    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(config)))
+    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(typed(config))))
     block = blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)[0]
     before = {pair["prompt"]: pair for pair in pairs_of(first)}
     prompt = block.prompts[2]
@@ -362,7 +362,7 @@ def test_an_image_whose_latents_are_not_finite_is_left_out_and_counted(first, co
     latents = np.array(pool.latents.read(block, winner))
     latents[2, 0, 0, 0] = np.nan
     pool.latents.write(block, winner, latents)
-    pool.scores(fingerprint_of(score_pool.settings(config))).path(block, winner).unlink()
+    pool.scores(fingerprint_of(score_pool.settings(typed(config)))).path(block, winner).unlink()
     config.name = "one image less"
     runs = run_stages(config, workdir)
     after = {pair["prompt"]: pair for pair in pairs_of(runs)}
@@ -422,9 +422,9 @@ def test_what_cannot_work_is_refused_before_anything_is_drawn(config, tmp_path, 
 def test_every_stage_that_samples_is_another_with_another_negative_prompt_or_clip_skip(config, stage, field, value):
     config.prompts.update(validation="toon:validation", test="toon:test", test_count=2)
     settings = importlib.import_module(f"hgdpo_jax.stages.{stage}").settings
-    before = settings(config)
+    before = settings(typed(config))
     config.update_from_flattened_dict({field: value})
-    assert {name: new for name, new in settings(config).items() if new != before[name]} == {field: value}
+    assert {name: new for name, new in settings(typed(config)).items() if new != before[name]} == {field: value}
 
 
 @pytest.mark.parametrize(("field", "value"), [("pool.negative_prompt", "a beard"), ("pool.clip_skip", 1)])
@@ -443,7 +443,7 @@ def test_finished_prompts_of_an_unfinished_pool_are_told_and_give_pairs_without_
     shutil.copytree(first["score_pool"].workdir / "pools", tmp_path / "pools")
     # The second block, of two prompts, lacks an image.
     second = blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)[1]
-    pool = Pool(epath.Path(tmp_path) / "pools" / fingerprint_of(generate_pool.drawing_settings(config)))
+    pool = Pool(epath.Path(tmp_path) / "pools" / fingerprint_of(generate_pool.drawing_settings(typed(config))))
     pool.latents.path(second, 2).unlink()
     run = StageRun("generate_pool", "whole", epath.Path(tmp_path), {})
     told = "6 prompts x 3 images of 2 steps; drawn are 16 of 18 images, all of the first 4 prompts"
@@ -451,7 +451,7 @@ def test_finished_prompts_of_an_unfinished_pool_are_told_and_give_pairs_without_
     for host, at in ((0, 2), (1, 3)):
         write_json(tmp_path / pool.folder / f"rates/host-{host}-of-2.json", {"images_per_second": 10.0, "time": at})
     write_json(tmp_path / pool.folder / "rates/host-0-of-1.json", {"images_per_second": 1.0, "time": 1})
-    assert generate_pool.plan(config, run) == f"{told}; 20 images/s on 2 hosts, 0.0 hours left"
+    assert generate_pool.plan(typed(config), run) == f"{told}; 20 images/s on 2 hosts, 0.0 hours left"
     before = parts(tmp_path)
     config.name, config.prompts.train_count = "early", 4
     assert [pair["prompt"] for pair in pairs_of(run_stages(config, tmp_path))] == load_prompts("toon:train", 4)
@@ -462,7 +462,7 @@ def test_plans_say_how_much_there_is_to_do(config, tmp_path):
     run = StageRun("any", "first", epath.Path(tmp_path), {})
     config.train.update(steps=30, batch_size=4)
     names = (*STAGES, "train_policy")
-    plans = [importlib.import_module(f"hgdpo_jax.stages.{name}").plan(config, run) for name in names]
+    plans = [importlib.import_module(f"hgdpo_jax.stages.{name}").plan(typed(config), run) for name in names]
     assert plans == [
         "6 prompts x 3 images of 2 steps",
         "18 images decoded and scored",

@@ -12,6 +12,7 @@ from configs.finetune_base import get_config as finetune_base
 from configs.n20_lan import get_config as n20_lan
 from configs.n20_sml import get_config as n20_sml
 from configs.sft_winners import get_config as sft_winners
+from hgdpo_jax.base_config import typed
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.preflight import experiment, programs
@@ -45,12 +46,12 @@ def small(tiny_base, tiny_scorer):
 
 
 def measured(config, chip=CPU):
-    return lambda name, batch: programs.measure_program(config.to_dict(), name, batch, jax.devices()[:1], chip)
+    return lambda name, batch: programs.measure_program(typed(config), name, batch, jax.devices()[:1], chip)
 
 
 def build(config, name, device_batch):
     """A program for one device."""
-    setup = programs.make_setup(config, name, device_batch, 1)
+    setup = programs.make_setup(typed(config), name, device_batch, 1)
     return programs.build_program(name, setup, data_mesh(jax.devices()[:1]))
 
 
@@ -67,7 +68,7 @@ def bytes_of(tree):
 def test_programs_are_compiled_and_reported(small):
     config = small(n20_sml())
     config.preflight.programs = ("select_pairs", "score_pool")
-    values, table = preflight.examine(config, measured(config))
+    values, table = preflight.examine(typed(config), measured(config))
     assert list(values["programs"]) == ["score_pool", "select_pairs"]
     for name, program in values["programs"].items():
         parts = (program[f"{part}_bytes"] for part in ("weight", "state", "resident", "temporary"))
@@ -112,7 +113,7 @@ def test_a_step_in_parts_takes_as_much_arithmetic_as_the_whole(small):
 
 def test_devices_share_a_step(small):
     config = small(n20_sml())
-    setups = [programs.make_setup(config, "train_policy", 2, devices) for devices in (1, 2)]
+    setups = [programs.make_setup(typed(config), "train_policy", 2, devices) for devices in (1, 2)]
     assert [setup.parts for setup in setups] == [2, 1]
 
 
@@ -136,15 +137,17 @@ def test_drawing_takes_as_many_forwards_as_steps_and_guidance_ask_for(small):
 
 def test_fine_tuning_keeps_all_weights_in_its_state(small, tiny_base):
     config = small(finetune_base())
-    assert preflight.program_names(config) == ["encode_images", "finetune_base"]
+    assert preflight.program_names(typed(config)) == ["encode_images", "finetune_base"]
     unet = bytes_of(StableDiffusion.load(str(tiny_base)).parameters["unet"])
     assert bytes_of(build(config, "finetune_base", 2).state["parameters"]) == unet
-    assert {item.rows for item in experiment.work(config)} == {config.finetune.steps * config.finetune.batch_size}
+    assert {item.rows for item in experiment.work(typed(config))} == {
+        config.finetune.steps * config.finetune.batch_size
+    }
 
 
 def test_the_work_of_the_paper_is_two_million_images_and_a_hundred_thousand_pairs():
     config = n20_sml()
-    rows = {(item.stage, item.program): item.rows for item in experiment.work(config)}
+    rows = {(item.stage, item.program): item.rows for item in experiment.work(typed(config))}
     assert rows["generate_pool", "generate_pool"] == rows["score_pool", "score_pool"] == 2_000_000
     assert rows["select_pairs", "select_pairs"] == 200_000
     assert rows["train_policy", "train_policy"] == 100_000
@@ -156,13 +159,13 @@ def test_without_any_number_of_prompts_the_setting_to_give_is_named():
     config = n20_sml()
     config.prompts.train_count = 0
     with pytest.raises(UserError, match="prompts.train_count"):
-        experiment.work(config)
+        experiment.work(typed(config))
 
 
 def test_latents_of_the_sampler_need_no_program_for_the_pairs():
     config = n20_sml()
     config.pairs.latents = "sampled"
-    assert "select_pairs" not in preflight.program_names(config)
+    assert "select_pairs" not in preflight.program_names(typed(config))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hgdpo_jax.adapters import lora
-from hgdpo_jax.base_config import base_config
+from hgdpo_jax.base_config import base_config, typed
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
@@ -87,7 +87,7 @@ def test_an_unusable_validation_image_has_no_score_and_many_stop_the_training(
     # What is drawn makes no difference here.
     monkeypatch.setattr(StableDiffusion, "generate_latents", lambda self, prompts, noise, *_, **options: noise)
     with contextlib.closing(RunLog(tmp_path)) as log:
-        validation = train_policy.Validation(config, model, base, mesh, log)
+        validation = train_policy.Validation(typed(config), model, base, mesh, log)
         assert np.isfinite(validation.draw(adapter, 0.5)["scores"]).tolist() == [False, True, True, True]
         assert "1 of 4 images are unusable" in capsys.readouterr().err
         unusable = 4

@@ -10,6 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from configs.n20_sml import get_config as n20_sml
 from configs.sft_winners import get_config as sft_winners
+from hgdpo_jax.base_config import typed
 from hgdpo_jax.pipelines.preference_step import pair_losses
 from hgdpo_jax.preflight import programs
 from hgdpo_jax.preflight.arithmetic import matrix_products, total_flops
@@ -37,7 +38,7 @@ def small(tiny_base):
 
 
 def build(config, mesh=None):
-    setup = programs.make_setup(config, "train_policy", PAIRS, 1)
+    setup = programs.make_setup(typed(config), "train_policy", PAIRS, 1)
     return programs.build_program("train_policy", setup, mesh or data_mesh(jax.devices()[:1]))
 
 
@@ -107,7 +108,7 @@ def test_the_largest_temporaries_are_named_with_what_makes_them(measured):
 def test_the_statistic_loss_adds_less_than_a_thousandth_of_the_operations(small):
     def operations(name):
         config = small()
-        model = programs.make_setup(config, "train_policy", PAIRS, 1).base
+        model = programs.make_setup(typed(config), "train_policy", PAIRS, 1).base
         state, base, batch, _ = build(config).arguments
         batch = batch | {
             "noise": batch["winner_latents"],

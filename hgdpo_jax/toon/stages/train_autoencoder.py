@@ -1,10 +1,13 @@
 """Trains the autoencoder of a toon checkpoint on rendered portraits."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.files import write_json
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.random_keys import training_key
@@ -16,12 +19,14 @@ from hgdpo_jax.weights.conversion import from_tree
 INPUTS = ()
 
 
-def settings(config) -> dict:
-    return {"seed": config.seed, **config.autoencoder.to_dict()}
+def settings(experiment: Experiment) -> dict:
+    return {"seed": experiment.seed, **experiment.extra["autoencoder"]}
 
 
-def plan(config, run: StageRun) -> str:
-    return f"{config.autoencoder.steps} steps of {config.autoencoder.batch_size} portraits"
+def plan(experiment: Experiment, run: StageRun) -> str:
+    return (
+        f"{experiment.extra['autoencoder']['steps']} steps of {experiment.extra['autoencoder']['batch_size']} portraits"
+    )
 
 
 def reconstruction_loss(images, reconstructions):
@@ -50,8 +55,8 @@ def parameter_shapes(model: Autoencoder) -> dict:
     return jax.eval_shape(model.init, jax.random.key(0), pixels, latents)["params"]
 
 
-def run(config, run: StageRun) -> None:
-    options = config.autoencoder
+def run(experiment: Experiment, run: StageRun) -> None:
+    options = SimpleNamespace(**experiment.extra["autoencoder"])
     model_config = AutoencoderConfig(
         block_out_channels=tuple(options.block_out_channels),
         layers_per_block=options.layers_per_block,
@@ -73,12 +78,12 @@ def run(config, run: StageRun) -> None:
         return loss, {"reconstruction_loss": reconstruction, "divergence": divergence}
 
     def batch_at(step):
-        rows = np.random.default_rng((config.seed, step)).integers(len(images), size=options.batch_size)
-        return images[rows], training_key(config.seed, step)
+        rows = np.random.default_rng((experiment.seed, step)).integers(len(images), size=options.batch_size)
+        return images[rows], training_key(experiment.seed, step)
 
-    parameters = jax.jit(model.init)(jax.random.key(config.seed), to_float(images[:1]), jnp.zeros((1, *latent_shape)))[
-        "params"
-    ]
+    parameters = jax.jit(model.init)(
+        jax.random.key(experiment.seed), to_float(images[:1]), jnp.zeros((1, *latent_shape))
+    )["params"]
     trained = fit(
         loss_function,
         parameters,

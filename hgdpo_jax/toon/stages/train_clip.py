@@ -1,6 +1,7 @@
 """Trains a small CLIP on portraits and their captions: a toon checkpoint's text encoder, and the start of a scorer."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
 from hgdpo_jax.scorers.preprocess import preprocess
 from hgdpo_jax.toon.attributes import COMBINATION
@@ -30,12 +32,12 @@ PREPROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 _ALIKE = 4
 
 
-def settings(config) -> dict:
-    return {"seed": config.seed, **config.clip.to_dict()}
+def settings(experiment: Experiment) -> dict:
+    return {"seed": experiment.seed, **experiment.extra["clip"]}
 
 
-def plan(config, run: StageRun) -> str:
-    return f"{config.clip.steps} steps of {config.clip.batch_size} portraits"
+def plan(experiment: Experiment, run: StageRun) -> str:
+    return f"{experiment.extra['clip']['steps']} steps of {experiment.extra['clip']['batch_size']} portraits"
 
 
 def clip_config(options, vocabulary: int) -> dict:
@@ -45,10 +47,8 @@ def clip_config(options, vocabulary: int) -> dict:
     text |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
     return {
         "projection_dim": options.projection_dim,
-        "text_config": text | options.text.to_dict() | {"projection_dim": options.projection_dim},
-        "vision_config": {"hidden_act": "quick_gelu"}
-        | options.vision.to_dict()
-        | {"projection_dim": options.projection_dim},
+        "text_config": text | options.text | {"projection_dim": options.projection_dim},
+        "vision_config": {"hidden_act": "quick_gelu"} | options.vision | {"projection_dim": options.projection_dim},
     }
 
 
@@ -68,8 +68,8 @@ def crop_padding(token_ids: np.ndarray) -> np.ndarray:
     return token_ids[..., : int(np.argmax(token_ids, axis=-1).max()) + 1]
 
 
-def run(config, run: StageRun) -> None:
-    options = config.clip
+def run(experiment: Experiment, run: StageRun) -> None:
+    options = SimpleNamespace(**experiment.extra["clip"])
     tokenizer_folder = run.folder / "tokenizer"
     vocabulary = write_tokenizer(tokenizer_folder, options.vocabulary_size)
     tokenizer = load_tokenizer(tokenizer_folder)
@@ -92,14 +92,14 @@ def run(config, run: StageRun) -> None:
         return loss, {"accuracy": (nearest == jnp.arange(len(ids))).mean(), "logit_scale": logit_scale}
 
     def batch_at(step):
-        random = np.random.default_rng((config.seed, step))
+        random = np.random.default_rng((experiment.seed, step))
         groups = random.choice(len(people) // _ALIKE, size=options.batch_size // _ALIKE, replace=False)
         rows = (groups[:, None] * _ALIKE + np.arange(_ALIKE)).ravel()
         return token_ids[random.integers(len(token_ids), size=len(rows)), rows], images[rows]
 
     ids, pixels = batch_at(0)
     inputs = preprocess(jnp.asarray(pixels[:1]), options.vision.image_size, "pad", **_statistics())
-    parameters = jax.jit(model.init)(jax.random.key(config.seed), ids[:1], inputs)["params"]
+    parameters = jax.jit(model.init)(jax.random.key(experiment.seed), ids[:1], inputs)["params"]
     trained = fit(
         loss_function,
         parameters,

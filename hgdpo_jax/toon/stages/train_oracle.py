@@ -1,11 +1,14 @@
 """Trains the attribute oracle: a classifier that reads a toon portrait's attributes off its pixels."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.files import write_json
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.toon.attributes import ATTRIBUTES
@@ -19,17 +22,17 @@ INPUTS = ()
 _HELD_OUT = 1000
 
 
-def settings(config) -> dict:
-    return {"seed": config.seed, **base_fingerprints(config), **config.oracle.to_dict()}
+def settings(experiment: Experiment) -> dict:
+    return {"seed": experiment.seed, **base_fingerprints(experiment), **experiment.extra["oracle"]}
 
 
-def plan(config, run: StageRun) -> str:
-    return f"{config.oracle.steps} steps of {config.oracle.batch_size} portraits"
+def plan(experiment: Experiment, run: StageRun) -> str:
+    return f"{experiment.extra['oracle']['steps']} steps of {experiment.extra['oracle']['batch_size']} portraits"
 
 
-def run(config, run: StageRun) -> None:
-    options = config.oracle
-    base = load_base(config, "float32")
+def run(experiment: Experiment, run: StageRun) -> None:
+    options = SimpleNamespace(**experiment.extra["oracle"])
+    base = load_base(experiment, "float32")
 
     def corpus(split: str, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pictures as drawn, the same through the autoencoder, and their classes `[n, attributes]`."""
@@ -51,12 +54,12 @@ def run(config, run: StageRun) -> None:
         return jnp.stack(each).mean(), {"accuracy": right.mean()}
 
     def batch_at(step):
-        random = np.random.default_rng((config.seed, step))
+        random = np.random.default_rng((experiment.seed, step))
         rows = random.integers(len(classes), size=options.batch_size)
         through = random.random((len(rows), 1, 1, 1)) < 0.75
         return np.where(through, decoded[rows], drawn[rows]), classes[rows]
 
-    parameters = jax.jit(make_classifier().init)(jax.random.key(config.seed), to_float(drawn[:1]))["params"]
+    parameters = jax.jit(make_classifier().init)(jax.random.key(experiment.seed), to_float(drawn[:1]))["params"]
     trained = fit(
         loss_function,
         parameters,

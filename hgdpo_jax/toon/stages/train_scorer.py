@@ -1,11 +1,14 @@
 """Trains a preference scorer of PickScore's architecture and objective on pairs of toon portraits."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import expanded, write_json
@@ -24,31 +27,32 @@ INPUTS = ("train_clip",)
 _HELD_OUT = 200
 
 
-def settings(config) -> dict:
-    return {"seed": config.seed, **base_fingerprints(config), **config.scorer_training.to_dict()}
+def settings(experiment: Experiment) -> dict:
+    return {"seed": experiment.seed, **base_fingerprints(experiment), **experiment.extra["scorer_training"]}
 
 
-def check(config) -> None:
+def check(experiment: Experiment) -> None:
     """Raises UserError where the earlier steps of the base's training are not beside it."""
-    for path in _weaker_files(config):
+    for path in _weaker_files(experiment):
         if not path.is_file():
             raise UserError(f"{path} does not exist: run configs/toon_base.py first, or set config.weights.base")
 
 
-def plan(config, run: StageRun) -> str:
-    return f"{config.scorer_training.steps} steps of {config.scorer_training.batch_size} pairs"
+def plan(experiment: Experiment, run: StageRun) -> str:
+    options = experiment.extra["scorer_training"]
+    return f"{options['steps']} steps of {options['batch_size']} pairs"
 
 
-def run(config, run: StageRun) -> None:
-    options = config.scorer_training
+def run(experiment: Experiment, run: StageRun) -> None:
+    options = SimpleNamespace(**experiment.extra["scorer_training"])
     start = PickScore.load(run.input("train_clip") / "clip", framing="pad")
     kinds = getattr(damage, options.damage)
-    base = load_base(config, "float32")
-    weaker = [_earlier(base, path) for path in _weaker_files(config)]
+    base = load_base(experiment, "float32")
+    weaker = [_earlier(base, path) for path in _weaker_files(experiment)]
 
     drawn = 2 * options.samples + _HELD_OUT
     with progress(total=drawn, description="train_scorer: samples", unit="image") as bar:
-        common = {"kinds": kinds, "seed": config.seed, "report": bar.update}
+        common = {"kinds": kinds, "seed": experiment.seed, "report": bar.update}
         pairs = make_preferences(
             base,
             weaker,
@@ -81,7 +85,7 @@ def run(config, run: StageRun) -> None:
     names, shares = list(KINDS), np.array(list(KINDS.values()))
 
     def batch_at(step):
-        random = np.random.default_rng((config.seed, step))
+        random = np.random.default_rng((experiment.seed, step))
         chosen = random.choice(names, size=options.batch_size, p=shares)
         rows, better, worse = zip(*(pairs.pair(str(kind), random) for kind in chosen), strict=True)
         return token_ids[list(rows)], np.stack(better), np.stack(worse)
@@ -114,7 +118,7 @@ def run(config, run: StageRun) -> None:
     scorer = PickScore.load(folder, framing="pad")
     accuracy = {}
     for i, kind in enumerate(KINDS):
-        random = np.random.default_rng((config.seed, i))
+        random = np.random.default_rng((experiment.seed, i))
         rows, better, worse = zip(*(held_out.pair(kind, random) for _ in range(_HELD_OUT)), strict=True)
         prompts = [held_out.prompts[row] for row in rows]
         right = scorer.score(np.stack(better), prompts, 50) > scorer.score(np.stack(worse), prompts, 50)
@@ -122,9 +126,9 @@ def run(config, run: StageRun) -> None:
     write_json(folder / "accuracy.json", accuracy)
 
 
-def _weaker_files(config) -> list[epath.Path]:
-    folder = expanded(config.weights.base).parent
-    return [folder / f"unet-{step}.safetensors" for step in config.scorer_training.weaker_steps]
+def _weaker_files(experiment: Experiment) -> list[epath.Path]:
+    folder = expanded(experiment.weights.base).parent
+    return [folder / f"unet-{step}.safetensors" for step in experiment.extra["scorer_training"]["weaker_steps"]]
 
 
 def _earlier(base: StableDiffusion, path) -> StableDiffusion:

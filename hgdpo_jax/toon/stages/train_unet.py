@@ -3,12 +3,15 @@
 The autoencoder and the text encoder come from their own stages and stay as they are.
 """
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION, NoiseSchedule, add_noise
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion, parameter_shapes
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -34,17 +37,18 @@ SCHEDULER = STABLE_DIFFUSION | {
 }
 
 
-def settings(config) -> dict:
-    return {"seed": config.seed, **config.base_training.to_dict()}
+def settings(experiment: Experiment) -> dict:
+    return {"seed": experiment.seed, **experiment.extra["base_training"]}
 
 
-def plan(config, run: StageRun) -> str:
-    return f"{config.base_training.steps} steps of {config.base_training.batch_size} portraits"
+def plan(experiment: Experiment, run: StageRun) -> str:
+    options = experiment.extra["base_training"]
+    return f"{options['steps']} steps of {options['batch_size']} portraits"
 
 
-def run(config, run: StageRun) -> None:
-    options = config.base_training
-    model = _untrained(run, options, config.seed)
+def run(experiment: Experiment, run: StageRun) -> None:
+    options = SimpleNamespace(**experiment.extra["base_training"])
+    model = _untrained(run, options, experiment.seed)
     tokens, latents = _cache(model, options)
     empty = model.tokenize([""])[0]
 
@@ -62,16 +66,16 @@ def run(config, run: StageRun) -> None:
         return (weight * error).mean(), {"noise_prediction": error.mean()}
 
     def batch_at(step):
-        random = np.random.default_rng((config.seed, step))
+        random = np.random.default_rng((experiment.seed, step))
         rows = random.integers(len(latents), size=options.batch_size)
         ids = tokens[random.integers(len(tokens), size=len(rows)), rows]
         # Guidance needs a model that knows the empty prompt.
         ids[random.random(len(rows)) < options.empty_captions] = empty
-        return latents[rows], ids, training_key(config.seed, step)
+        return latents[rows], ids, training_key(experiment.seed, step)
 
     log = RunLog(run.folder)
     sample_prompts = prompts("validation", 24)
-    start = image_noise(config.seed, sample_prompts, np.zeros(24, np.int32), latents.shape[1:])
+    start = image_noise(experiment.seed, sample_prompts, np.zeros(24, np.int32), latents.shape[1:])
 
     def evaluate(state, step):
         """Keeps the weights of this step: earlier ones teach the scorers what a weaker model draws."""
@@ -110,7 +114,7 @@ def _untrained(run: StageRun, options, seed: int) -> StableDiffusion:
     configs = {
         "vae": folders.read_json(vae / "config.json"),
         "text_encoder": text_config,
-        "unet": options.unet.to_dict() | {"cross_attention_dim": text_config["hidden_size"]},
+        "unet": options.unet | {"cross_attention_dim": text_config["hidden_size"]},
         "scheduler": SCHEDULER,
     }
     unet = UNet(UNetConfig.from_dict(configs["unet"]))

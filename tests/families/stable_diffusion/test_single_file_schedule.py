@@ -134,7 +134,7 @@ def test_loading_warns_once_in_one_line_of_a_sampler_setting_that_it_ignores(tin
 
 
 def test_what_is_beside_a_file_counts_as_a_part_of_it(velocity_file, tiny_base, tmp_path, tokenizer_folder):
-    from hgdpo_jax.base_config import base_config
+    from hgdpo_jax.base_config import base_config, typed
 
     prints = []
     for name, beside in (("plain", ""), ("described", yaml("eps")), ("again", yaml("v"))):
@@ -143,14 +143,14 @@ def test_what_is_beside_a_file_counts_as_a_part_of_it(velocity_file, tiny_base, 
             (tmp_path / f"{name}.yaml").write_text(beside)
         config = base_config()
         config.weights.base, config.weights.tokenizer = str(path), str(tokenizer_folder)
-        prints.append(base_fingerprints(config))
+        prints.append(base_fingerprints(typed(config)))
     assert prints[0] == prints[2] != prints[1]
     config.weights.base, config.weights.tokenizer = str(tiny_base), ""
-    assert set(base_fingerprints(config)) == {"weights.base"}
+    assert set(base_fingerprints(typed(config))) == {"weights.base"}
     folder = shutil.copytree(tiny_base, tmp_path / "karras")
     (folder / "scheduler/scheduler_config.json").write_text('{"use_karras_sigmas": true}')
     config.weights.base = str(folder)
     # Pools that were drawn when it was ignored are others.
-    assert set(base_fingerprints(config)) == {"weights.base", "weights.base.use_karras_sigmas"}
+    assert set(base_fingerprints(typed(config))) == {"weights.base", "weights.base.use_karras_sigmas"}
     # A file of the usual schedule has the fingerprint that it always had.
     assert set(prints[1]) == {"weights.base", "weights.tokenizer"}
