@@ -12,7 +12,7 @@ from etils import epath
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.stable_diffusion.ldm_file import convert_checkpoint, convert_vae
 from hgdpo_jax.families.stable_diffusion.single_file_schedule import scheduler_config
-from hgdpo_jax.files import expanded, write_json
+from hgdpo_jax.files import expanded, write_json, write_text
 from hgdpo_jax.models.autoencoder import AutoencoderConfig
 from hgdpo_jax.weights.clip_tokenizer import TOKENIZER_FILES, require_tokenizer
 from hgdpo_jax.weights.folders import (
@@ -207,7 +207,8 @@ def write_folder(folder: epath.PathLike, files: StableDiffusionFiles, storage: s
         write_weights(folder / name / f"{stem}.safetensors", tensors, storage)
         write_json(folder / name / "config.json", _config(files, name))
     scheduler = _config(files, "scheduler")
-    write_json(folder / _SCHEDULER_FILE, scheduler)
+    # diffusers writes -Infinity into it, which write_json would replace.
+    write_text(folder / _SCHEDULER_FILE, json.dumps(scheduler, indent=2, sort_keys=True) + "\n")
     write_json(
         folder / "model_index.json",
         {
