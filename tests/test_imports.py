@@ -189,8 +189,7 @@ def test_pytorch_is_imported_only_inside_functions():
 
 
 def test_files_are_opened_through_epath():
-    # Packaged weights lie on the disk.
-    assert importers("pathlib") <= {"toon"}
+    assert importers("pathlib") == set()
     for place, _, tree in rooms():
         calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
         assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "open"], place

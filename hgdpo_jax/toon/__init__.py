@@ -1,1 +1,1 @@
-"""The toon world: procedural portraits of people with exact captions, rendered on demand."""
+"""The toon world, a plugin: procedural portraits of people with exact captions, rendered on demand."""

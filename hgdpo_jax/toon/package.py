@@ -1,8 +1,7 @@
 """Copies trained toon weights into the package, with a model card: `python -m hgdpo_jax.toon.package WORKDIR`."""
 
-import json
 import sys
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
@@ -15,10 +14,10 @@ from hgdpo_jax.pages.pictures import contact_sheet
 from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.run_log import read_scalars
 from hgdpo_jax.toon.captions import prompts
+from hgdpo_jax.toon.plugin import WEIGHTS
 from hgdpo_jax.weights import clip_files, folders
 from hgdpo_jax.weights.tensor_files import load_tensors
 
-WEIGHTS = Path(__file__).parent / "weights"
 _STAGES = {
     "Autoencoder": "toon_base/train_autoencoder",
     "Text encoder": "toon_base/train_clip",
@@ -29,6 +28,12 @@ _STAGES = {
     "Judge, preferences": "toon_judge/train_scorer",
     "Oracle": "toon_oracle/train_oracle",
 }
+# What says how often it is right.
+_MEASURED = {
+    "scorer": "toon_scorer/train_scorer/scorer",
+    "judge": "toon_judge/train_scorer/scorer",
+    "oracle": "toon_oracle/train_oracle/oracle",
+}
 _SAMPLES = 32
 
 
@@ -37,14 +42,12 @@ def package(workdir: epath.PathLike) -> None:
     runs = epath.Path(workdir) / "runs"
     base = runs / "toon_base/train_unet/base"
     files.write_folder(WEIGHTS / "base", files.read_folder(base))
+    for name, source in _MEASURED.items():
+        write_json(WEIGHTS / name / "accuracy.json", folders.read_json(runs / source / "accuracy.json"))
     for name in ("scorer", "judge"):
-        source = runs / f"toon_{name}/train_scorer/scorer"
-        clip_files.write_folder(WEIGHTS / name, clip_files.read_folder(source))
-        write_json(epath.Path(WEIGHTS / name / "accuracy.json"), folders.read_json(source / "accuracy.json"))
-    oracle = runs / "toon_oracle/train_oracle/oracle"
-    tensors, _ = load_tensors(oracle / "model.safetensors")
-    folders.write_weights(epath.Path(WEIGHTS / "oracle" / "model.safetensors"), tensors, "float16")
-    write_json(epath.Path(WEIGHTS / "oracle" / "accuracy.json"), folders.read_json(oracle / "accuracy.json"))
+        clip_files.write_folder(WEIGHTS / name, clip_files.read_folder(runs / _MEASURED[name]))
+    tensors, _ = load_tensors(runs / _MEASURED["oracle"] / "model.safetensors")
+    folders.write_weights(WEIGHTS / "oracle" / "model.safetensors", tensors, "float16")
     _write_samples()
     (WEIGHTS / "MODEL_CARD.md").write_text(_card(runs))
 
@@ -66,16 +69,13 @@ def _card(runs: epath.Path) -> str:
         started, done = (runs / stage / f"{marker}.json" for marker in ("started", "done"))
         minutes = (done.stat().mtime - started.stat().mtime) / 60
         rows.append(f"| {name} | {log[-1]['step']:.0f} | {minutes:.1f} | {last:.4f} |")
-    accuracies = {
-        name: json.loads((WEIGHTS / name / "accuracy.json").read_text()) for name in ("scorer", "judge", "oracle")
-    }
-    size = sum(path.stat().st_size for path in WEIGHTS.rglob("*.safetensors")) / 1e6
-    return CARD.format(
-        stages="\n".join(rows), size=size, **{name: _accuracy_rows(values) for name, values in accuracies.items()}
-    )
+    accuracies = {name: _accuracy_rows(folders.read_json(WEIGHTS / name / "accuracy.json")) for name in _MEASURED}
+    tensors = [path for depth in ("*", "*/*") for path in WEIGHTS.glob(f"{depth}/*.safetensors")]
+    size = sum(path.stat().length for path in tensors) / 1e6
+    return CARD.format(stages="\n".join(rows), size=size, **accuracies)
 
 
-def _accuracy_rows(values: dict[str, float]) -> str:
+def _accuracy_rows(values: Mapping[str, float]) -> str:
     return "\n".join(f"| {name.replace('_', ' ')} | {100 * value:.1f} % |" for name, value in values.items())
 
 

@@ -5,7 +5,7 @@ from etils import epath
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.plugins import Plugin
 
-_WEIGHTS = epath.Path(__file__).parent / "weights"
+WEIGHTS = epath.Path(__file__).parent / "weights"
 
 
 def _prompts(split: str, count: int) -> list[str]:
@@ -24,10 +24,10 @@ def _prompts(split: str, count: int) -> list[str]:
 PLUGIN = Plugin(
     prompts=_prompts,
     weights={
-        "toon": _WEIGHTS / "base",
-        "toon-scorer": _WEIGHTS / "scorer",
-        "toon-judge": _WEIGHTS / "judge",
-        "toon-oracle": _WEIGHTS / "oracle",
+        "toon": WEIGHTS / "base",
+        "toon-scorer": WEIGHTS / "scorer",
+        "toon-judge": WEIGHTS / "judge",
+        "toon-oracle": WEIGHTS / "oracle",
     },
     scorers={"toon-oracle": "hgdpo_jax.toon.oracle:attributes_shown"},
     stages="hgdpo_jax.toon.stages",

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 import hgdpo_jax as hg
 from hgdpo_jax.main import main
+from hgdpo_jax.toon import package
 from hgdpo_jax.toon.oracle import AttributeOracle
 from hgdpo_jax.toon.portraits import split_of
 from hgdpo_jax.toon.stages.train_clip import alike
@@ -34,6 +36,7 @@ SMALL = {
     },
     "toon_oracle": {"oracle.portraits": 64, "oracle.steps": 3},
 }
+SMALL["toon_judge"] = SMALL["toon_scorer"]
 
 
 def run(workdir: Path, name: str, **more) -> None:
@@ -51,11 +54,11 @@ def test_contrastive_batches_hold_training_portraits_that_colours_do_not_tell_ap
 
 
 @pytest.mark.slow
-def test_a_few_steps_of_every_stage_give_a_checkpoint_a_scorer_and_an_oracle_that_load(tmp_path):
+def test_a_few_steps_of_every_stage_give_weights_that_load_and_are_packaged_with_a_card(tmp_path, monkeypatch):
     base = tmp_path / "runs/toon_base/train_unet/base"
     run(tmp_path, "toon_base")
-    run(tmp_path, "toon_scorer", **{"weights.base": base})
-    run(tmp_path, "toon_oracle", **{"weights.base": base})
+    for name in ("toon_scorer", "toon_judge", "toon_oracle"):
+        run(tmp_path, name, **{"weights.base": base})
     prompt = "a portrait of a person"
     images = hg.StableDiffusion.load(base).generate([prompt], seeds=[0], width=48, height=64, steps=2)
     assert images.shape == (1, 64, 48, 3)
@@ -64,3 +67,15 @@ def test_a_few_steps_of_every_stage_give_a_checkpoint_a_scorer_and_an_oracle_tha
     oracle = AttributeOracle.load(tmp_path / "runs/toon_oracle/train_oracle/oracle")
     assert 0.0 < oracle.accuracy["all"] < 1.0
     assert oracle.attributes(images).shape == (1, 8)
+
+    monkeypatch.setattr(package, "WEIGHTS", epath.Path(tmp_path) / "weights")
+    package.package(tmp_path)
+    card = (tmp_path / "weights/MODEL_CARD.md").read_text()
+    assert f"| hair color | {100 * oracle.accuracy['hair_color']:.1f} % |" in card
+    assert {path.name for path in (tmp_path / "weights").iterdir()} >= {
+        "base",
+        "scorer",
+        "judge",
+        "oracle",
+        "samples.png",
+    }
