@@ -38,8 +38,9 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "sweep.prompts": _COUNT,
     "preflight.efficiencies": _ANY,
 }
-# Of the tuples, those that hold numbers; the others hold texts.
+# What the tuples hold; those of other packages' settings may hold either.
 _NUMBERS = ("sweep.scales", "preflight.efficiencies")
+_TEXTS = ("stages", "sample.prompts", "evaluate.models", "evaluate.scorers", "preflight.programs")
 
 
 def require_limits(name: str, value: object) -> None:
@@ -48,8 +49,10 @@ def require_limits(name: str, value: object) -> None:
         if isinstance(entry, str):
             require_whole_characters(entry, f"config.{name}")
         number = isinstance(entry, int | float) and not isinstance(entry, bool)
-        if isinstance(value, tuple | list) and not (number if name in _NUMBERS else isinstance(entry, str)):
-            raise UserError(f"{name} holds {entry!r}, expected {'numbers' if name in _NUMBERS else 'texts'}")
+        if name in _NUMBERS and not number:
+            raise UserError(f"{name} holds {entry!r}, expected numbers")
+        if name in _TEXTS and not isinstance(entry, str):
+            raise UserError(f"{name} holds {entry!r}, expected texts")
         if not number:
             continue
         least, most = _LIMITS.get(name, (0, _INT32))

@@ -7,6 +7,7 @@ import pytest
 from etils import epath
 
 import hgdpo_jax as hg
+from hgdpo_jax.config_files import read_config
 from hgdpo_jax.main import main
 from hgdpo_jax.toon import package
 from hgdpo_jax.toon.oracle import AttributeOracle
@@ -34,9 +35,9 @@ SMALL = {
         "scorer_training.batch_size": 4,
         "scorer_training.steps": 3,
     },
-    "toon_oracle": {"oracle.portraits": 64, "oracle.steps": 3},
 }
 SMALL["toon_judge"] = SMALL["toon_scorer"]
+SMALL["toon_oracle"] = {"oracle.portraits": 64, "oracle.steps": 3}
 
 
 def run(workdir: Path, name: str, **more) -> None:
@@ -51,6 +52,11 @@ def test_contrastive_batches_hold_training_portraits_that_colours_do_not_tell_ap
     assert len({person.combination for person in people}) == 5
     assert all(split_of(person.combination) == "train" for person in people)
     assert all(len({(person.hair_style, person.mouth, person.eyes) for person in group}) > 1 for group in groups)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_configs_of_the_weights_are_read_with_their_own_settings(name):
+    assert read_config(str(CONFIGS / f"{name}.py"), []).seed == list(SMALL).index(name)
 
 
 @pytest.mark.slow
