@@ -71,12 +71,12 @@ def _run(sender: Any, folder: Path, started: float) -> None:
 def _load() -> tuple[Callable[[list[str]], int], Any]:
     import jax
 
-    from hgdpo_jax.config_files import read_config
+    from hgdpo_jax.config_files import load_config
     from hgdpo_jax.main import main
 
     # Else the first stage would be taken to import it.
     assert jax.__name__
-    return main, read_config(CONFIG, [])
+    return main, load_config(CONFIG, [])
 
 
 class _Watch:

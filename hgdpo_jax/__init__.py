@@ -5,6 +5,9 @@ from typing import Any
 
 # Loaded at first use, so that `python -m hgdpo_jax.main --help` does not wait for JAX.
 _HOMES = {
+    "load_config": "hgdpo_jax.config_files",
+    "plan": "hgdpo_jax.runner",
+    "run": "hgdpo_jax.runner",
     "StableDiffusion": "hgdpo_jax.families.stable_diffusion.model",
     "PickScore": "hgdpo_jax.scorers.pick_score",
     "ImageReward": "hgdpo_jax.scorers.image_reward",

@@ -338,8 +338,8 @@ def typed(config: ConfigDict) -> Experiment:
         value = values.pop(field.name)
         if dataclasses.is_dataclass(field.type):
             names = {entry.name for entry in dataclasses.fields(field.type)}
-            if wrong := sorted(names ^ set(value)):
-                what = "does not know" if wrong[0] in value else "lacks"
+            if wrong := sorted(names ^ set(value if isinstance(value, dict) else ())):
+                what = "lacks" if wrong[0] in names else "does not know"
                 raise UserError(f"config.{field.name} {what} {wrong[0]}: begin with config = base_config()")
             section: Any = field.type
             value = section(**value)

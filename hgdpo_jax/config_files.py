@@ -1,14 +1,20 @@
-"""The config of an experiment: a Python file, and the command line's changes."""
+"""The config of an experiment: a Python file, or the name of one that ships with the package, and changes to it."""
 
+import contextlib
 import difflib
+import importlib.abc
+import importlib.machinery
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from hgdpo_jax.base_config import Experiment, typed
 from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.config_limits import require_limits
 from hgdpo_jax.errors import UserError, first_line
@@ -20,26 +26,99 @@ def config_changes(arguments: Sequence[str]) -> list[str]:
     return [argument for argument in arguments if re.match(r"--?(no)?config\.", argument)]
 
 
-def read_config(path: str, changes: Sequence[str]) -> ConfigDict:
-    """The config of a file with the command line's changes; raises UserError for anything wrong with either."""
-    path = str(expanded(path))
-    file = epath.Path(path.split(":")[0])
-    if not file.is_file():
-        raise UserError(f"config file {file} does not exist, expected a Python file such as configs/toon.py")
-    config = _parse_config(path, [])
-    fields = [name for name, _ in _fields(config)]
-    for change in changes:
-        name = re.sub(r"^--?(no)?config\.", "", change.split("=")[0])
-        if name not in fields and not any(field.startswith(f"{name}.") for field in fields):
-            near = difflib.get_close_matches(name, fields, 1, 0.4)
-            hint = f"did you mean {near[0]}?" if near else f"the fields are in {_base_config_path()}"
-            raise UserError(f"config has no field {name}: {hint}")
-    config = _parse_config(path, changes)
+def load_config(path: str, changes: Sequence[str] = ()) -> ConfigDict:
+    """The config of a file, "configs/mine.py", or of one that ships with the package, "toon".
+
+    What stands behind a colon is given to its get_config. `changes` are those of the command line,
+    --config.FIELD=VALUE. Raises UserError for anything wrong with either.
+    """
+    name, colon, row = path.partition(":")
+    file = _config_file(name)
+    path = f"{file}{colon}{row}"
+    with _siblings_importable(file):
+        config = _parse_config(path, [])
+        try:
+            typed(config)
+        except UserError as error:
+            raise UserError(f"config file {file}: {error}") from error
+        fields = [name for name, _ in _fields(config)]
+        for change in changes:
+            name = re.sub(r"^--?(no)?config\.", "", change.split("=")[0])
+            if name not in fields and not any(field.startswith(f"{name}.") for field in fields):
+                near = difflib.get_close_matches(name, fields, 1, 0.4)
+                hint = f"did you mean {near[0]}?" if near else f"the fields are in {_base_config_path()}"
+                raise UserError(f"config has no field {name}: {hint}")
+        config = _parse_config(path, changes)
     config.name = config.name or file.stem
-    require_compute_type(config.dtype, "config.dtype")
+    checked(config)
+    return config
+
+
+def checked(config: ConfigDict) -> Experiment:
+    """A config as typed values; raises UserError where it is not made of base_config(), or for an impossible value."""
+    experiment = typed(config)
+    require_compute_type(experiment.dtype, "config.dtype")
     for name, value in _fields(config):
         require_limits(name, value)
-    return config
+    return experiment
+
+
+def _config_file(name: str) -> epath.Path:
+    file, packaged = expanded(name), _packaged_configs()
+    names = sorted(path.stem for path in packaged.glob("*.py"))
+    if name in names and not file.is_file():
+        return packaged / f"{name}.py"
+    if not file.is_file():
+        near = difflib.get_close_matches(file.stem, names, 1)
+        shipped = f"{near[0]}, which ships" if near else f"one that ships: {', '.join(names)}"
+        raise UserError(f"config file {file} does not exist, expected a Python file of yours or {shipped}")
+    return file
+
+
+def _packaged_configs() -> epath.Path:
+    """configs/: of an installed wheel in the package, of a clone beside it."""
+    package = epath.Path(__file__).parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+@contextlib.contextmanager
+def _siblings_importable(file: epath.Path) -> Iterator[None]:
+    """Within it a config can import others by `from configs.toon import get_config`, wherever it lies.
+
+    The name is looked for in the config's own folder if that is called configs, then where Python looks, then among
+    those that ship with the package. Modules of this name that the caller has imported stay the caller's.
+    """
+    own = os.path.dirname(os.path.abspath(file))
+    finder = _Siblings([own] if os.path.basename(own) == "configs" else [])
+    callers = _siblings()
+    for name in callers:
+        del sys.modules[name]
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in _siblings():
+            del sys.modules[name]
+        sys.modules.update(callers)
+
+
+def _siblings() -> dict[str, ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "configs"}
+
+
+class _Siblings(importlib.abc.MetaPathFinder):
+    def __init__(self, own: Sequence[str]):
+        self.own = own
+
+    def find_spec(self, fullname, path, target=None):
+        """The package `configs`, an empty one where there is none, and its modules."""
+        find = importlib.machinery.PathFinder.find_spec
+        if fullname == "configs":
+            return find(fullname) or importlib.machinery.ModuleSpec(fullname, None, is_package=True)
+        if fullname.rpartition(".")[0] == "configs":
+            return find(fullname, [*self.own, *path, str(_packaged_configs())])
+        return None
 
 
 def _parse_config(path: str, changes: Sequence[str]) -> ConfigDict:
@@ -48,8 +127,14 @@ def _parse_config(path: str, changes: Sequence[str]) -> ConfigDict:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         values(argv)
-        return values.config.lock()
+        config = values.config
+        if config is None or isinstance(config, dict):
+            raise TypeError(f"get_config() returned {type(config).__name__}, expected the ConfigDict of base_config()")
+        return config.lock()
     except flags.Error as error:
+        if not changes:
+            # absl hides the file's own error in a text that ends with it.
+            raise UserError(f"config file {path} failed with {str(error).strip().splitlines()[-1]}") from error
         raise UserError(f"{first_line(error)}; its meaning and unit are in {_base_config_path()}") from error
     except Exception as error:
         raise UserError(f"config file {path} failed with {type(error).__name__}: {first_line(error)}") from error

@@ -1,10 +1,11 @@
 """Runs the stages of an experiment that are not done.
 
-    python -m hgdpo_jax.main --config=configs/toon.py
-    python -m hgdpo_jax.main --config=configs/toon.py --plan
-    python -m hgdpo_jax.main --config=configs/toon.py --config.name=milder --config.loss.beta=10000
-    python -m hgdpo_jax.main --config=configs/toon.py --stage=sample_images,evaluate_policy
+    hgdpo --config=toon
+    hgdpo --config=configs/mine.py --plan
+    hgdpo --config=toon --config.name=milder --config.loss.beta=10000
+    hgdpo --config=toon --stage=sample_images,evaluate_policy
 
+`python -m hgdpo_jax.main` is the same program.
 Run the same command again after a stop of any kind: it goes on where it was. Files lie in WORKDIR/runs/NAME/STAGE.
 A config's fields, with their meaning, are in hgdpo_jax/base_config.py; --config.FIELD=VALUE changes one.
 HGDPO_DEBUG=1 shows the traceback of an error. Exit status: 0 done, 1 unexpected error, 2 something to mend in the
@@ -20,7 +21,7 @@ from typing import NoReturn
 from absl import flags, logging
 
 from hgdpo_jax import stages
-from hgdpo_jax.config_files import config_changes, read_config
+from hgdpo_jax.config_files import config_changes, load_config
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.termination import exit_status, leave
 from hgdpo_jax.texts import show_all_characters
@@ -43,9 +44,14 @@ def _run(arguments: Sequence[str]) -> None:
     flags.DEFINE_integer("num_processes", 0, "How many processes there are.", flag_values=values)
     flags.DEFINE_integer("process_id", -1, "Which of them this is, counted from 0.", flag_values=values)
     flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
-    # Declared for the help text; read by read_config.
+    # Declared for the help text; read by load_config.
     changes = config_changes(arguments)
-    flags.DEFINE_string("config", None, "The experiment: a Python file with get_config().", flag_values=values)
+    flags.DEFINE_string(
+        "config",
+        None,
+        "The experiment: a Python file, or the name of one that ships.",
+        flag_values=values,
+    )
     try:
         rest = values(["hgdpo_jax.main", *(argument for argument in arguments if argument not in changes)])[1:]
     except flags.Error as error:
@@ -56,9 +62,9 @@ def _run(arguments: Sequence[str]) -> None:
     if rest:
         raise UserError(f"{' '.join(rest)} is not a flag; --help lists the flags")
     if not values.config:
-        raise UserError("no experiment given, expected --config=FILE, for example --config=configs/toon.py")
+        raise UserError("no experiment given, expected --config=FILE, or one that ships, for example --config=toon")
 
-    config = read_config(values.config, changes)
+    config = load_config(values.config, changes)
     # Not at the top: --help does not wait for JAX.
     from hgdpo_jax.runner import plan, run
 

@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 from hgdpo_jax import hosts, leases
 from hgdpo_jax.agreement import require_alike, require_workdir
 from hgdpo_jax.artifacts import TRACEBACK, StageRun, refuse_changes
-from hgdpo_jax.base_config import Experiment, typed
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.compilation import divide_cpu, keep_programs, spare_memory_of_cpu
+from hgdpo_jax.config_files import checked
 from hgdpo_jax.errors import UserError, first_line, outside_trouble
 from hgdpo_jax.files import require_store, require_utf8_name, write_text
-from hgdpo_jax.stages import load_stage, require_stage
+from hgdpo_jax.stages import inputs_of, load_stage, require_stage
 from hgdpo_jax.texts import require_whole_characters
 
 _REPORT, _SUMMARY = "report/index.html", "report/summary.json"
@@ -53,7 +54,7 @@ class Outcome:
 
 def plan(config: ConfigDict, workdir: epath.PathLike = "workdir", stages: Sequence[str] = ()) -> list[Planned]:
     """The stages of an experiment, or those named, as they stand; runs and writes nothing."""
-    experiment = typed(config)
+    experiment = checked(config)
     workdir, stages = _checked(experiment, workdir, stages)
     loaded = _load(experiment, stages, workdir)
     return [Planned(stage.run.name, _state(stage.run), stage.module.plan(experiment, stage.run)) for stage in loaded]
@@ -73,7 +74,7 @@ def run(
     Everything that can be wrong beforehand is looked at first. `hosts.start` describes the last three arguments. Raises
     UserError for a mistake in what was given; run again after a stop of any kind, it goes on where it was.
     """
-    experiment = typed(config)
+    experiment = checked(config)
     workdir, stages = _checked(experiment, workdir, stages)
     processes: dict[str, Any] = {
         "coordinator_address": coordinator_address,
@@ -129,7 +130,9 @@ def run(
 def _checked(
     experiment: Experiment, workdir: epath.PathLike, stages: Sequence[str]
 ) -> tuple[epath.Path, Sequence[str]]:
-    """The folder, and the stages to run."""
+    """The folder, and the stages to run; raises UserError for a mistake in what was given."""
+    if not experiment.name:
+        raise UserError("config.name is empty, expected the name of the folder in WORKDIR/runs: set config.name")
     for path in (str(workdir), *filter(os.path.exists, dataclasses.astuple(experiment.weights))):
         require_utf8_name(path)
     require_whole_characters(str(workdir), "--workdir")
@@ -150,7 +153,7 @@ def _load(experiment: Experiment, names: Sequence[str], workdir: epath.Path) -> 
     def load(name: str) -> _Stage:
         if name not in known:
             module = load_stage(name)
-            inputs = {earlier: load(earlier).run for earlier in module.INPUTS}
+            inputs = {earlier: load(earlier).run for earlier in inputs_of(module, experiment)}
             known[name] = _Stage(module, StageRun(name, experiment.name, workdir, module.settings(experiment), inputs))
         return known[name]
 

@@ -1,6 +1,5 @@
 """The command line, with small stages instead of the real ones."""
 
-import importlib
 import io
 import os
 import subprocess
@@ -8,102 +7,26 @@ import sys
 import time
 
 import pytest
+import small_stages
 
-import hgdpo_jax.stages
 from hgdpo_jax import hosts, leases
 from hgdpo_jax.main import main
 from hgdpo_jax.texts import show_all_characters
-
-CONFIG = """
-from hgdpo_jax.base_config import base_config
-
-def get_config():
-    config = base_config()
-    config.stages = ("draw", "judge")
-    return config
-"""
-
-DRAW = """
-import os
-import time
-
-INPUTS = ()
-
-def settings(config):
-    return {"seed": config.seed, "pool": {"steps": config.pool.steps}}
-
-def plan(config, run):
-    return f"{config.pool.steps} steps"
-
-def run(config, run):
-    if go := os.environ.get("WAIT_FOR"):
-        (run.folder / "drawing.partial").write_text("half")
-        while not os.path.exists(go):
-            time.sleep(0.02)
-    with (run.folder / "drawn").open("a") as file:
-        file.write("drawn\\n")
-"""
-
-JUDGE = """
-import errno
-import os
-import signal
-from hgdpo_jax.errors import UserError
-
-INPUTS = ("draw",)
-
-def settings(config):
-    return {"rank": config.adapter.rank}
-
-def plan(config, run):
-    return "one look"
-
-def check(config):
-    if config.adapter.rank < 1:
-        raise UserError(f"adapter.rank is {config.adapter.rank}, expected at least 1")
-
-def run(config, run):
-    drawn = (run.input("draw") / "drawn").read_text()
-    if trouble := os.environ.get("TROUBLE"):
-        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/file")
-        hidden = RuntimeError("write failed: No space left on device; in some C++")
-        if trouble == "terminate":
-            os.kill(os.getpid(), signal.SIGTERM)
-            raise AssertionError("SIGTERM came too late")
-        read_only = OSError(errno.EROFS, os.strerror(errno.EROFS), "a/file")
-        full_device = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes")
-        no_folder = OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "a/file")
-        more = {"memory": MemoryError("5 bytes"), "device": full_device, "file": no_folder}
-        errors = more | {"interrupt": KeyboardInterrupt(), "bug": ZeroDivisionError("oh\\nno")}
-        raise (errors | {"full": full, "hidden": hidden, "read-only": read_only})[trouble]
-    (run.folder / "report").mkdir()
-    (run.folder / "report" / "index.html").write_text(drawn)
-"""
 
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Runs the program on an experiment of two stages, draw and judge; returns status, output and errors."""
-    stages = tmp_path / "stages"
-    stages.mkdir()
-    (stages / "draw.py").write_text(DRAW)
-    (stages / "judge.py").write_text(JUDGE)
-    (tmp_path / "tiny.py").write_text(CONFIG)
-    monkeypatch.setattr(hgdpo_jax.stages, "__path__", [str(stages)])
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("HGDPO_DEBUG", raising=False)
-    importlib.invalidate_caches()
 
     def run(*arguments):
-        for name in ("draw", "judge"):
-            sys.modules.pop(f"hgdpo_jax.stages.{name}", None)
+        small_stages.forget()
         status = main([f"--config={tmp_path / 'tiny.py'}", f"--workdir={tmp_path / 'work'}", *arguments])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
-    yield run
-    for name in ("draw", "judge"):
-        sys.modules.pop(f"hgdpo_jax.stages.{name}", None)
+    with small_stages.in_place(tmp_path, monkeypatch):
+        yield run
 
 
 def one_line(errors: str) -> str:
@@ -218,11 +141,13 @@ def test_what_a_terminal_has_no_character_for_is_escaped(monkeypatch):
 
 def test_no_experiment_is_one_line_that_helps(capsys):
     assert main([]) == 2
-    assert "--config=configs/toon.py" in one_line(capsys.readouterr().err)
+    assert "--config=toon" in one_line(capsys.readouterr().err)
 
 
 def test_a_misspelt_field_in_a_config_file_is_one_line_that_names_the_file(command, tmp_path):
-    (tmp_path / "tiny.py").write_text(CONFIG.replace("    return", "    config.loss.betta = 1.0\n    return"))
+    (tmp_path / "tiny.py").write_text(
+        small_stages.CONFIG.replace("    return", "    config.loss.betta = 1.0\n    return")
+    )
     status, _, errors = command()
     assert status == 2
     assert "tiny.py" in one_line(errors) and "betta" in errors
@@ -328,7 +253,7 @@ def test_a_workdir_that_hosts_do_not_share_is_refused(command, tmp_path, monkeyp
 
 def test_hosts_join_before_weights_are_fetched_and_hashed(command, tmp_path, monkeypatch):
     draw = tmp_path / "stages" / "draw.py"
-    draw.write_text(DRAW.replace('    return {"seed"', '    print("hashed")\n    return {"seed"'))
+    draw.write_text(small_stages.DRAW.replace('    return {"seed"', '    print("hashed")\n    return {"seed"'))
     monkeypatch.setattr(hosts, "start", lambda **_: print("joined"))
     status, out, _ = command()
     assert status == 0 and out.splitlines()[:2] == ["joined", "hashed"]
@@ -365,7 +290,7 @@ def test_debugging_shows_tracebacks(command, monkeypatch):
 def test_help_begins_with_examples_and_does_not_wait_for_jax():
     program = "import sys; from hgdpo_jax.main import main; main(['--help']); assert 'jax' not in sys.modules"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "--config=configs/toon.py" in finished.stdout.splitlines()[2]
+    assert "hgdpo --config=toon" in finished.stdout.splitlines()[2]
     assert "--workdir" in finished.stdout and "train_policy" in finished.stdout
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,19 @@ def test_second_run_skips_every_stage(workdir):
     lines = run(workdir)
     assert sum("done before, skipped" in line for line in lines) == STAGES
     assert lines[-1].startswith("report: ")
+
+
+def test_the_readme_runs_an_experiment_in_python(workdir):
+    paragraph = r"\n\n((?:    .*\n|\n)*    .* = hg\.run\(.*\n(?:    .*\n)*)"
+    (block,) = re.findall(paragraph, (ROOT / "README.md").read_text())
+    assert len(block.strip().splitlines()) <= 10
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs_of(workdir)), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", textwrap.dedent(block)]
+    done = subprocess.run(command, cwd=workdir.parent, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    report = "workdir/runs/second_best/evaluate_policy/report"
+    rate = json.loads((workdir.parent / report / "summary.json").read_text())["win_rate"]["judge"]
+    assert done.stdout.splitlines()[-1] == f"{report}/index.html {rate}"
 
 
 @pytest.mark.slow

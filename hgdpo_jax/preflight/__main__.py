@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from hgdpo_jax.base_config import typed
-from hgdpo_jax.config_files import config_changes, read_config
+from hgdpo_jax.config_files import config_changes, load_config
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import expanded
 from hgdpo_jax.termination import exit_status
@@ -34,7 +34,12 @@ def _run(arguments: Sequence[str]) -> None:
 
     values = flags.FlagValues()
     names = ", ".join(CHIPS)
-    flags.DEFINE_string("config", None, "The experiment: a Python file with get_config().", flag_values=values)
+    flags.DEFINE_string(
+        "config",
+        None,
+        "The experiment: a Python file, or the name of one that ships.",
+        flag_values=values,
+    )
     flags.DEFINE_string("target", None, f"Devices, NAME:COUNT, of {names}; else the config's.", flag_values=values)
     flags.DEFINE_float("price_per_hour", None, "What one device costs an hour; else the config's.", flag_values=values)
     flags.DEFINE_string("json", None, "File for all figures as JSON.", flag_values=values)
@@ -54,11 +59,11 @@ def _run(arguments: Sequence[str]) -> None:
     if rest:
         raise UserError(f"{' '.join(rest)} is not a flag; --help lists the flags")
     if not values.config:
-        raise UserError("no experiment given, expected --config=FILE, for example --config=configs/n20_sml.py")
+        raise UserError("no experiment given, expected --config=FILE, or one that ships, for example --config=n20_sml")
     for name in ("target", "price_per_hour"):
         if values[name].value is not None:
             changes.append(f"--config.preflight.{name}={values[name].value}")
-    config = typed(read_config(values.config, changes))
+    config = typed(load_config(values.config, changes))
 
     # Not at the top: --help does without.
     from hgdpo_jax.stages import preflight

@@ -2,7 +2,8 @@
 
 A stage is a module with
 
-    INPUTS                  names of the earlier stages that it reads
+    INPUTS                  names of the earlier stages that it reads; or a function, where the experiment decides:
+    inputs(experiment)      their names
     settings(experiment)    the settings that it reads, a dict of plain values: they make its fingerprint
     plan(experiment, run)   what it costs, one line
     run(experiment, run)    the work; goes on where a killed run stopped
@@ -13,9 +14,11 @@ A stage is a module with
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from types import ModuleType
 
 from hgdpo_jax import plugins
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
 
 
@@ -36,6 +39,11 @@ def load_stage(name: str) -> ModuleType:
     """The module of a stage; raises UserError where there is none of this name."""
     require_stage(name)
     return importlib.import_module(_modules()[name])
+
+
+def inputs_of(module: ModuleType, experiment: Experiment) -> Sequence[str]:
+    """Names of the stages that a stage reads in an experiment."""
+    return module.inputs(experiment) if hasattr(module, "inputs") else module.INPUTS
 
 
 def _modules() -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from launching import LAUNCH, ROOT, tool
 
-from hgdpo_jax.config_files import read_config
+from hgdpo_jax.config_files import load_config
 
 
 def documents(name):
@@ -50,7 +50,7 @@ def test_pods_share_the_claim_and_run_an_experiment_that_lacks_nothing():
     arguments = dict(argument.removeprefix("--").split("=", 1) for argument in pod["containers"][0]["args"])
     assert [arguments.pop("workdir")] == [mounts[name] for name in claimed]
     path = str(ROOT / arguments.pop("config"))
-    config = read_config(path, [f"--{name}={value}" for name, value in arguments.items()])
+    config = load_config(path, [f"--{name}={value}" for name, value in arguments.items()])
     assert all((config.weights.base, config.weights.scorer))
     assert all((config.prompts.train, config.prompts.validation, config.prompts.test))
 
