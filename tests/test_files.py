@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from hgdpo_jax.config_files import load_config
+from hgdpo_jax.config_files import checked, load_config
 from hgdpo_jax.files import expanded, write_bytes, write_json
 from hgdpo_jax.weights.lora_files import load_adapter, save_adapter
 
@@ -49,7 +49,7 @@ def home(tmp_path, monkeypatch, tiny_base, tiny_scorer):
 def test_a_tilde_in_any_path_of_a_config_is_the_home_folder(home):
     (home / "short.py").write_text(CONFIG.replace("HOME", "~"))
     (home / "long.py").write_text(CONFIG.replace("HOME", str(home)))
-    short, long = load_config("~/short.py", []), load_config(str(home / "long.py"), [])
+    short, long = (checked(load_config(path)) for path in ("~/short.py", str(home / "long.py")))
     for name in STAGES:
         stage = importlib.import_module(f"hgdpo_jax.stages.{name}")
         assert stage.settings(short) == stage.settings(long)
