@@ -2,9 +2,10 @@
 
 from ml_collections import ConfigDict
 
-from configs.toon_base import clip_settings
-from configs.toon_scorer import TOON_BASE, scorer_settings
+from configs.toon_base import add
+from configs.toon_scorer import TOON_BASE
 from hgdpo_jax.base_config import base_config
+from hgdpo_jax.toon.settings import CLIPTraining, ScorerTraining
 
 
 def get_config() -> ConfigDict:
@@ -12,11 +13,11 @@ def get_config() -> ConfigDict:
     config.seed = 2
     config.weights.base = TOON_BASE
     config.stages = ("train_clip", "train_scorer")
-    with config.unlocked():
-        config.clip = clip_settings(first_portrait=200_000, steps=600)
-        config.clip.vision.hidden_size = 112
-        config.clip.vision.intermediate_size = 448
-        config.clip.text.hidden_size = 80
-        config.clip.text.intermediate_size = 320
-        config.scorer_training = scorer_settings(first_portrait=230_000, damage="JUDGE_DAMAGE")
+    add(
+        config,
+        clip=CLIPTraining(first_portrait=200_000, steps=600),
+        scorer_training=ScorerTraining(first_portrait=230_000, damage="JUDGE_DAMAGE"),
+    )
+    config.clip.vision.update(hidden_size=112, intermediate_size=448)
+    config.clip.text.update(hidden_size=80, intermediate_size=320)
     return config

@@ -2,8 +2,10 @@
 
 from ml_collections import ConfigDict
 
+from configs.toon_base import add
 from configs.toon_scorer import TOON_BASE
 from hgdpo_jax.base_config import base_config
+from hgdpo_jax.toon.settings import OracleTraining
 
 
 def get_config() -> ConfigDict:
@@ -11,16 +13,5 @@ def get_config() -> ConfigDict:
     config.seed = 3
     config.stages = ("train_oracle",)
     config.weights.base = TOON_BASE
-    with config.unlocked():
-        config.oracle = ConfigDict(
-            {
-                "first_portrait": 300_000,
-                "portraits": 6000,
-                "batch_size": 64,
-                "steps": 900,
-                "learning_rate": 1e-3,
-                "weight_decay": 0.01,
-                "save_every": 200,
-            }
-        )
+    add(config, oracle=OracleTraining())
     return config

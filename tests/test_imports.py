@@ -63,7 +63,6 @@ OF_STAGES = {
     ("stages.export_adapter", "stages.generate_pool"),
     ("stages.export_adapter", "stages.train_policy"),
     ("toon.stages.train_scorer", "stages.generate_pool"),
-    ("toon.stages.train_scorer", "toon.stages.train_clip"),
     ("toon.stages.train_oracle", "stages.generate_pool"),
     ("preflight.programs", "stages.encode_images"),
     ("preflight.programs", "stages.finetune_base"),

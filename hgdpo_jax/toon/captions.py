@@ -1,6 +1,7 @@
 """Exact captions of portraits in varied natural wording."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -96,6 +97,11 @@ def caption(person: Portrait, variant: int | None = None) -> str:
         a_clothes=_with_article(clothes),
         background=background,
     )
+
+
+def wordings(people: Sequence[Portrait], count: int) -> list[str]:
+    """Returns `count` times the captions of all n people, each time in other wordings: the first n are their own."""
+    return [caption(person, person.caption_variant + k) for k in range(count) for person in people]
 
 
 def _join(phrases: list[str]) -> str:

@@ -4,6 +4,7 @@ import collections
 import json
 import re
 
+import numpy as np
 from etils import epath
 
 from hgdpo_jax.errors import UserError
@@ -53,6 +54,11 @@ def byte_pair_merges(texts: list[str], count: int) -> list[tuple[str, str]]:
         merges.append(best)
         words = {_merge(symbols, best): frequency for symbols, frequency in words.items()}
     return merges
+
+
+def crop_padding(token_ids: np.ndarray) -> np.ndarray:
+    """Cuts token ids `[..., t]` behind the longest prompt: under causal attention the end token's state is the same."""
+    return token_ids[..., : int(np.argmax(token_ids, axis=-1).max()) + 1]
 
 
 def write_tokenizer(folder: epath.PathLike, size: int = 1200) -> int:

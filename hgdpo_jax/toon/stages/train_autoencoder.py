@@ -1,7 +1,5 @@
 """Trains the autoencoder of a toon checkpoint on rendered portraits."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +9,11 @@ from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.files import write_json
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.random_keys import training_key
+from hgdpo_jax.settings import decisive
 from hgdpo_jax.toon.fit import fit
+from hgdpo_jax.toon.oracle import to_float
 from hgdpo_jax.toon.portraits import portrait, render_many
+from hgdpo_jax.toon.settings import AutoencoderTraining, read
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.conversion import from_tree
 
@@ -20,13 +21,12 @@ INPUTS = ()
 
 
 def settings(experiment: Experiment) -> dict:
-    return {"seed": experiment.seed, **experiment.extra["autoencoder"]}
+    return {"seed": experiment.seed, **decisive(_options(experiment))}
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    return (
-        f"{experiment.extra['autoencoder']['steps']} steps of {experiment.extra['autoencoder']['batch_size']} portraits"
-    )
+    options = _options(experiment)
+    return f"{options.steps} steps of {options.batch_size} portraits"
 
 
 def reconstruction_loss(images, reconstructions):
@@ -43,22 +43,10 @@ def reconstruction_loss(images, reconstructions):
     return 10.0 * mean(jnp.square(difference)) + mean(jnp.abs(difference)) + edges
 
 
-def to_float(pixels):
-    """Pixels to [-1, 1]."""
-    return jnp.asarray(pixels, jnp.float32) / 127.5 - 1.0
-
-
-def parameter_shapes(model: Autoencoder) -> dict:
-    """Shapes of an autoencoder's parameters, without making any."""
-    side = 8 * model.config.factor
-    pixels, latents = jnp.zeros((1, side, side, 3)), jnp.zeros((1, 8, 8, model.config.latent_channels))
-    return jax.eval_shape(model.init, jax.random.key(0), pixels, latents)["params"]
-
-
 def run(experiment: Experiment, run: StageRun) -> None:
-    options = SimpleNamespace(**experiment.extra["autoencoder"])
+    options = _options(experiment)
     model_config = AutoencoderConfig(
-        block_out_channels=tuple(options.block_out_channels),
+        block_out_channels=options.block_out_channels,
         layers_per_block=options.layers_per_block,
         norm_num_groups=options.norm_num_groups,
         scaling_factor=1.0,
@@ -88,13 +76,10 @@ def run(experiment: Experiment, run: StageRun) -> None:
         loss_function,
         parameters,
         batch_at,
-        run.folder,
-        steps=options.steps,
-        learning_rate=options.learning_rate,
+        run,
+        options,
         warmup_steps=50,
         average_decay=0.995,
-        save_every=options.save_every,
-        description="train_autoencoder",
     )
     encode = jax.jit(lambda pixels: model.apply({"params": trained}, to_float(pixels), method="encode")[0])
     spread = float(np.std(np.concatenate([encode(images[start : start + 64]) for start in range(0, 1024, 64)])))
@@ -116,3 +101,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
         },
     )
     folders.write_weights(run.folder / "vae" / "diffusion_pytorch_model.safetensors", from_tree(trained), "float32")
+
+
+def _options(experiment: Experiment) -> AutoencoderTraining:
+    return read(experiment, "autoencoder", AutoencoderTraining)

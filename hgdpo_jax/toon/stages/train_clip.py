@@ -1,7 +1,6 @@
 """Trains a small CLIP on portraits and their captions: a toon checkpoint's text encoder, and the start of a scorer."""
 
 import dataclasses
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,11 +12,13 @@ from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
 from hgdpo_jax.scorers.preprocess import preprocess
+from hgdpo_jax.settings import decisive
 from hgdpo_jax.toon.attributes import COMBINATION
-from hgdpo_jax.toon.captions import caption
+from hgdpo_jax.toon.captions import wordings
 from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.portraits import Portrait, portrait, render_many
-from hgdpo_jax.toon.vocabulary import write_tokenizer
+from hgdpo_jax.toon.settings import CLIPTraining, read
+from hgdpo_jax.toon.vocabulary import crop_padding, write_tokenizer
 from hgdpo_jax.weights import clip_files
 from hgdpo_jax.weights.clip_tokenizer import load_tokenizer
 from hgdpo_jax.weights.conversion import from_tree
@@ -33,22 +34,23 @@ _ALIKE = 4
 
 
 def settings(experiment: Experiment) -> dict:
-    return {"seed": experiment.seed, **experiment.extra["clip"]}
+    return {"seed": experiment.seed, **decisive(_options(experiment))}
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    return f"{experiment.extra['clip']['steps']} steps of {experiment.extra['clip']['batch_size']} portraits"
+    options = _options(experiment)
+    return f"{options.steps} steps of {options.batch_size} portraits"
 
 
-def clip_config(options, vocabulary: int) -> dict:
+def clip_config(options: CLIPTraining, vocabulary: int) -> dict:
     """A transformers CLIPModel config.json of the given sizes."""
     text = {"hidden_act": "quick_gelu", "max_position_embeddings": 77, "vocab_size": vocabulary}
     # The markers are the last two entries, as in CLIP's own vocabulary.
     text |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
     return {
         "projection_dim": options.projection_dim,
-        "text_config": text | options.text | {"projection_dim": options.projection_dim},
-        "vision_config": {"hidden_act": "quick_gelu"} | options.vision | {"projection_dim": options.projection_dim},
+        "text_config": {**text, **options.text, "projection_dim": options.projection_dim},
+        "vision_config": {"hidden_act": "quick_gelu", **options.vision, "projection_dim": options.projection_dim},
     }
 
 
@@ -63,13 +65,8 @@ def alike(first: int, groups: int) -> list[Portrait]:
     return people
 
 
-def crop_padding(token_ids: np.ndarray) -> np.ndarray:
-    """Cuts token ids `[..., t]` behind the longest prompt: under causal attention the end token's state is the same."""
-    return token_ids[..., : int(np.argmax(token_ids, axis=-1).max()) + 1]
-
-
 def run(experiment: Experiment, run: StageRun) -> None:
-    options = SimpleNamespace(**experiment.extra["clip"])
+    options = _options(experiment)
     tokenizer_folder = run.folder / "tokenizer"
     vocabulary = write_tokenizer(tokenizer_folder, options.vocabulary_size)
     tokenizer = load_tokenizer(tokenizer_folder)
@@ -77,15 +74,13 @@ def run(experiment: Experiment, run: StageRun) -> None:
     model = CLIP(CLIPConfig.from_dict(model_config))
     people = alike(options.first_portrait, options.portraits // _ALIKE)
     images = render_many(people)
-    captions = [
-        caption(person, person.caption_variant + k) for k in range(options.captions_per_portrait) for person in people
-    ]
-    token_ids = np.asarray(tokenizer(captions, padding="max_length", max_length=77)["input_ids"], np.int32)
+    texts = wordings(people, options.captions_per_portrait)
+    token_ids = np.asarray(tokenizer(texts, padding="max_length", max_length=77)["input_ids"], np.int32)
     token_ids = crop_padding(token_ids).reshape(options.captions_per_portrait, len(people), -1)
 
     def loss_function(parameters, _, batch):
         ids, pixels = batch
-        inputs = preprocess(pixels, options.vision.image_size, "pad", **_statistics())
+        inputs = preprocess(pixels, options.vision["image_size"], "pad", **_statistics())
         text, image, logit_scale = model.apply({"params": parameters}, ids, inputs)
         loss = losses.contrastive(text, image, jnp.exp(logit_scale)).mean()
         nearest = jnp.argmax(jnp.matmul(text, image.T, precision=jax.lax.Precision.HIGHEST), axis=-1)
@@ -98,20 +93,15 @@ def run(experiment: Experiment, run: StageRun) -> None:
         return token_ids[random.integers(len(token_ids), size=len(rows)), rows], images[rows]
 
     ids, pixels = batch_at(0)
-    inputs = preprocess(jnp.asarray(pixels[:1]), options.vision.image_size, "pad", **_statistics())
+    inputs = preprocess(jnp.asarray(pixels[:1]), options.vision["image_size"], "pad", **_statistics())
     parameters = jax.jit(model.init)(jax.random.key(experiment.seed), ids[:1], inputs)["params"]
     trained = fit(
         loss_function,
         parameters,
         batch_at,
-        run.folder,
-        steps=options.steps,
-        learning_rate=options.learning_rate,
+        run,
+        options,
         warmup_steps=options.steps // 10,
-        average_decay=0.99,
-        weight_decay=options.weight_decay,
-        save_every=options.save_every,
-        description="train_clip",
     )
     clip_files.write_folder(
         run.folder / "clip",
@@ -119,7 +109,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
             config=model_config,
             tensors=from_tree(trained),
             preprocessor=PREPROCESSOR
-            | {"size": {"shortest_edge": options.vision.image_size}, "crop_size": options.vision.image_size},
+            | {"size": {"shortest_edge": options.vision["image_size"]}, "crop_size": options.vision["image_size"]},
             tokenizer=tokenizer_folder,
         ),
         storage="float32",
@@ -128,3 +118,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
 
 def _statistics() -> dict:
     return {"mean": PREPROCESSOR["image_mean"], "spread": PREPROCESSOR["image_std"]}
+
+
+def _options(experiment: Experiment) -> CLIPTraining:
+    return read(experiment, "clip", CLIPTraining)

@@ -1,7 +1,5 @@
 """Trains the attribute oracle: a classifier that reads a toon portrait's attributes off its pixels."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +8,13 @@ import optax
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.files import write_json
+from hgdpo_jax.settings import decisive
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.oracle import AttributeOracle, make_classifier, to_float
 from hgdpo_jax.toon.portraits import labels, portrait, render_many
+from hgdpo_jax.toon.settings import OracleTraining, read
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.conversion import from_tree
 
@@ -23,15 +23,16 @@ _HELD_OUT = 1000
 
 
 def settings(experiment: Experiment) -> dict:
-    return {"seed": experiment.seed, **base_fingerprints(experiment), **experiment.extra["oracle"]}
+    return {"seed": experiment.seed, **base_fingerprints(experiment), **decisive(_options(experiment))}
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    return f"{experiment.extra['oracle']['steps']} steps of {experiment.extra['oracle']['batch_size']} portraits"
+    options = _options(experiment)
+    return f"{options.steps} steps of {options.batch_size} portraits"
 
 
 def run(experiment: Experiment, run: StageRun) -> None:
-    options = SimpleNamespace(**experiment.extra["oracle"])
+    options = _options(experiment)
     base = load_base(experiment, "float32")
 
     def corpus(split: str, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,17 +65,16 @@ def run(experiment: Experiment, run: StageRun) -> None:
         loss_function,
         parameters,
         batch_at,
-        run.folder,
-        steps=options.steps,
-        learning_rate=options.learning_rate,
+        run,
+        options,
         warmup_steps=options.steps // 20,
-        average_decay=0.99,
-        weight_decay=options.weight_decay,
-        save_every=options.save_every,
-        description="train_oracle",
     )
     _, held_out, expected = corpus("test", 0, _HELD_OUT)
     read = AttributeOracle(trained, {}).attributes(held_out)
     accuracy = dict(zip(ATTRIBUTES, (read == expected).mean(axis=0).round(4).tolist(), strict=True))
     write_json(run.folder / "oracle" / "accuracy.json", accuracy | {"all": round(float((read == expected).mean()), 4)})
     folders.write_weights(run.folder / "oracle" / "model.safetensors", from_tree(trained), "float16")
+
+
+def _options(experiment: Experiment) -> OracleTraining:
+    return read(experiment, "oracle", OracleTraining)

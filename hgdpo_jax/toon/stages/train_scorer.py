@@ -1,7 +1,5 @@
 """Trains a preference scorer of PickScore's architecture and objective on pairs of toon portraits."""
 
-from types import SimpleNamespace
-
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -15,11 +13,13 @@ from hgdpo_jax.files import expanded, write_json
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.scorers.preprocess import preprocess
+from hgdpo_jax.settings import decisive
 from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.toon import damage
 from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.preferences import KINDS, make_preferences
-from hgdpo_jax.toon.stages.train_clip import crop_padding
+from hgdpo_jax.toon.settings import ScorerTraining, read
+from hgdpo_jax.toon.vocabulary import crop_padding
 from hgdpo_jax.weights import clip_files, folders
 from hgdpo_jax.weights.conversion import from_tree, to_tree
 
@@ -28,7 +28,7 @@ _HELD_OUT = 200
 
 
 def settings(experiment: Experiment) -> dict:
-    return {"seed": experiment.seed, **base_fingerprints(experiment), **experiment.extra["scorer_training"]}
+    return {"seed": experiment.seed, **base_fingerprints(experiment), **decisive(_options(experiment))}
 
 
 def check(experiment: Experiment) -> None:
@@ -39,12 +39,12 @@ def check(experiment: Experiment) -> None:
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    options = experiment.extra["scorer_training"]
-    return f"{options['steps']} steps of {options['batch_size']} pairs"
+    options = _options(experiment)
+    return f"{options.steps} steps of {options.batch_size} pairs"
 
 
 def run(experiment: Experiment, run: StageRun) -> None:
-    options = SimpleNamespace(**experiment.extra["scorer_training"])
+    options = _options(experiment)
     start = PickScore.load(run.input("train_clip") / "clip", framing="pad")
     kinds = getattr(damage, options.damage)
     base = load_base(experiment, "float32")
@@ -94,14 +94,9 @@ def run(experiment: Experiment, run: StageRun) -> None:
         loss_function,
         start.parameters,
         batch_at,
-        run.folder,
-        steps=options.steps,
-        learning_rate=options.learning_rate,
+        run,
+        options,
         warmup_steps=options.steps // 20,
-        average_decay=0.99,
-        weight_decay=options.weight_decay,
-        save_every=options.save_every,
-        description="train_scorer",
     )
     folder = run.folder / "scorer"
     files = clip_files.read_folder(run.input("train_clip") / "clip")
@@ -128,7 +123,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
 
 def _weaker_files(experiment: Experiment) -> list[epath.Path]:
     folder = expanded(experiment.weights.base).parent
-    return [folder / f"unet-{step}.safetensors" for step in experiment.extra["scorer_training"]["weaker_steps"]]
+    return [folder / f"unet-{step}.safetensors" for step in _options(experiment).weaker_steps]
 
 
 def _earlier(base: StableDiffusion, path) -> StableDiffusion:
@@ -136,3 +131,7 @@ def _earlier(base: StableDiffusion, path) -> StableDiffusion:
     shapes = base.parameters["unet"]
     unet = to_tree(folders.load_tensors(path)[0], shapes, where=str(path))
     return base.with_unet(unet)
+
+
+def _options(experiment: Experiment) -> ScorerTraining:
+    return read(experiment, "scorer_training", ScorerTraining)

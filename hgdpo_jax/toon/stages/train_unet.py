@@ -3,8 +3,6 @@
 The autoencoder and the text encoder come from their own stages and stay as they are.
 """
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +18,11 @@ from hgdpo_jax.models.unet import UNet, UNetConfig
 from hgdpo_jax.pages.pictures import contact_sheet
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
-from hgdpo_jax.toon.captions import caption, prompts
+from hgdpo_jax.settings import decisive
+from hgdpo_jax.toon.captions import prompts, wordings
 from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.portraits import portrait, render_many
+from hgdpo_jax.toon.settings import UNetTraining, read
 from hgdpo_jax.weights import clip_files, folders
 from hgdpo_jax.weights.clip_tokenizer import load_tokenizer
 from hgdpo_jax.weights.conversion import from_tree, to_tree
@@ -38,16 +38,16 @@ SCHEDULER = STABLE_DIFFUSION | {
 
 
 def settings(experiment: Experiment) -> dict:
-    return {"seed": experiment.seed, **experiment.extra["base_training"]}
+    return {"seed": experiment.seed, **decisive(_options(experiment))}
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    options = experiment.extra["base_training"]
-    return f"{options['steps']} steps of {options['batch_size']} portraits"
+    options = _options(experiment)
+    return f"{options.steps} steps of {options.batch_size} portraits"
 
 
 def run(experiment: Experiment, run: StageRun) -> None:
-    options = SimpleNamespace(**experiment.extra["base_training"])
+    options = _options(experiment)
     model = _untrained(run, options, experiment.seed)
     tokens, latents = _cache(model, options)
     empty = model.tokenize([""])[0]
@@ -90,15 +90,12 @@ def run(experiment: Experiment, run: StageRun) -> None:
         loss_function,
         model.parameters["unet"],
         batch_at,
-        run.folder,
-        steps=options.steps,
-        learning_rate=options.learning_rate,
+        run,
+        options,
         warmup_steps=options.steps // 20,
         average_decay=options.average_decay,
         frozen={"text_encoder": model.parameters["text_encoder"]},
         log=log,
-        save_every=options.save_every,
-        description="train_unet",
         evaluate=evaluate,
         evaluate_every=options.keep_every,
         samples_per_step=options.batch_size,
@@ -107,14 +104,14 @@ def run(experiment: Experiment, run: StageRun) -> None:
     model.with_unet(unet).save(run.folder / "base")
 
 
-def _untrained(run: StageRun, options, seed: int) -> StableDiffusion:
+def _untrained(run: StageRun, options: UNetTraining, seed: int) -> StableDiffusion:
     """The checkpoint before its U-Net is trained."""
     vae, clip = run.input("train_autoencoder") / "vae", clip_files.read_folder(run.input("train_clip") / "clip")
     text_config = dict(clip.config["text_config"])
     configs = {
         "vae": folders.read_json(vae / "config.json"),
         "text_encoder": text_config,
-        "unet": options.unet | {"cross_attention_dim": text_config["hidden_size"]},
+        "unet": {**options.unet, "cross_attention_dim": text_config["hidden_size"]},
         "scheduler": SCHEDULER,
     }
     unet = UNet(UNetConfig.from_dict(configs["unet"]))
@@ -145,11 +142,14 @@ def _untrained(run: StageRun, options, seed: int) -> StableDiffusion:
     )
 
 
-def _cache(model: StableDiffusion, options) -> tuple[np.ndarray, np.ndarray]:
+def _cache(model: StableDiffusion, options: UNetTraining) -> tuple[np.ndarray, np.ndarray]:
     """Token ids `[captions, n, 77]` and latents `[n, h, w, 4]` of the training portraits."""
     people = [portrait(index, "train") for index in range(options.portraits)]
-    texts = [
-        caption(person, person.caption_variant + k) for k in range(options.captions_per_portrait) for person in people
-    ]
-    tokens = model.tokenize(texts).reshape(options.captions_per_portrait, len(people), -1)
+    tokens = model.tokenize(wordings(people, options.captions_per_portrait)).reshape(
+        options.captions_per_portrait, len(people), -1
+    )
     return tokens, model.encode_images(render_many(people), device_batch=64)
+
+
+def _options(experiment: Experiment) -> UNetTraining:
+    return read(experiment, "base_training", UNetTraining)
