@@ -40,8 +40,8 @@ def prepare_ours(base: Path, way: str) -> Prepared:
 
     from configs.n20_sml import get_config
     from hgdpo_jax import StableDiffusion
+    from hgdpo_jax.experiment.training import make_training
     from hgdpo_jax.sharding import shard_batch, shard_parameters, training_mesh
-    from hgdpo_jax.stages.train_policy import make_training
 
     config = get_config()
     config.dtype = "float32"

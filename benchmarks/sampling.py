@@ -37,7 +37,7 @@ def prepare_ours(base: Path, scorer: Path, way: str) -> Prepared:
     import jax
 
     from hgdpo_jax import PickScore, StableDiffusion
-    from hgdpo_jax.stages.score_pool import make_score
+    from hgdpo_jax.experiment.scoring import make_score
 
     # States of prompts are given.
     model = StableDiffusion.load(str(base)).with_parameters(text_encoder={})

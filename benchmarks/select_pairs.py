@@ -80,7 +80,9 @@ def _time_stage(folder: Path, count: int) -> dict[str, float]:
     from hgdpo_jax.base_config import base_config, typed
     from hgdpo_jax.data.pool import Pool, blocks_of
     from hgdpo_jax.data.prompts import load_prompts
-    from hgdpo_jax.stages import generate_pool, score_pool, select_pairs
+    from hgdpo_jax.experiment.drawing import drawing_settings
+    from hgdpo_jax.experiment.scoring import scoring_settings
+    from hgdpo_jax.stages import select_pairs
 
     config = base_config()
     config.name, config.weights.base, config.weights.scorer = "benchmark", "toon", "toon"
@@ -90,8 +92,8 @@ def _time_stage(folder: Path, count: int) -> dict[str, float]:
     config.pairs.latents = "sampled"
     config.prompts.train = "toon:train"
     workdir = epath.Path(folder)
-    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(typed(config))))
-    scores = pool.scores(fingerprint_of(score_pool.settings(typed(config))))
+    pool = Pool(workdir / "pools" / fingerprint_of(drawing_settings(typed(config))))
+    scores = pool.scores(fingerprint_of(scoring_settings(typed(config))))
     random = np.random.default_rng(0)
     for block in blocks_of(load_prompts("toon:train", _PROMPTS * count), _PROMPTS):
         for index in range(_SIZE):

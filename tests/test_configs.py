@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from hgdpo_jax.base_config import base_config, typed
 from hgdpo_jax.data.pool import blocks_of
 from hgdpo_jax.data.prompts import load_prompts
+from hgdpo_jax.experiment.drawing import drawing_settings
 from hgdpo_jax.main import main
-from hgdpo_jax.stages.generate_pool import drawing_settings
 
 ROOT = Path(__file__).parent.parent
 

@@ -88,3 +88,9 @@ def _path(folder: epath.Path, start: int) -> epath.Path:
 
 def _map_file(folder: epath.Path, start: int) -> dict[str, Any]:
     return map_tensors(_path(folder, start))
+
+
+def read_encoded(folder: epath.Path) -> tuple[EncodedImages, list[str]]:
+    """What `encode_images` wrote into its folder, and a few of the captions."""
+    values = json.loads((folder / "images.json").read_text())
+    return EncodedImages(folder / "rows", values["images"], values.get("unusable", ())), values["captions"]

@@ -10,6 +10,9 @@ from jaxtyping import Array, Float, Int
 from hgdpo_jax.diffusion.schedule import NoiseSchedule
 from hgdpo_jax.errors import UserError
 
+# Raised where the same settings come to draw other images.
+REVISION = 1
+
 
 def timesteps(schedule: NoiseSchedule, steps: int) -> Int[np.ndarray, " steps"]:
     """The timesteps visited, falling, by the schedule's spacing; raises UserError where `steps` does not fit."""

@@ -13,6 +13,9 @@ from jax.sharding import Mesh
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.experiment.encoding import make_encode, make_reencode
+from hgdpo_jax.experiment.scoring import make_score
+from hgdpo_jax.experiment.training import make_finetuning, make_training
 from hgdpo_jax.families.stable_diffusion.files import read_configs
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.preflight.compilation import Measurement, Program, measure
@@ -22,7 +25,6 @@ from hgdpo_jax.preflight.targets import Chip
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.scorers.sources import ScorerSource
 from hgdpo_jax.sharding import batch_shapes, parameter_shapes, replicated_shapes, training_mesh
-from hgdpo_jax.stages import encode_images, finetune_base, score_pool, select_pairs, train_policy
 from hgdpo_jax.training.accumulation import accumulation_steps
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.sources import resolve_source
@@ -116,7 +118,7 @@ def _build_evaluation(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
 def _build_scoring(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     weights = ({"vae": parameters["vae"]}, replicated_shapes(setup.scorer.parameters, mesh))
     embeddings = _rows((setup.scorer.clip.config.projection_dim,), setup, mesh)
-    function = score_pool.make_score(setup.base, setup.scorer)
+    function = make_score(setup.base, setup.scorer)
     arguments = (*weights, _latents(setup, mesh, jnp.float16), embeddings)
     return Program(function, arguments, weights=weights)
 
@@ -124,12 +126,12 @@ def _build_scoring(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
 def _build_selection(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     weights = {"vae": parameters["vae"]}
     arguments = (weights, _latents(setup, mesh, jnp.float16))
-    return Program(select_pairs.make_reencode(setup.base), arguments, weights=weights)
+    return Program(make_reencode(setup.base), arguments, weights=weights)
 
 
 def _build_training(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     mesh = _training_mesh(setup, "train", mesh)
-    initial_state, step = train_policy.make_training(_cut(setup, "train", mesh), setup.base, mesh)
+    initial_state, step = make_training(_cut(setup, "train", mesh), setup.base, mesh)
     state = parameter_shapes(jax.eval_shape(initial_state), mesh)
     base = parameter_shapes({name: parameters.pop(name) for name in ("unet", "text_encoder")}, mesh)
     latents = _latents(setup, mesh)
@@ -159,12 +161,12 @@ def _least_training_flops(setup: Setup) -> float:
 def _build_encoding(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     weights = {"vae": parameters.pop("vae")}
     pixels = _rows((setup.experiment.pool.height, setup.experiment.pool.width, 3), setup, mesh, jnp.uint8)
-    return Program(encode_images.make_encode(setup.base), (weights, pixels), weights=weights, resident=parameters)
+    return Program(make_encode(setup.base), (weights, pixels), weights=weights, resident=parameters)
 
 
 def _build_finetuning(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     mesh = _training_mesh(setup, "finetune", mesh)
-    initial_state, step = finetune_base.make_training(_cut(setup, "finetune", mesh), setup.base, mesh)
+    initial_state, step = make_finetuning(_cut(setup, "finetune", mesh), setup.base, mesh)
     # Loaded in float32, computed in the config's type.
     parameters = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.float32), parameters)
     state = parameter_shapes(jax.eval_shape(initial_state, parameters.pop("unet")), mesh)

@@ -28,6 +28,8 @@ class Scorer(abc.ABC):
 
     # How people call it.
     label: ClassVar[str]
+    # Raised where the same weights come to give other scores.
+    revision: ClassVar[int] = 1
     # Further sources, which `load` takes by these names.
     options: ClassVar[Mapping[str, Option]] = {}
 

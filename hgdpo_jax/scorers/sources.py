@@ -75,7 +75,7 @@ class ScorerSource:
         for name, option in _class_of(self.kind).options.items():
             if source := self.options[name]:
                 prints.append(folders.content_fingerprint(resolve_source(source, option.weights), option.weights))
-        return f"{self.kind} {' '.join(prints)}"
+        return f"{self.kind} {_class_of(self.kind).revision} {' '.join(prints)}"
 
     def load(self, dtype: str = "float32", framing: str = "crop") -> Scorer | UserScorer:
         """The scorer, in the type `dtype`; `framing`, "crop" or "pad", is for those that make images square."""

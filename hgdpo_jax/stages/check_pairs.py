@@ -10,16 +10,14 @@ from PIL import Image
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.pairs import open_pairs
-from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, pair_of
 from hgdpo_jax.evaluation.pair_check import PairCheck, check_pairs
-from hgdpo_jax.evaluation.scores import TRAINING, Score, load_scores, score_sources
+from hgdpo_jax.evaluation.scores import TRAINING, score_sources
+from hgdpo_jax.experiment.models import base_fingerprints, load_autoencoder, name_of
+from hgdpo_jax.experiment.scoring import score_fingerprints, scores_of, try_out
 from hgdpo_jax.files import write_bytes, write_json
 from hgdpo_jax.pages.pictures import ImagePair, png_bytes
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.scorers.user_scorer import UserScorer
-from hgdpo_jax.stages.generate_pool import base_fingerprints, load_autoencoder, name_of
-from hgdpo_jax.stages.score_pool import scorer_source
 
 INPUTS = ("select_pairs",)
 _MOST_PAIRS = 1024
@@ -35,33 +33,10 @@ def settings(experiment: Experiment) -> dict:
     }
 
 
-def score_fingerprints(experiment: Experiment) -> dict:
-    """What decides the scores that an evaluation looks at."""
-    scorer_source(experiment)
-    sources = score_sources(experiment.weights.scorer, experiment.evaluate.scorers)
-    return {f"scores.{name}": source.fingerprint() for name, source in sources.items()} | {
-        "scoring.framing": experiment.scoring.framing
-    }
-
-
-def scores_of(experiment: Experiment) -> dict[str, Score]:
-    """The scores of a config by name: "scorer", which chose the pairs, and those of evaluate.scorers."""
-    return load_scores(
-        experiment.weights.scorer,
-        experiment.evaluate.scorers,
-        dtype=experiment.dtype,
-        framing=experiment.scoring.framing,
-        device_batch=experiment.scoring.device_batch,
-    )
-
-
 def check(experiment: Experiment) -> None:
     """Raises UserError where a scorer cannot be loaded, or one of the user's own fails on a black picture."""
-    prompt = load_prompts(experiment.prompts.train, 1)[0]
     for source in score_sources(experiment.weights.scorer, experiment.evaluate.scorers).values():
-        scorer = source.load(experiment.dtype, experiment.scoring.framing)
-        if isinstance(scorer, UserScorer):
-            scorer.try_out(prompt, experiment.pool.width, experiment.pool.height)
+        try_out(experiment, source.load(experiment.dtype, experiment.scoring.framing))
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:

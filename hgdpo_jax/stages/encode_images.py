@@ -4,8 +4,6 @@ import itertools
 from collections.abc import Iterator
 
 import grain
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hgdpo_jax import hosts
@@ -19,11 +17,11 @@ from hgdpo_jax.data.pool import write_behind
 from hgdpo_jax.data.prompts import warn_long_prompts
 from hgdpo_jax.data.unusable import Unusable
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.experiment.drawing import batch_of_block
+from hgdpo_jax.experiment.encoding import make_encode
+from hgdpo_jax.experiment.models import base_fingerprints, check_base, load_base, name_of
 from hgdpo_jax.files import write_json
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.stages.generate_pool import base_fingerprints, batch_of_block, check_base, load_base, name_of
-from hgdpo_jax.weights import folders
 
 INPUTS = ()
 EVERY_HOST = True
@@ -106,18 +104,6 @@ def run(experiment: Experiment, run: StageRun) -> None:
         unusable.require_rest(len(images) - len(left_out))
         values = {"images": len(images), "captions": shown}
         write_json(run.folder / "images.json", values | ({"unusable": left_out} if left_out else {}))
-
-
-def make_encode(model: StableDiffusion):
-    """One compiled function `(parameters, pixels) -> moments`."""
-    # The standard deviation too: training samples the posterior anew each time it sees an image, as is usual.
-    return jax.jit(lambda parameters, pixels: jnp.concatenate(model.posterior(parameters, pixels), axis=-1))
-
-
-def read_encoded(folder) -> tuple[EncodedImages, list[str]]:
-    """What this stage wrote into its folder, and a few of the captions."""
-    values = folders.read_json(folder / "images.json")
-    return EncodedImages(folder / "rows", values["images"], values.get("unusable", ())), values["captions"]
 
 
 def _encoded(run: StageRun, images: int) -> EncodedImages:

@@ -14,13 +14,17 @@ from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.folder_images import FolderImages
 from hgdpo_jax.data.pool import Block, Pool, blocks_of
-from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.color_shift import shift_between
 from hgdpo_jax.evaluation.compared_models import TUNED, ComparedModel, compared_models
 from hgdpo_jax.evaluation.measuring import ImageSource, Measured, measure
+from hgdpo_jax.evaluation.pool_statistics import STATISTICS, read_statistics
 from hgdpo_jax.evaluation.scores import Score, headline
 from hgdpo_jax.evaluation.win_rate import compare_scores
+from hgdpo_jax.experiment.drawing import batch_of_block, draw_parts, drawing_of, drawing_settings
+from hgdpo_jax.experiment.models import load_base
+from hgdpo_jax.experiment.prompts import prompts_fingerprint, test_prompts
+from hgdpo_jax.experiment.scoring import score_fingerprints, scores_of
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import checksum, write_text
 from hgdpo_jax.pages.numbers import finite_or_none
@@ -28,10 +32,7 @@ from hgdpo_jax.pages.pictures import ImagePair
 from hgdpo_jax.pages.run_report import ModelRow, ReportData, write_report
 from hgdpo_jax.plugins import plugin_of
 from hgdpo_jax.run_log import LOG, read_scalars
-from hgdpo_jax.stages.check_pairs import read_check, score_fingerprints, scores_of
-from hgdpo_jax.stages.export_adapter import FILES
-from hgdpo_jax.stages.generate_pool import batch_of_block, draw_parts, drawing_settings, load_base
-from hgdpo_jax.stages.select_pairs import STATISTICS, read_statistics
+from hgdpo_jax.stages.check_pairs import read_check
 from hgdpo_jax.weights import lora_files
 
 INPUTS = ("select_pairs", "check_pairs", "train_policy", "export_adapter")
@@ -52,18 +53,13 @@ def comparable_settings(experiment: Experiment) -> dict:
         **drawing_settings(experiment),
         **score_fingerprints(experiment),
         "evaluate.seeds": experiment.evaluate.seeds,
-        "prompts.test": fingerprint_of({"texts": held_out_prompts(experiment)}),
+        "prompts.test": prompts_fingerprint(test_prompts(experiment)),
     }
 
 
 def models_of(experiment: Experiment) -> list[ComparedModel]:
     """The models that a config compares."""
     return compared_models(experiment.evaluate.models, experiment.adapter.scale, experiment.sample.latent_normalization)
-
-
-def held_out_prompts(experiment: Experiment) -> list[str]:
-    """The held-out prompts."""
-    return load_prompts(experiment.prompts.test, experiment.prompts.test_count)
 
 
 def _model_settings(experiment: Experiment, model: ComparedModel) -> dict[str, Any]:
@@ -80,12 +76,12 @@ def _model_settings(experiment: Experiment, model: ComparedModel) -> dict[str, A
 
 def plan(experiment: Experiment, run: StageRun) -> str:
     names = ", ".join(model.name for model in models_of(experiment))
-    return f"{len(held_out_prompts(experiment)):,} prompts x {experiment.evaluate.seeds} images: {names}"
+    return f"{len(test_prompts(experiment)):,} prompts x {experiment.evaluate.seeds} images: {names}"
 
 
 def check(experiment: Experiment) -> None:
     """Raises UserError where a folder lacks images, or a LoRA does not fit."""
-    blocks = blocks_of(held_out_prompts(experiment), experiment.pool.block)
+    blocks = blocks_of(test_prompts(experiment), experiment.pool.block)
     for model in models_of(experiment):
         if model.folder:
             _folder_images(experiment, model, epath.Path()).complete(blocks, experiment.evaluate.seeds)
@@ -95,7 +91,7 @@ def check(experiment: Experiment) -> None:
 
 def run(experiment: Experiment, run: StageRun) -> None:
     models = models_of(experiment)
-    scores, measured = measure_models(experiment, run, models, held_out_prompts(experiment), _EXAMPLES)
+    scores, measured = measure_models(experiment, run, models, test_prompts(experiment), _EXAMPLES)
     if not hosts.is_first():
         return
     # In their order, which write_json would not keep.
@@ -141,7 +137,11 @@ class _DrawnImages:
         self._adapters = []
         self.folder = run.pools / fingerprint_of(drawing_settings(experiment))
         if model.adapter:
-            path = run.input("export_adapter") / FILES["diffusers"] if model.adapter == TUNED else model.adapter
+            path = (
+                run.input("export_adapter") / lora_files.EXPORTED["diffusers"]
+                if model.adapter == TUNED
+                else model.adapter
+            )
             # A tracer, not a constant: one program serves all weights.
             self._adapters = [(lora_files.load_adapter(path), np.float32(model.scale))]
             self.folder = run.folder / "drawn" / model.name
@@ -151,16 +151,8 @@ class _DrawnImages:
         pool = Pool(self.folder)
 
         def draw(missing: Sequence[tuple[Block, int]]) -> None:
-            draw_parts(
-                self._experiment,
-                self._base,
-                pool,
-                missing,
-                images // hosts.count(),
-                self._description,
-                adapters=self._adapters,
-                latent_normalization=self._latent_normalization,
-            )
+            drawing = drawing_of(self._experiment, self._base, self._adapters, self._latent_normalization)
+            draw_parts(self._experiment, drawing, pool, missing, images // hosts.count(), self._description)
 
         while pool.latents.make_missing(blocks, seeds, draw):
             pass
@@ -179,7 +171,7 @@ def _results(
 ) -> dict[str, Any]:
     """All that was measured, for `hgdpo_jax.report`, which joins runs."""
     statistics = read_statistics(run.input("select_pairs", STATISTICS))
-    adapter = checksum(run.input("export_adapter") / FILES["diffusers"])
+    adapter = checksum(run.input("export_adapter") / lora_files.EXPORTED["diffusers"])
     training = {
         "prompts.train_count": statistics["prompts"],
         "pairs": statistics["pairs"],
@@ -195,7 +187,7 @@ def _results(
         "experiment": run.experiment,
         "settings": comparable_settings(experiment),
         "training": training,
-        "prompts": held_out_prompts(experiment),
+        "prompts": test_prompts(experiment),
         "scores": {name: score.to_dict() for name, score in scores.items()},
         "headline": headline(list(scores)),
         "models": {
@@ -223,7 +215,7 @@ def _report(
     scores: Mapping[str, Score],
     measured: Mapping[str, Measured],
 ) -> ReportData:
-    prompts, (first, second) = held_out_prompts(experiment), models[:2]
+    prompts, (first, second) = test_prompts(experiment), models[:2]
     unusable = [np.isnan(list(values.scores.values())).any(axis=0).sum() for values in measured.values()]
     pair_check, best_pairs, worst_pairs = read_check(run.input("check_pairs"))
 

@@ -2,14 +2,13 @@
 
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.experiment.models import base_fingerprints
 from hgdpo_jax.families.stable_diffusion.files import read_license
-from hgdpo_jax.stages.generate_pool import base_fingerprints
-from hgdpo_jax.stages.train_policy import BEST_FILE, best_adapter
+from hgdpo_jax.training.best import BEST_FILE, best_adapter
 from hgdpo_jax.weights import lora_files
 from hgdpo_jax.weights.sources import public_name
 
 INPUTS = ("train_policy",)
-FILES = {"diffusers": "hgdpo_lora.safetensors", "kohya": "hgdpo_lora_kohya.safetensors"}
 
 
 def settings(experiment: Experiment) -> dict:
@@ -27,6 +26,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
         **{
             f"{name.removeprefix('weights.')}_fingerprint": value
             for name, value in base_fingerprints(experiment).items()
+            if name.startswith("weights.")
         },
         "config_fingerprint": run.fingerprint,
         "step": str(step),
@@ -34,5 +34,5 @@ def run(experiment: Experiment, run: StageRun) -> None:
     }
     if (license := read_license(experiment.weights.base)) is not None:
         metadata["base_license"] = license
-    for format, name in FILES.items():
+    for format, name in lora_files.EXPORTED.items():
         lora_files.save_adapter(adapter, run.folder / name, format=format, metadata=metadata)

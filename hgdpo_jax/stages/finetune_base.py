@@ -4,31 +4,26 @@ The result is a checkpoint of its own, in float16, whose VAE and text encoder ar
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Bool
 
-from hgdpo_jax import hosts, losses
+from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.batches import ShuffledBatches
+from hgdpo_jax.data.encoded_images import read_encoded
 from hgdpo_jax.data.unusable import Unusable, image_of
-from hgdpo_jax.diffusion.schedule import add_noise, training_target
+from hgdpo_jax.experiment.drawing import drawing_of
+from hgdpo_jax.experiment.models import base_fingerprints, load_base
+from hgdpo_jax.experiment.training import check_training, make_finetuning
 from hgdpo_jax.families.stable_diffusion.files import read_license, write_card
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.pages.pictures import contact_sheet
-from hgdpo_jax.random_keys import image_noise, training_key
+from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.settings import decisive
 from hgdpo_jax.sharding import on_each_device, shard_parameters, training_mesh
-from hgdpo_jax.stages.encode_images import read_encoded
-from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
-from hgdpo_jax.stages.train_policy import check_training
-from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulating_step
 from hgdpo_jax.training.loop import train
-from hgdpo_jax.training.optimizer import make_optimizer
 
 INPUTS = ("encode_images",)
 EVERY_HOST = True
@@ -52,53 +47,6 @@ def check(experiment: Experiment) -> None:
     check_training(experiment.finetune, "finetune")
 
 
-def make_finetune_step(model: StableDiffusion, optimizer, parts: int, mesh: Mesh):
-    """One compiled step `(state, None, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged.
-
-    A batch has `moments` and `text_states`, rows as in `EncodedImages`.
-    """
-
-    def loss_function(unet, _, batch):
-        drawn = batch["latents"], batch["noise"], batch["timesteps"]
-        noisy = add_noise(model.schedule, *drawn)
-        # The weights stay float32: each layer computes with a copy in the model's type.
-        predicted = model.prediction({"unet": unet}, noisy, batch["timesteps"], batch["text_states"])
-        loss = losses.noise_prediction(predicted, training_target(model.schedule, *drawn)).mean()
-        return loss, {"loss": loss}
-
-    def draw(batch, key):
-        latent_key, noise_key, time_key = jax.random.split(key, 3)
-        mean, deviation = jnp.split(batch["moments"].astype(jnp.float32), 2, axis=-1)
-        return {
-            "latents": mean + deviation * jax.random.normal(latent_key, mean.shape),
-            "noise": jax.random.normal(noise_key, mean.shape),
-            "timesteps": jax.random.randint(time_key, mean.shape[:1], 0, len(model.schedule.betas)),
-            "text_states": batch["text_states"],
-        }
-
-    return make_accumulating_step(loss_function, optimizer, draw, parts, mesh)
-
-
-def make_training(experiment: Experiment, model: StableDiffusion, mesh: Mesh):
-    """What makes a state of the U-Net's parameters, and the step (`make_finetune_step`) on a mesh."""
-    options = experiment.finetune
-    optimizer = make_optimizer(
-        learning_rate=options.learning_rate,
-        warmup_steps=options.warmup_steps,
-        weight_decay=options.weight_decay,
-        max_gradient_norm=options.max_gradient_norm,
-        adam_bits=options.adam_bits,
-    )
-
-    def initial_state(parameters):
-        return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
-
-    parts = accumulation_steps(options.batch_size, options.device_batch, mesh.size)
-    # Weights are an argument of the step: to hold them here would keep a copy beside the one that training divides.
-    model = model.with_remat(options.remat).with_parameters(unet={})
-    return initial_state, make_finetune_step(model, optimizer, parts, mesh)
-
-
 def drop_captions(seed: int, step: int, batch_size: int, share: float) -> Bool[np.ndarray, " batch_size"]:
     """For each row of a step's batch whether the empty prompt replaces its caption, with a probability of `share`."""
     return np.random.default_rng((seed, step)).random(batch_size) < share
@@ -110,7 +58,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
     # In bfloat16 a step of this learning rate would round to nothing.
     model = load_base(experiment, "float32").computing_in(experiment.dtype)
     mesh = training_mesh(options.fsdp)
-    initial_state, step_function = make_training(experiment, model, mesh)
+    initial_state, step_function = make_finetuning(experiment, model, mesh)
     batches = ShuffledBatches(images, options.batch_size, experiment.seed)
     # With all layers, as guidance leads away from it.
     empty = model.encode_prompts([""])[0].astype(np.float16)
@@ -123,23 +71,14 @@ def run(experiment: Experiment, run: StageRun) -> None:
         return {"moments": batch["moments"], "text_states": states}, training_key(experiment.seed, step)
 
     log = RunLog(run.folder)
-    shape = model.latent_shape(experiment.pool.width, experiment.pool.height)
-    start = np.asarray(image_noise(experiment.seed, captions, np.zeros(len(captions), np.int32), shape))
 
     def draw_samples(state, step):
         tuned = model.with_parameters(unet=on_each_device(state["parameters"], mesh))
 
+        drawing = drawing_of(experiment, tuned)
+
         def draw(rows):
-            latents = tuned.generate_latents(
-                [captions[row] for row in rows],
-                start[rows],
-                negative_prompts=[experiment.pool.negative_prompt] * len(rows),
-                clip_skip=experiment.pool.clip_skip,
-                steps=experiment.pool.steps,
-                guidance=experiment.pool.guidance,
-                device_batch=experiment.pool.device_batch,
-            )
-            images, usable = tuned.decode_latents_checked(latents, experiment.pool.device_batch)
+            images, usable = drawing.images([captions[row] for row in rows], np.zeros(len(rows), np.int32))
             return {"images": images, "usable": usable}
 
         drawn = hosts.divide(draw, len(captions))

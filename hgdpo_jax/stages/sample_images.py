@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from PIL import Image
@@ -12,14 +13,15 @@ from hgdpo_jax import hosts
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.data.unusable import Unusable, pair_of
-from hgdpo_jax.evaluation.drawing import Drawn, draw_base_and_tuned
+from hgdpo_jax.experiment.drawing import drawing_of, drawing_settings
+from hgdpo_jax.experiment.models import load_base
+from hgdpo_jax.experiment.prompts import test_prompts
+from hgdpo_jax.experiment.samples import Drawn, draw_base_and_tuned
 from hgdpo_jax.files import write_bytes, write_json
 from hgdpo_jax.pages.pictures import ImagePair, pair_grid, png_bytes, resize_for_display
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.stages.export_adapter import FILES
-from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base, sampling_settings
+from hgdpo_jax.settings import decisive
 from hgdpo_jax.weights import lora_files
 
 INPUTS = ("export_adapter",)
@@ -31,21 +33,10 @@ _SHEET_HEIGHT = 256
 
 def settings(experiment: Experiment) -> dict:
     return {
-        **base_fingerprints(experiment),
-        "prompts": _prompts(experiment),
-        "sample.seeds": experiment.sample.seeds,
         **drawing_settings(experiment),
-    }
-
-
-def drawing_settings(experiment: Experiment) -> dict:
-    """What decides how the base and the tuned model draw, beside weights, prompts and number of images."""
-    return {
-        "seed": experiment.seed,
-        "dtype": experiment.dtype,
-        **sampling_settings(experiment),
         "adapter.scale": experiment.adapter.scale,
-        "sample.latent_normalization": experiment.sample.latent_normalization,
+        **{f"sample.{name}": value for name, value in decisive(experiment.sample).items()},
+        "prompts": _prompts(experiment),
     }
 
 
@@ -85,34 +76,22 @@ def draw(
     experiment: Experiment, export_folder: epath.Path, prompts: list[str], seeds: int, description: str
 ) -> Iterator[Drawn]:
     """Chunks of images of the base and of the tuned model, with a progress bar."""
-    model = load_base(experiment)
+    model, sample = load_base(experiment), experiment.sample
     targets = lora.find_targets(model.parameters["unet"])
-    adapter = lora_files.load_adapter(export_folder / FILES["diffusers"], targets)
+    adapter = lora_files.load_adapter(export_folder / lora_files.EXPORTED["diffusers"], targets)
+    drawings = {
+        # A scale of zero is the base, in the program that is compiled already.
+        "base": drawing_of(experiment, model, [(adapter, jnp.float32(0.0))]),
+        "tuned": drawing_of(
+            experiment, model, [(adapter, jnp.float32(experiment.adapter.scale))], sample.latent_normalization
+        ),
+    }
     with progress(total=2 * len(prompts) * seeds, description=description, unit="image") as bar:
-        yield from draw_base_and_tuned(
-            model,
-            adapter,
-            experiment.adapter.scale,
-            prompts,
-            seeds,
-            seed=experiment.seed,
-            width=experiment.pool.width,
-            height=experiment.pool.height,
-            steps=experiment.pool.steps,
-            guidance=experiment.pool.guidance,
-            negative_prompt=experiment.pool.negative_prompt,
-            clip_skip=experiment.pool.clip_skip,
-            latent_normalization=experiment.sample.latent_normalization,
-            device_batch=experiment.pool.device_batch,
-            report=bar.update,
-        )
+        yield from draw_base_and_tuned(drawings, prompts, seeds, bar.update)
 
 
 def _prompts(experiment: Experiment) -> list[str]:
-    return (
-        list(experiment.sample.prompts)
-        or load_prompts(experiment.prompts.test, experiment.prompts.test_count)[:_TEST_PROMPTS]
-    )
+    return list(experiment.sample.prompts) or test_prompts(experiment)[:_TEST_PROMPTS]
 
 
 def _slug(prompt: str) -> str:

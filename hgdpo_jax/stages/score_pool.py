@@ -1,51 +1,19 @@
 """Scores the images of the pool with the preference model (HG-DPO, Eq. 5)."""
 
-import contextlib
-import functools
-from collections.abc import Callable, Sequence
-
-import jax
-import numpy as np
-from jaxtyping import Bool, Float
-
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.batching import finite_rows, map_batches, on_devices
-from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behind
-from hgdpo_jax.data.prompts import load_prompts
-from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.experiment.prompts import train_prompts
+from hgdpo_jax.experiment.scoring import complete_scores, load_scorer, scoring_settings, try_out
 from hgdpo_jax.files import write_json
-from hgdpo_jax.run_log import progress
-from hgdpo_jax.scorers.scorer import Scorer
-from hgdpo_jax.scorers.sources import ScorerSource
-from hgdpo_jax.scorers.user_scorer import UserScorer
-from hgdpo_jax.stages.generate_pool import batch_of_block, complete_pool, load_autoencoder, name_of
 
 INPUTS = ("generate_pool",)
 EVERY_HOST = True
 
 
 def settings(experiment: Experiment) -> dict:
-    return {
-        "weights.scorer": scorer_source(experiment).fingerprint(),
-        "dtype": experiment.dtype,
-        "scoring.framing": experiment.scoring.framing,
-    }
-
-
-def scorer_source(experiment: Experiment) -> ScorerSource:
-    """The source of the scorer that chooses the pairs; raises UserError where none is given."""
-    if not experiment.weights.scorer:
-        raise UserError("no scorer is given: set config.weights.scorer, for example to yuvalkirstain/PickScore_v1")
-    return ScorerSource.parse(experiment.weights.scorer)
-
-
-def load_scorer(experiment: Experiment) -> Scorer | UserScorer:
-    """The scorer of a config, in the config's type."""
-    return scorer_source(experiment).load(experiment.dtype, experiment.scoring.framing)
+    return scoring_settings(experiment)
 
 
 def check(experiment: Experiment) -> None:
@@ -53,14 +21,11 @@ def check(experiment: Experiment) -> None:
     if experiment.scoring.framing not in ("crop", "pad"):
         raise UserError(f"scoring.framing is {experiment.scoring.framing!r}, expected 'crop' or 'pad'")
     # Before the hours of drawing, not after them.
-    scorer = load_scorer(experiment)
-    if isinstance(scorer, UserScorer):
-        scorer.try_out(load_prompts(experiment.prompts.train, 1)[0], experiment.pool.width, experiment.pool.height)
+    try_out(experiment, load_scorer(experiment))
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    prompts = load_prompts(experiment.prompts.train, experiment.prompts.train_count)
-    return f"{len(prompts) * experiment.pool.size:,} images decoded and scored"
+    return f"{len(train_prompts(experiment)) * experiment.pool.size:,} images decoded and scored"
 
 
 def run(experiment: Experiment, run: StageRun) -> None:
@@ -74,89 +39,3 @@ def run(experiment: Experiment, run: StageRun) -> None:
                 "images": experiment.pool.size * sum(len(block.prompts) for block in blocks),
             },
         )
-
-
-def complete_scores(experiment: Experiment, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
-    """The pool, its scores and its blocks, with all scores that were missing made, and images that were damaged."""
-    while True:
-        pool, blocks = complete_pool(experiment, run)
-        scores = pool.scores(fingerprint_of(settings(experiment)))
-        images = sum(len(block.prompts) for block in blocks) * experiment.pool.size
-        score = functools.partial(_score, experiment, pool, scores, images // hosts.count())
-        if not scores.make_missing(blocks, experiment.pool.size, score):
-            return pool, scores, blocks
-
-
-def make_score(model: StableDiffusion, scorer: Scorer):
-    """One compiled function `(model's parameters, scorer's parameters, latents, encoded prompts) -> scores, decoded`.
-
-    `decoded` says of each image whether its pixels, as the VAE gave them, are finite.
-    """
-
-    @jax.jit
-    def score(autoencoder, parameters, latents, prompts):
-        pixels, decoded = model.decode_checked(autoencoder, latents)
-        return scorer.score_pixels(parameters, pixels, prompts), decoded
-
-    return score
-
-
-def _score(
-    experiment: Experiment, pool: Pool, scores: Parts, images: int, missing: Sequence[tuple[Block, int]]
-) -> None:
-    """Scores parts, this host's share, but for those whose latents are damaged; `images` is the share of the pool."""
-    model = load_autoencoder(experiment)
-    device_batch = batch_of_block(experiment.scoring.device_batch, experiment.pool.block)
-    done = images - sum(len(block.prompts) for block, _ in missing)
-    with (
-        progress(total=images, initial=done, description="score_pool", unit="image") as bar,
-        write_behind() as write,
-    ):
-        score_part = _make_score_part(model, load_scorer(experiment), device_batch)
-        unusable = Unusable(experiment.pool.unusable_limit, images)
-        for block, index in missing:
-            with contextlib.suppress(DamagedPartError):
-                latents = pool.latents.read(block, index)
-                scored, decoded = score_part(block, latents)
-                scored = scores.stored(np.where(decoded, scored, np.nan))
-                usable = finite_rows(scored)
-                unusable.add(usable, _cause(experiment, latents, decoded, usable), image_of(block.prompts, index))
-                write(scores.write, block, index, scored)
-                bar.update(len(block.prompts))
-    unusable.warn()
-
-
-def _cause(experiment: Experiment, latents: np.ndarray, decoded: np.ndarray, usable: np.ndarray) -> str:
-    """What is not finite in the first image that is not usable."""
-    drawn = finite_rows(latents)
-    pictures = f"the pictures that {name_of(experiment, 'VAE')} decodes"
-    for finite, what in ((drawn, "the latents of the pool"), (decoded, pictures)):
-        if not finite[np.argmin(usable)]:
-            return what
-    return f"the scores of weights.scorer, {experiment.weights.scorer},"
-
-
-def _make_score_part(
-    model: StableDiffusion, scorer: Scorer | UserScorer, device_batch: int
-) -> Callable[[Block, Float[np.ndarray, "n h w c"]], tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
-    """A function of a block and one latent of each of its prompts; it returns scores and `decoded` (`make_score`)."""
-    if isinstance(scorer, UserScorer):
-
-        def score_decoded(block: Block, latents: np.ndarray):
-            images, decoded = model.decode_latents_checked(latents, device_batch)
-            return scorer.score(images, block.prompts), decoded
-
-        return score_decoded
-    autoencoder, score = {"vae": model.parameters["vae"]}, make_score(model, scorer)
-    # The images of a block come one after the other.
-    encoded = functools.lru_cache(1)(lambda block: scorer.encode_prompts(block.prompts, device_batch))
-
-    def score_part(block: Block, latents: np.ndarray):
-        prompts = encoded(block)
-
-        def score_rows(rows):
-            return score(autoencoder, scorer.parameters, on_devices(latents[rows]), on_devices(prompts[rows]))
-
-        return map_batches(score_rows, len(latents), device_batch)
-
-    return score_part

@@ -4,44 +4,42 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from etils import epath
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.batching import finite_rows, map_batches, on_devices
+from hgdpo_jax.data.choice import Choice, winners_and_losers
 from hgdpo_jax.data.image_filter import apply_filter, filter_pool, load_filter
 from hgdpo_jax.data.pair_parts import PairParts, SelectedBlock
 from hgdpo_jax.data.pairs import write_pairs
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, read_ahead, write_behind
-from hgdpo_jax.data.prompts import load_prompts
-from hgdpo_jax.data.unusable import Unusable, image_of, pair_of
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.evaluation.rank_statistics import channel_statistics, rank_distances, summarize_ranks
+from hgdpo_jax.evaluation.pool_statistics import STATISTICS, PoolStatistics, UnusablePairs
+from hgdpo_jax.evaluation.rank_statistics import channel_statistics, rank_distances
+from hgdpo_jax.experiment.drawing import batch_of_block
+from hgdpo_jax.experiment.encoding import make_reencode
+from hgdpo_jax.experiment.models import load_autoencoder, name_of
+from hgdpo_jax.experiment.prompts import train_prompts
+from hgdpo_jax.experiment.scoring import complete_scores
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
 from hgdpo_jax.run_log import progress
-from hgdpo_jax.stages.generate_pool import batch_of_block, load_autoencoder, name_of
-from hgdpo_jax.stages.score_pool import complete_scores
+from hgdpo_jax.settings import decisive
 
 INPUTS = ("score_pool",)
 EVERY_HOST = True
-STATISTICS = "statistics.json"
 
 
 def settings(experiment: Experiment) -> dict:
     return {
         "pool.size": experiment.pool.size,
-        "pairs.loser_rank": experiment.pairs.loser_rank,
-        "pairs.latents": experiment.pairs.latents,
+        **{f"pairs.{name}": value for name, value in decisive(experiment.pairs).items()},
     } | _filter_settings(experiment)
 
 
@@ -65,8 +63,7 @@ def check(experiment: Experiment) -> None:
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    prompts = load_prompts(experiment.prompts.train, experiment.prompts.train_count)
-    return f"at most {len(prompts):,} pairs"
+    return f"at most {len(train_prompts(experiment)):,} pairs"
 
 
 def run(experiment: Experiment, run: StageRun) -> None:
@@ -91,40 +88,6 @@ def run(experiment: Experiment, run: StageRun) -> None:
         parts.remove()
 
 
-def winners_and_losers(
-    scores: Float[np.ndarray, "n size"], loser_rank: int, kept: Bool[np.ndarray, "n size"] | None = None
-) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """For each row the place of the highest score and of the `loser_rank`-th highest; 0 stands for the lowest.
-
-    Only images that are `kept` have a rank; of equal scores the earlier image ranks higher. Both places are -1 where no
-    image has the loser's rank, or only one is left.
-    """
-    kept = np.ones(scores.shape, bool) if kept is None else kept
-    order = np.argsort(np.where(kept, -scores, np.inf), axis=1, kind="stable")
-    left = kept.sum(axis=1)
-    losers = order[np.arange(len(order)), (loser_rank or left) - 1]
-    complete = left >= max(loser_rank, 2)
-    return np.where(complete, order[:, 0], -1), np.where(complete, losers, -1)
-
-
-def read_statistics(folder: epath.Path) -> dict[str, Any]:
-    """What this stage wrote of scores and pairs."""
-    return json.loads((folder / STATISTICS).read_text())
-
-
-def make_reencode(model: StableDiffusion):
-    """One compiled function `(parameters, latents) -> latents` that decodes and encodes; NaN stays NaN."""
-
-    @jax.jit
-    def reencode(parameters, latents):
-        # As training, and so the pictures that were scored, sees them: through pixels of whole numbers.
-        pixels, decoded = model.decode_checked(parameters, latents)
-        # Pixels cannot say that they are none.
-        return jnp.where(decoded[:, None, None, None], model.encode(parameters, pixels), jnp.nan)
-
-    return reencode
-
-
 def _kept(experiment: Experiment, pool: Pool) -> Parts | None:
     """What the filter says of the pool; None without a filter."""
     return pool.kept(load_filter(experiment.pairs.filter)[1]) if experiment.pairs.filter else None
@@ -139,30 +102,10 @@ def _filter(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Choice:
-    """Image indices of winner and loser of each prompt of a block, -1 where there are none; NaN scores are unusable."""
-
-    block: Block
-    scores: Float[np.ndarray, "prompts size"]
-    winners: Int[np.ndarray, " prompts"]
-    losers: Int[np.ndarray, " prompts"]
-
-    @functools.cached_property
-    def rows(self) -> Int[np.ndarray, " pairs"]:
-        """The prompts that give a pair: winner and loser have different scores."""
-        rows = np.flatnonzero(self.winners >= 0)
-        return rows[self.scores[rows, self.winners[rows]] > self.scores[rows, self.losers[rows]]]
-
-    def chosen(self, index: int) -> Bool[np.ndarray, "2 pairs"]:
-        """Whether an image is the winner, and the loser, of each pair."""
-        return np.stack([self.winners, self.losers])[:, self.rows] == index
-
-
-@dataclasses.dataclass(frozen=True)
 class _Image:
     """One image of each prompt of a block."""
 
-    choice: _Choice
+    choice: Choice
     statistics: Float[np.ndarray, "2 prompts c"]
     # Of the images that are winners, and losers, of a pair.
     latents: tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "m h w c"]]
@@ -177,17 +120,17 @@ def _images(
     """
     size = experiment.pool.size
 
-    def choose(block: Block) -> _Choice | None:
+    def choose(block: Block) -> Choice | None:
         with contextlib.suppress(DamagedPartError):
             of_block = scores.read_block(block, size)
             # An image whose score is not finite is unusable, whatever the reason.
             usable = np.isfinite(of_block)
             allowed = usable & kept.read_block(block, size) if kept else usable
             places = winners_and_losers(of_block, experiment.pairs.loser_rank, allowed)
-            return _Choice(block, np.where(usable, of_block, np.float32(np.nan)), *places)
+            return Choice(block, np.where(usable, of_block, np.float32(np.nan)), *places)
         return None
 
-    def read(task: tuple[_Choice, int]) -> _Image | None:
+    def read(task: tuple[Choice, int]) -> _Image | None:
         choice, index = task
         with contextlib.suppress(DamagedPartError):
             latents = pool.latents.read(choice.block, index)
@@ -223,7 +166,7 @@ def _select(
             return latents
         return map_batches(lambda rows: reencode(autoencoder, on_devices(latents[rows])), len(latents), device_batch)
 
-    unusable = _Unusable(experiment, prompts)
+    unusable = _unusable(experiment, prompts)
     done = prompts - sum(len(block.prompts) for block in missing)
     with (
         progress(total=prompts, initial=done, description="select_pairs", unit="prompt") as bar,
@@ -266,21 +209,9 @@ def _selected(images: Sequence[_Image], encode: Callable[[np.ndarray], np.ndarra
     )
 
 
-class _Unusable:
-    """Counts unusable images, and pairs that the VAE encodes to values that are not finite, of so many prompts."""
-
-    def __init__(self, experiment: Experiment, prompts: int):
-        self.images = Unusable(experiment.pool.unusable_limit, prompts * experiment.pool.size)
-        self.pairs = Unusable(experiment.pool.unusable_limit, prompts, "pairs")
-        self._encoded = f"the latents that {name_of(experiment, 'VAE')} encodes"
-
-    def add(self, block: Block, selected: SelectedBlock) -> None:
-        """Counts a block in; raises UserError where there are too many."""
-        for index, usable in enumerate(np.isfinite(selected.scores).T):
-            self.images.add(usable, "the scores of the pool", image_of(block.prompts, index))
-        rows = np.sort(np.concatenate([selected.rows, selected.unencodable]))
-        prompts = [block.prompts[row] for row in rows]
-        self.pairs.add(np.isin(rows, selected.rows), self._encoded, pair_of(prompts))
+def _unusable(experiment: Experiment, prompts: int) -> UnusablePairs:
+    encoded = f"the latents that {name_of(experiment, 'VAE')} encodes"
+    return UnusablePairs(experiment.pool.unusable_limit, prompts, experiment.pool.size, encoded)
 
 
 def _write(
@@ -291,7 +222,7 @@ def _write(
     Where a part is damaged it writes nothing: the part is missing then.
     """
     prompts = sum(len(block.prompts) for block in blocks)
-    summary = _Summary(experiment, prompts)
+    summary = PoolStatistics(experiment.pairs.loser_rank, _unusable(experiment, prompts))
 
     def pairs() -> Iterator[dict[str, Any]]:
         with progress(total=prompts, description="select_pairs: files", unit="prompt") as bar:
@@ -308,7 +239,7 @@ def _write(
         (summary.too_few_usable, "too few of their images are usable"),
         (summary.too_few_kept, "the filter keeps too few of their images"),
         (summary.unusable.pairs.count, "the VAE encodes winner or loser to values that are not finite"),
-        (sum(map(len, summary.spreads)) - count, "winner and loser have the same score"),
+        (sum(map(len, summary.margins)) - count, "winner and loser have the same score"),
     ):
         if left_out:
             print(f"{left_out:,} of {prompts:,} prompts left out: {reason}")
@@ -330,54 +261,4 @@ def _pairs_of(block: Block, selected: SelectedBlock) -> Iterator[dict[str, Any]]
             "loser_score": selected.scores[row, loser],
             "winner_index": int(winner),
             "loser_index": int(loser),
-        }
-
-
-class _Summary:
-    """What the scores and the pairs look like."""
-
-    def __init__(self, experiment: Experiment, prompts: int):
-        self.loser_rank = experiment.pairs.loser_rank
-        self.unusable = _Unusable(experiment, prompts)
-        self.too_few_usable = self.too_few_kept = 0
-        self.spreads: list[np.ndarray] = []
-        self.scores: list[np.ndarray] = []
-        self.channel_means: list[np.ndarray] = []
-        self.distances: list[np.ndarray] = []
-
-    def add(self, block: Block, selected: SelectedBlock) -> None:
-        """Counts a block in."""
-        self.unusable.add(block, selected)
-        too_few = np.isfinite(selected.scores).sum(axis=1) < max(self.loser_rank, 2)
-        self.too_few_usable += int(too_few.sum())
-        self.too_few_kept += int(((selected.winners < 0) & ~too_few).sum())
-        rows = np.setdiff1d(np.flatnonzero(selected.winners >= 0), selected.unencodable)
-        self.spreads.append(
-            selected.scores[rows, selected.winners[rows]] - selected.scores[rows, selected.losers[rows]]
-        )
-        # Copies: views would keep the whole part, mapped into memory.
-        self.scores.append(selected.scores.copy())
-        self.channel_means.append(selected.channel_means.copy())
-        self.distances.append(selected.distances.copy())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        # NaN where an image is unusable.
-        scores = np.concatenate(self.scores).astype(np.float64)
-        spreads = np.concatenate(self.spreads).astype(np.float64)
-        scored = np.isfinite(scores).any(axis=1)
-        winner_mean, loser_mean = np.concatenate(self.channel_means, axis=1).mean(axis=1)
-        return {
-            "prompts": len(scores),
-            "pairs": int((spreads > 0).sum()),
-            "unusable_images": self.unusable.images.count,
-            "score_mean": np.nanmean(scores),
-            # Of the images of one prompt: scores compare only within it.
-            "score_standard_deviation": np.nanstd(scores[scored], axis=1).mean(),
-            "spread_mean": spreads.mean(),
-            "spread_quartiles": np.quantile(spreads, (0.25, 0.5, 0.75)).tolist(),
-            # How far apart the pairs are in colour, which DPO alone would learn (Fig. 5b).
-            "winner_channel_means": winner_mean.tolist(),
-            "loser_channel_means": loser_mean.tolist(),
-            "ranks": summarize_ranks(np.concatenate(self.distances, axis=1)),
         }

@@ -14,9 +14,10 @@ from hgdpo_jax.evaluation.compared_models import BASE, TUNED, ComparedModel
 from hgdpo_jax.evaluation.measuring import Measured
 from hgdpo_jax.evaluation.scores import headline
 from hgdpo_jax.evaluation.win_rate import win_rate
+from hgdpo_jax.experiment.prompts import test_prompts
 from hgdpo_jax.files import write_bytes, write_text
 from hgdpo_jax.pages.pictures import contact_sheet, png_bytes
-from hgdpo_jax.stages.evaluate_policy import RESULTS, comparable_settings, held_out_prompts, measure_models
+from hgdpo_jax.stages.evaluate_policy import RESULTS, comparable_settings, measure_models
 
 INPUTS = ("export_adapter",)
 EVERY_HOST = True
@@ -79,7 +80,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
 
 
 def _prompts(experiment: Experiment) -> list[str]:
-    return held_out_prompts(experiment)[: experiment.sweep.prompts]
+    return test_prompts(experiment)[: experiment.sweep.prompts]
 
 
 def _compared(base: Measured, tuned: Measured, score: str) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from hgdpo_jax.weights.tensor_files import OWN_METADATA, load_tensors, save_tens
 
 FORMATS = ("diffusers", "kohya")
 
+# The files of an exported LoRA by their formats.
+EXPORTED = {"diffusers": "hgdpo_lora.safetensors", "kohya": "hgdpo_lora_kohya.safetensors"}
 _UNET = "unet."
 _PEFT_PREFIX = "base_model.model."
 _PEFT_METADATA = "lora_adapter_metadata"

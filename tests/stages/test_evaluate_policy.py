@@ -15,12 +15,13 @@ from hgdpo_jax import artifacts
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.base_config import base_config, typed
 from hgdpo_jax.data.pairs import write_pairs
+from hgdpo_jax.diffusion.sampling import Sampling
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.evaluation.drawing import draw_base_and_tuned
+from hgdpo_jax.experiment.drawing import Drawing
+from hgdpo_jax.experiment.samples import draw_base_and_tuned
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
 from hgdpo_jax.stages import check_pairs, evaluate_policy, sample_images, sweep_scale
-from hgdpo_jax.stages.export_adapter import FILES
 from hgdpo_jax.toon.captions import prompts
 from hgdpo_jax.weights import lora_files
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
@@ -74,7 +75,7 @@ def runs(config, adapter, model, tmp_path_factory):
     done("select_pairs", select)
     log = "".join(json.dumps({"step": step, "loss": 0.7, "dpo_loss": 0.69}) + "\n" for step in (1, 2))
     done("train_policy", lambda run: (run.folder / "log.jsonl").write_text(log))
-    done("export_adapter", lambda run: lora_files.save_adapter(adapter, run.folder / FILES["diffusers"]))
+    done("export_adapter", lambda run: lora_files.save_adapter(adapter, run.folder / lora_files.EXPORTED["diffusers"]))
     for stage in (check_pairs, evaluate_policy, sample_images):
         name = stage.__name__.rpartition(".")[2]
         records = next(runs["select_pairs"].folder.glob("*array_record*"))
@@ -103,22 +104,12 @@ def random_pairs(model):
 
 
 def draw(model, adapter, texts, negative_prompt="", clip_skip=0):
-    (drawn,) = draw_base_and_tuned(
-        model,
-        adapter,
-        1.0,
-        texts,
-        2,
-        seed=0,
-        width=48,
-        height=64,
-        steps=2,
-        guidance=2.0,
-        negative_prompt=negative_prompt,
-        clip_skip=clip_skip,
-        latent_normalization=False,
-        device_batch=4,
-    )
+    sampling = Sampling(2, 2.0, negative_prompt, clip_skip, width=48, height=64)
+    drawings = {
+        name: Drawing(model, sampling, seed=0, device_batch=4, adapters=[(adapter, np.float32(scale))])
+        for name, scale in (("base", 0.0), ("tuned", 1.0))
+    }
+    (drawn,) = draw_base_and_tuned(drawings, texts, 2)
     return drawn
 
 
@@ -198,12 +189,12 @@ def several(config, adapter, runs, tmp_path_factory):
     )
     inputs = {name: runs[name] for name in evaluate_policy.INPUTS}
     run = artifacts.StageRun(
-        "evaluate_policy", "several", runs["evaluate_policy"].workdir, evaluate_policy.settings(other), inputs
+        "evaluate_policy", "several", runs["evaluate_policy"].workdir, evaluate_policy.settings(typed(other)), inputs
     )
-    evaluate_policy.check(other)
+    evaluate_policy.check(typed(other))
     drawn = {path: os.stat(path).st_mtime_ns for path in run.pools.glob("*/*/*.safetensors")}
     run.start()
-    evaluate_policy.run(other, run)
+    evaluate_policy.run(typed(other), run)
     run.finish()
     assert drawn and {path: os.stat(path).st_mtime_ns for path in drawn} == drawn, "the base was drawn again"
     return other, run, json.loads((run.folder / "results.json").read_text())
@@ -276,7 +267,7 @@ def test_a_pair_without_a_finite_score_is_left_out_of_the_check(config, runs, tm
     other = config.copy_and_resolve_references()
     other.evaluate.scorers = ("odd_score:odd",)
     check_run = dataclasses.replace(runs["check_pairs"], experiment="odd")
-    check_pairs.run(other, check_run)
+    check_pairs.run(typed(other), check_run)
     check, best, worst = check_pairs.read_check(check_run.folder)
     assert check.pairs == len(best) + len(worst) == PAIRS - 1
     assert prompts("train", PAIRS)[1] not in {pair.prompt for pair in [*best, *worst]}
@@ -303,7 +294,7 @@ def test_a_folder_without_an_image_of_a_prompt_is_refused_beforehand(config, tmp
     other = config.copy_and_resolve_references()
     other.evaluate.models = ("base", f"folder:{tmp_path}")
     with pytest.raises(UserError, match="has 0 images of"):
-        evaluate_policy.check(other)
+        evaluate_policy.check(typed(other))
 
 
 def test_a_sweep_begins_at_the_base_and_shows_every_weight(config, runs):
@@ -313,11 +304,11 @@ def test_a_sweep_begins_at_the_base_and_shows_every_weight(config, runs):
         "sweep_scale",
         "test",
         runs["evaluate_policy"].workdir,
-        sweep_scale.settings(other),
+        sweep_scale.settings(typed(other)),
         {"export_adapter": runs["export_adapter"]},
     )
     run.start()
-    sweep_scale.run(other, run)
+    sweep_scale.run(typed(other), run)
     results = json.loads((run.folder / "results.json").read_text())
     zero, half = results["points"]
     # At weight 0 the images are the base's but for the last digit: ties, or nearly.

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from hgdpo_jax.data import encoded_images
+from hgdpo_jax.data.encoded_images import read_encoded
 from hgdpo_jax.data.image_folder import ImageFolder
 from hgdpo_jax.families.stable_diffusion.files import read_license
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
@@ -82,7 +83,7 @@ def result(start, tmp_path_factory):
 
 
 def test_rows_hold_the_posterior_of_the_images_and_the_states_of_their_captions(result, base, images):
-    encoded, captions = encode_images.read_encoded(result / "encode_images")
+    encoded, captions = read_encoded(result / "encode_images")
     model = StableDiffusion.load(base)
     assert len(encoded) == 5 and captions[1] == "a portrait, green background"
     picture = ImageFolder.open(images, "text").image(2, 16, 24)
@@ -109,7 +110,7 @@ def test_few_images_that_cannot_be_encoded_are_left_out_and_many_stop_the_stage(
     printed = capsys.readouterr().err
     assert f"{bad} of 5 images are unusable, first red.png: the values of the VAE of " in printed
     if status == 0:
-        encoded, _ = encode_images.read_encoded(tmp_path / "runs/finetune_base/encode_images")
+        encoded, _ = read_encoded(tmp_path / "runs/finetune_base/encode_images")
         assert len(encoded) == 4 and all(np.isfinite(encoded[row]["moments"]).all() for row in range(4))
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from hgdpo_jax.base_config import base_config, typed
+from hgdpo_jax.experiment.models import base_fingerprints, load_base
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
-from hgdpo_jax.stages import generate_pool
 from hgdpo_jax.weights import folders
 
 
@@ -42,14 +43,15 @@ def test_vae_and_tokenizer_count_where_the_base_counts(config, vae, tiny_base, s
     assert own != with_vae != settings(typed(config))
 
 
-def test_what_is_not_given_leaves_fingerprints_as_they_were(config, tiny_base):
-    assert generate_pool.base_fingerprints(typed(config)) == {"weights.base": folders.content_fingerprint(tiny_base)}
+def test_what_is_not_given_is_in_no_fingerprint(config, tiny_base):
+    expected = {"model.revision": StableDiffusion.revision, "weights.base": folders.content_fingerprint(tiny_base)}
+    assert base_fingerprints(typed(config)) == expected
 
 
 def test_the_vae_of_the_config_replaces_the_bases_and_nothing_else(config, vae):
-    own = generate_pool.load_base(typed(config)).parameters
+    own = load_base(typed(config)).parameters
     config.weights.vae = vae
-    replaced = generate_pool.load_base(typed(config)).parameters
+    replaced = load_base(typed(config)).parameters
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(2 * a, b), own["vae"], replaced["vae"]))
     for part in ("unet", "text_encoder"):
         assert jax.tree.all(jax.tree.map(np.array_equal, own[part], replaced[part]))

@@ -11,15 +11,17 @@ from etils import epath
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.base_config import base_config, typed
+from hgdpo_jax.data.choice import winners_and_losers
 from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.data.pool import Parts, Pool, blocks_of
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.evaluation.pool_statistics import read_statistics
+from hgdpo_jax.experiment.drawing import drawing_settings
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.stages import generate_pool, score_pool
-from hgdpo_jax.stages.select_pairs import read_statistics, winners_and_losers
 from hgdpo_jax.texts import shortened
 from hgdpo_jax.weights import folders
 
@@ -121,7 +123,7 @@ def write_filter(tmp_path, monkeypatch):
 def test_pairs_are_chosen_among_the_images_that_the_filter_keeps(first, config, model, write_filter, capsys):
     workdir = first["score_pool"].workdir
     block = blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)[0]
-    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(typed(config))))
+    pool = Pool(workdir / "pools" / fingerprint_of(drawing_settings(typed(config))))
     means = model.decode_latents(pool.latents.read_block(block, 3).reshape(-1, 6, 4, 4)).mean(axis=(1, 2, 3))
     limit = float(np.median(means))
     config.name = "filtered"
@@ -306,7 +308,7 @@ def test_hosts_select_a_share_of_the_blocks_each(first, config, reads, monkeypat
 def test_prompts_without_a_winner_are_left_out_and_counted(first, config, capsys):
     workdir = first["score_pool"].workdir
     config.name, config.scoring.framing = "equal", "crop"
-    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(typed(config))))
+    pool = Pool(workdir / "pools" / fingerprint_of(drawing_settings(typed(config))))
     # As a scorer that sees no difference would have left them.
     scores = pool.scores(fingerprint_of(score_pool.settings(typed(config))))
     for block in blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block):
@@ -354,7 +356,7 @@ def test_weights_with_nan_stop_the_first_stage_that_uses_them_and_are_named(
 
 def test_an_image_whose_latents_are_not_finite_is_left_out_and_counted(first, config, tmp_path, capsys):
     workdir = epath.Path(shutil.copytree(first["score_pool"].workdir, tmp_path / "workdir"))
-    pool = Pool(workdir / "pools" / fingerprint_of(generate_pool.drawing_settings(typed(config))))
+    pool = Pool(workdir / "pools" / fingerprint_of(drawing_settings(typed(config))))
     block = blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)[0]
     before = {pair["prompt"]: pair for pair in pairs_of(first)}
     prompt = block.prompts[2]
@@ -443,7 +445,7 @@ def test_finished_prompts_of_an_unfinished_pool_are_told_and_give_pairs_without_
     shutil.copytree(first["score_pool"].workdir / "pools", tmp_path / "pools")
     # The second block, of two prompts, lacks an image.
     second = blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)[1]
-    pool = Pool(epath.Path(tmp_path) / "pools" / fingerprint_of(generate_pool.drawing_settings(typed(config))))
+    pool = Pool(epath.Path(tmp_path) / "pools" / fingerprint_of(drawing_settings(typed(config))))
     pool.latents.path(second, 2).unlink()
     run = StageRun("generate_pool", "whole", epath.Path(tmp_path), {})
     told = "6 prompts x 3 images of 2 steps; drawn are 16 of 18 images, all of the first 4 prompts"

@@ -6,15 +6,16 @@ import jax
 import numpy as np
 import pytest
 
+from hgdpo_jax import hosts
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.base_config import base_config, typed
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.experiment.validation import Validation
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.sharding import shard_parameters, training_mesh
-from hgdpo_jax.stages import train_policy
-from hgdpo_jax.stages.train_policy import BEST_FILE, Best, best_adapter, was_evaluated
+from hgdpo_jax.training.best import BEST_FILE, Best, best_adapter, was_evaluated
 
 
 def adapter(value):
@@ -45,7 +46,7 @@ def test_a_damaged_file_is_not_taken_for_a_best(tmp_path, content):
 
 def test_all_processes_go_by_what_the_first_one_finds_of_a_best(tmp_path, monkeypatch):
     Best(tmp_path).offer(adapter(1), 6, 0.5)
-    monkeypatch.setattr(train_policy.hosts, "from_first", lambda own: not own)
+    monkeypatch.setattr(hosts, "from_first", lambda own: not own)
     assert not Best(tmp_path).is_there()
     assert Best(tmp_path / "elsewhere").is_there()
 
@@ -85,9 +86,9 @@ def test_an_unusable_validation_image_has_no_score_and_many_stop_the_training(
 
     monkeypatch.setattr(StableDiffusion, "decode_latents_checked", first_are_unusable)
     # What is drawn makes no difference here.
-    monkeypatch.setattr(StableDiffusion, "generate_latents", lambda self, prompts, noise, *_, **options: noise)
+    monkeypatch.setattr(StableDiffusion, "draw_latents", lambda self, noise, *_, **options: noise)
     with contextlib.closing(RunLog(tmp_path)) as log:
-        validation = train_policy.Validation(typed(config), model, base, mesh, log)
+        validation = Validation(typed(config), model, base, mesh, log)
         assert np.isfinite(validation.draw(adapter, 0.5)["scores"]).tolist() == [False, True, True, True]
         assert "1 of 4 images are unusable" in capsys.readouterr().err
         unusable = 4

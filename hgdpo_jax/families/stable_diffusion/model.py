@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,8 @@ class StableDiffusion:
     configs: Mapping[str, Mapping[str, Any]]
     # What is compiled serves all weights of these networks.
     programs: Any = None
+    # Raised where the same weights come to give other numbers.
+    revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.programs is None:

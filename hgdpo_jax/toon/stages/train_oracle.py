@@ -7,9 +7,9 @@ import optax
 
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.experiment.models import base_fingerprints, load_base
 from hgdpo_jax.files import write_json
 from hgdpo_jax.settings import decisive
-from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.oracle import AttributeOracle, make_classifier, to_float

@@ -8,13 +8,13 @@ from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.experiment.models import base_fingerprints, load_base
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import expanded, write_json
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.scorers.preprocess import preprocess
 from hgdpo_jax.settings import decisive
-from hgdpo_jax.stages.generate_pool import base_fingerprints, load_base
 from hgdpo_jax.toon import damage
 from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.preferences import KINDS, make_preferences

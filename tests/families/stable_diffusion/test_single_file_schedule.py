@@ -11,9 +11,9 @@ from single_file import make_models, single_file_of
 
 from hgdpo_jax.diffusion.schedule import NoiseSchedule
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.experiment.models import base_fingerprints
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.families.stable_diffusion.single_file_schedule import scheduler_config
-from hgdpo_jax.stages.generate_pool import base_fingerprints
 
 V = "v_prediction"
 
@@ -145,12 +145,5 @@ def test_what_is_beside_a_file_counts_as_a_part_of_it(velocity_file, tiny_base, 
         config.weights.base, config.weights.tokenizer = str(path), str(tokenizer_folder)
         prints.append(base_fingerprints(typed(config)))
     assert prints[0] == prints[2] != prints[1]
-    config.weights.base, config.weights.tokenizer = str(tiny_base), ""
-    assert set(base_fingerprints(typed(config))) == {"weights.base"}
-    folder = shutil.copytree(tiny_base, tmp_path / "karras")
-    (folder / "scheduler/scheduler_config.json").write_text('{"use_karras_sigmas": true}')
-    config.weights.base = str(folder)
-    # Pools that were drawn when it was ignored are others.
-    assert set(base_fingerprints(typed(config))) == {"weights.base", "weights.base.use_karras_sigmas"}
-    # A file of the usual schedule has the fingerprint that it always had.
-    assert set(prints[1]) == {"weights.base", "weights.tokenizer"}
+    # A file of the usual schedule has no more than its content.
+    assert set(prints[1]) == {"model.revision", "weights.base", "weights.tokenizer"}

@@ -1,0 +1,89 @@
+"""What the scores of a pool, and the pairs chosen from it, look like: `select_pairs` writes it, reports read it."""
+
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from hgdpo_jax.data.pair_parts import SelectedBlock
+from hgdpo_jax.data.pool import Block
+from hgdpo_jax.data.unusable import Unusable, image_of, pair_of
+from hgdpo_jax.evaluation.rank_statistics import summarize_ranks
+
+STATISTICS = "statistics.json"
+
+
+def read_statistics(folder: epath.Path) -> dict[str, Any]:
+    """What `select_pairs` wrote into its folder."""
+    return json.loads((folder / STATISTICS).read_text())
+
+
+class UnusablePairs:
+    """Counts unusable images, and pairs that the VAE encodes to values that are not finite, of so many prompts.
+
+    `limit` is the share that is allowed, `encoded` what messages call the encoded latents.
+    """
+
+    def __init__(self, limit: float, prompts: int, pool_size: int, encoded: str):
+        self.images = Unusable(limit, prompts * pool_size)
+        self.pairs = Unusable(limit, prompts, "pairs")
+        self._encoded = encoded
+
+    def add(self, block: Block, selected: SelectedBlock) -> None:
+        """Counts a block in; raises UserError where there are too many."""
+        for index, usable in enumerate(np.isfinite(selected.scores).T):
+            self.images.add(usable, "the scores of the pool", image_of(block.prompts, index))
+        rows = np.sort(np.concatenate([selected.rows, selected.unencodable]))
+        prompts = [block.prompts[row] for row in rows]
+        self.pairs.add(np.isin(rows, selected.rows), self._encoded, pair_of(prompts))
+
+
+class PoolStatistics:
+    """What the scores of a pool and the pairs chosen from it look like."""
+
+    def __init__(self, loser_rank: int, unusable: UnusablePairs):
+        self.loser_rank = loser_rank
+        self.unusable = unusable
+        self.too_few_usable = self.too_few_kept = 0
+        self.margins: list[np.ndarray] = []
+        self.scores: list[np.ndarray] = []
+        self.channel_means: list[np.ndarray] = []
+        self.distances: list[np.ndarray] = []
+
+    def add(self, block: Block, selected: SelectedBlock) -> None:
+        """Counts a block in."""
+        self.unusable.add(block, selected)
+        too_few = np.isfinite(selected.scores).sum(axis=1) < max(self.loser_rank, 2)
+        self.too_few_usable += int(too_few.sum())
+        self.too_few_kept += int(((selected.winners < 0) & ~too_few).sum())
+        rows = np.setdiff1d(np.flatnonzero(selected.winners >= 0), selected.unencodable)
+        self.margins.append(
+            selected.scores[rows, selected.winners[rows]] - selected.scores[rows, selected.losers[rows]]
+        )
+        # Copies: views would keep the whole part, mapped into memory.
+        self.scores.append(selected.scores.copy())
+        self.channel_means.append(selected.channel_means.copy())
+        self.distances.append(selected.distances.copy())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        # NaN where an image is unusable.
+        scores = np.concatenate(self.scores).astype(np.float64)
+        margins = np.concatenate(self.margins).astype(np.float64)
+        scored = np.isfinite(scores).any(axis=1)
+        winner_mean, loser_mean = np.concatenate(self.channel_means, axis=1).mean(axis=1)
+        return {
+            "prompts": len(scores),
+            "pairs": int((margins > 0).sum()),
+            "unusable_images": self.unusable.images.count,
+            "score_mean": np.nanmean(scores),
+            # Of the images of one prompt: scores compare only within it.
+            "score_standard_deviation": np.nanstd(scores[scored], axis=1).mean(),
+            "spread_mean": margins.mean(),
+            "spread_quartiles": np.quantile(margins, (0.25, 0.5, 0.75)).tolist(),
+            # How far apart the pairs are in colour, which DPO alone would learn (Fig. 5b).
+            "winner_channel_means": winner_mean.tolist(),
+            "loser_channel_means": loser_mean.tolist(),
+            "ranks": summarize_ranks(np.concatenate(self.distances, axis=1)),
+        }

@@ -1,0 +1,188 @@
+"""Drawing images of an experiment: those of its pool, of validation, of samples and of evaluations."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from hgdpo_jax import hosts
+from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.batching import finite_rows
+from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
+from hgdpo_jax.data.prompts import warn_long_prompts
+from hgdpo_jax.data.unusable import Unusable, image_of
+from hgdpo_jax.diffusion import dpm_solver
+from hgdpo_jax.diffusion.sampling import Sampling
+from hgdpo_jax.experiment.models import base_fingerprints, load_base, name_of
+from hgdpo_jax.experiment.prompts import train_prompts
+from hgdpo_jax.families.stable_diffusion.model import Adapters, StableDiffusion
+from hgdpo_jax.files import write_json
+from hgdpo_jax.random_keys import image_noise
+from hgdpo_jax.run_log import progress
+from hgdpo_jax.settings import decisive
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A model that draws; the image of a prompt and an image index is a function of weights, seed and sampling.
+
+    `adapters` add to the model at their scales, with `latent_normalization` beside the model without them (Eq. 7).
+    """
+
+    model: StableDiffusion
+    sampling: Sampling
+    seed: int
+    device_batch: int
+    adapters: Adapters = ()
+    latent_normalization: bool = False
+    # Of the prompts encoded last: the images of a block come one after the other.
+    _encoded: dict[tuple[str, ...], Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    def latents(
+        self, prompts: Sequence[str], indices: np.ndarray, report: Callable[[int], object] | None = None
+    ) -> Float[np.ndarray, "n h w c"]:
+        """Scaled latents of one image a prompt; `indices` say which image of the prompt each is."""
+        sampling, (states, negative) = self.sampling, self._states(tuple(prompts))
+        shape = self.model.latent_shape(sampling.width, sampling.height)
+        return self.model.draw_latents(
+            np.asarray(image_noise(self.seed, prompts, indices, shape)),
+            states,
+            negative,
+            self.adapters,
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+            latent_normalization=self.latent_normalization,
+            device_batch=self.device_batch,
+            report=report,
+        )
+
+    def images(
+        self, prompts: Sequence[str], indices: np.ndarray, report: Callable[[int], object] | None = None
+    ) -> tuple[UInt8[np.ndarray, "n height width 3"], Bool[np.ndarray, " n"]]:
+        """Pixels of the same images, and which of them can be used: all of their values were finite."""
+        return self.model.decode_latents_checked(self.latents(prompts, indices, report), self.device_batch)
+
+    def states_finite(self, prompts: Sequence[str]) -> Bool[np.ndarray, " n"]:
+        """Of each prompt whether the text encoder gives finite values for it and for the negative prompt."""
+        states, negative = self._states(tuple(prompts))
+        return finite_rows(states) & finite_rows(negative)
+
+    def _states(self, prompts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        if prompts not in self._encoded:
+            distinct = list(dict.fromkeys(prompts))
+            states = self.model.encode_prompts(distinct, self.sampling.clip_skip, adapters=self.adapters)
+            # All layers, as diffusers has it: an adapter should draw there as it was trained here.
+            negative = self.model.encode_prompts([self.sampling.negative_prompt], adapters=self.adapters)
+            place = {text: row for row, text in enumerate(distinct)}
+            states = states[[place[text] for text in prompts]] if len(distinct) < len(prompts) else states
+            self._encoded.clear()
+            self._encoded[prompts] = states, np.broadcast_to(negative, states.shape)
+        return self._encoded[prompts]
+
+
+def drawing_of(
+    experiment: Experiment, model: StableDiffusion, adapters: Adapters = (), latent_normalization: bool = False
+) -> Drawing:
+    """How an experiment draws with a model and adapters."""
+    batch = experiment.pool.device_batch
+    return Drawing(model, experiment.sampling, experiment.seed, batch, adapters, latent_normalization)
+
+
+def drawing_settings(experiment: Experiment) -> dict:
+    """What decides the image of a prompt and an image index, and so names the pool."""
+    return {
+        **base_fingerprints(experiment),
+        "seed": experiment.seed,
+        **sampling_settings(experiment),
+    }
+
+
+def sampling_settings(experiment: Experiment) -> dict:
+    """What decides, beside weights, prompt and noise, how any image is drawn: of the pool and of every evaluation."""
+    return {
+        "sampler.revision": dpm_solver.REVISION,
+        "dtype": experiment.dtype,
+        "attention": experiment.attention,
+        **{f"pool.{name}": value for name, value in decisive(experiment.sampling).items()},
+    }
+
+
+def complete_pool(experiment: Experiment, run: StageRun) -> tuple[Pool, list[Block]]:
+    """The pool and its blocks, with all images that were missing drawn, a share of them by each host."""
+    pool, blocks = pool_of(experiment, run)
+    images = sum(len(block.prompts) for block in blocks) * experiment.pool.size
+    draw = functools.partial(_draw, experiment, pool, images // hosts.count())
+    while pool.latents.make_missing(blocks, experiment.pool.size, draw):
+        pass
+    return pool, blocks
+
+
+def pool_of(experiment: Experiment, run: StageRun) -> tuple[Pool, list[Block]]:
+    """The pool, drawn or not, and its blocks."""
+    pool = Pool(run.pools / fingerprint_of(drawing_settings(experiment)))
+    return pool, blocks_of(train_prompts(experiment), experiment.pool.block)
+
+
+def batch_of_block(device_batch: int, block: int) -> int:
+    """Rows a device at once: `device_batch`, or fewer where a whole block has fewer."""
+    # Not of the rows at hand: one shape, so that one program serves all parts and a part's bytes are its own.
+    return min(device_batch, -(-block // jax.local_device_count()))
+
+
+def _draw(experiment: Experiment, pool: Pool, images: int, missing: Sequence[tuple[Block, int]]) -> None:
+    """Draws missing parts, this host's share; `images` is the share of the whole pool."""
+    if hosts.is_first():
+        write_json(pool.folder / "settings.json", drawing_settings(experiment))
+    model = load_base(experiment)
+    if hosts.is_first():
+        warn_long_prompts(
+            [*train_prompts(experiment), experiment.pool.negative_prompt],
+            model.tokenizer,
+            model.text_encoder.config.max_position_embeddings,
+        )
+    drawing = drawing_of(experiment, model)
+    draw_parts(experiment, drawing, pool, missing, images, "generate_pool", pool.note_rate)
+
+
+def draw_parts(
+    experiment: Experiment,
+    drawing: Drawing,
+    pool: Pool,
+    missing: Sequence[tuple[Block, int]],
+    images: int,
+    description: str,
+    note_rate: Callable[[float], object] | None = None,
+) -> None:
+    """Draws parts that are missing, with a progress bar.
+
+    `images` is how many images this host is to have drawn when all is there; `note_rate` gets images a second.
+    """
+    device_batch = batch_of_block(drawing.device_batch, experiment.pool.block)
+    drawing = dataclasses.replace(drawing, device_batch=device_batch)
+    unusable = Unusable(experiment.pool.unusable_limit, images)
+
+    def keep(block: Block, index: int, latents: np.ndarray, states_finite: np.ndarray) -> None:
+        stored = pool.latents.stored(latents)
+        usable = finite_rows(stored)
+        of_text = not states_finite[~usable].all()
+        # Not written where there are too many: a device that is mended draws them again.
+        what = f"the values of {name_of(experiment, 'text encoder' if of_text else 'U-Net')}"
+        unusable.add(usable, what, image_of(block.prompts, index))
+        pool.latents.write(block, index, stored)
+
+    done = images - sum(len(block.prompts) for block, _ in missing)
+    with (
+        progress(total=images, initial=done, description=description, unit="image") as bar,
+        write_behind() as write,
+    ):
+        for block, index in missing:
+            latents = drawing.latents(block.prompts, np.full(len(block.prompts), index), bar.update)
+            write(keep, block, index, latents, drawing.states_finite(block.prompts))
+            if note_rate and (rate := bar.rate()):
+                write(note_rate, rate)
+    unusable.warn()

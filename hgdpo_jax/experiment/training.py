@@ -1,0 +1,100 @@
+"""What trainings of an experiment share: their settings checked, their states and steps made."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from hgdpo_jax.adapters import lora
+from hgdpo_jax.base_config import Experiment, Finetune, Train
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.models.remat import REMAT
+from hgdpo_jax.pipelines.preference_step import pair_losses
+from hgdpo_jax.pipelines.winner_step import winner_losses
+from hgdpo_jax.training.accumulation import accumulation_steps
+from hgdpo_jax.training.finetune_step import make_finetune_step
+from hgdpo_jax.training.optimizer import make_optimizer
+from hgdpo_jax.training.policy_step import make_policy_step
+
+LOSSES = ("dpo", "sft")
+
+
+def check_training(options: Train | Finetune, name: str) -> None:
+    """Raises UserError where one of the training settings called `name` cannot be."""
+    if options.remat not in REMAT:
+        raise UserError(f"{name}.remat is {options.remat!r}, expected {' or '.join(map(repr, REMAT))}")
+    if options.adam_bits not in (8, 32):
+        raise UserError(f"{name}.adam_bits is {options.adam_bits}, expected 8 or 32")
+    if options.batch_size % jax.device_count():
+        raise UserError(
+            f"{name}.batch_size is {options.batch_size}, expected a multiple of the {jax.device_count()} devices"
+        )
+    if options.fsdp < 0 or (options.fsdp and jax.local_device_count() % options.fsdp):
+        raise UserError(
+            f"{name}.fsdp is {options.fsdp}, expected 0 or a divisor of the {jax.local_device_count()} local devices"
+        )
+
+
+def training_seed(experiment: Experiment) -> int:
+    """The seed of what training draws."""
+    return experiment.seed + experiment.train.seed
+
+
+def optimizer_of(options: Train | Finetune) -> optax.GradientTransformation:
+    """The optimiser that training settings describe."""
+    return make_optimizer(
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        max_gradient_norm=options.max_gradient_norm,
+        adam_bits=options.adam_bits,
+    )
+
+
+def make_losses(experiment: Experiment, model: StableDiffusion) -> Callable[..., dict[str, jax.Array]]:
+    """The function `(lora, base, batch)` that `loss.kind` names; its values, one a pair, have "loss" among them."""
+    # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
+    clip_skip = experiment.pool.clip_skip
+    # Weights are an argument of the loss: to hold them here would keep a copy beside the one that training divides.
+    model = model.with_remat(experiment.train.remat).with_parameters(unet={}, text_encoder={})
+    if experiment.loss.kind == "sft":
+        return functools.partial(winner_losses, model, clip_skip=clip_skip)
+    return functools.partial(
+        pair_losses,
+        model,
+        beta=experiment.loss.beta,
+        statistic_weight=experiment.loss.statistic_weight,
+        statistic_stride=experiment.loss.statistic_stride,
+        clip_skip=clip_skip,
+    )
+
+
+def make_training(experiment: Experiment, model: StableDiffusion, mesh: Mesh):
+    """What makes the state that training begins with, and its step (`make_policy_step`) on a mesh."""
+    optimizer = optimizer_of(experiment.train)
+
+    def initial_state():
+        targets = lora.find_targets(model.parameters["unet"])
+        parameters = lora.initialize(jax.random.key(training_seed(experiment)), targets, experiment.adapter.rank)
+        return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+
+    parts = accumulation_steps(experiment.train.batch_size, experiment.train.device_batch, mesh.size)
+    return initial_state, make_policy_step(
+        make_losses(experiment, model), optimizer, len(model.schedule.betas), parts, mesh
+    )
+
+
+def make_finetuning(experiment: Experiment, model: StableDiffusion, mesh: Mesh):
+    """What makes a state of the U-Net's parameters, and the step (`make_finetune_step`) on a mesh."""
+    options, optimizer = experiment.finetune, optimizer_of(experiment.finetune)
+
+    def initial_state(parameters):
+        return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+
+    parts = accumulation_steps(options.batch_size, options.device_batch, mesh.size)
+    # Weights are an argument of the step: to hold them here would keep a copy beside the one that training divides.
+    model = model.with_remat(options.remat).with_parameters(unet={})
+    return initial_state, make_finetune_step(model, optimizer, parts, mesh)
