@@ -21,11 +21,6 @@ from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import expanded
 
 
-def config_changes(arguments: Sequence[str]) -> list[str]:
-    """Those of a command's arguments that change a field, --config.FIELD=VALUE."""
-    return [argument for argument in arguments if re.match(r"--?(no)?config\.", argument)]
-
-
 def load_config(path: str, changes: Sequence[str] = ()) -> ConfigDict:
     """The config of a file, "configs/mine.py", or of one that ships with the package, "toon".
 

@@ -30,13 +30,16 @@ _waits = itertools.count()
 
 
 def start(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Joins the other processes, where there are any; nothing of JAX may have run before.
+    """Joins the other processes, where there are any and it has not yet; nothing of JAX may have run before.
 
     What is not given is read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without these a SLURM
     job of several tasks and a host with TPUs are joined as JAX finds them. The tasks of a SLURM node share its GPUs.
     Raises UserError where only a part is given, where a SLURM job was started without srun, or where JAX lacks the
     platform that JAX_PLATFORMS names.
     """
+    if jax.distributed.is_initialized():
+        # A program may run several experiments, one after the other.
+        return
     # JAX would take SIGTERM for itself, which termination.py handles.
     jax.config.update("jax_enable_preemption_service", False)
     given: dict[str, Any] = {

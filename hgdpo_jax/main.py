@@ -21,8 +21,7 @@ from typing import NoReturn
 from absl import flags, logging
 
 from hgdpo_jax import stages
-from hgdpo_jax.config_files import config_changes, load_config
-from hgdpo_jax.errors import UserError, first_line
+from hgdpo_jax.command_line import given_config
 from hgdpo_jax.termination import exit_status, leave
 from hgdpo_jax.texts import show_all_characters
 
@@ -34,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "The experiment: a Python file, or one that ships.", flag_values=values)
     flags.DEFINE_string("workdir", "workdir", "Folder of all that is made; a gs:// path works too.", flag_values=values)
     flags.DEFINE_list("stage", [], "Stages to run instead of the config's, comma-separated.", flag_values=values)
     flags.DEFINE_bool(
@@ -43,28 +43,9 @@ def _run(arguments: Sequence[str]) -> None:
     flags.DEFINE_string("coordinator_address", "", f"HOST:PORT of the first process. {several}", flag_values=values)
     flags.DEFINE_integer("num_processes", 0, "How many processes there are.", flag_values=values)
     flags.DEFINE_integer("process_id", -1, "Which of them this is, counted from 0.", flag_values=values)
-    flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
-    # Declared for the help text; read by load_config.
-    changes = config_changes(arguments)
-    flags.DEFINE_string(
-        "config",
-        None,
-        "The experiment: a Python file, or the name of one that ships.",
-        flag_values=values,
-    )
-    try:
-        rest = values(["hgdpo_jax.main", *(argument for argument in arguments if argument not in changes)])[1:]
-    except flags.Error as error:
-        raise UserError(f"{first_line(error)}; --help lists the flags") from error
-    if values.help:
-        print(f"{(__doc__ or '').strip()}\n\nFlags:\n{_flag_lines(values)}\nStages: {', '.join(stages.stage_names())}")
+    config = given_config(arguments, values, __doc__, f"Stages: {', '.join(stages.stage_names())}")
+    if config is None:
         return
-    if rest:
-        raise UserError(f"{' '.join(rest)} is not a flag; --help lists the flags")
-    if not values.config:
-        raise UserError("no experiment given, expected --config=FILE, or one that ships, for example --config=toon")
-
-    config = load_config(values.config, changes)
     # Not at the top: --help does not wait for JAX.
     from hgdpo_jax.runner import plan, run
 
@@ -82,15 +63,6 @@ def _run(arguments: Sequence[str]) -> None:
         num_processes=values.num_processes,
         process_id=values.process_id,
     )
-
-
-def _flag_lines(values: flags.FlagValues) -> str:
-    lines = []
-    for name in ("config", "workdir", "stage", "plan", "coordinator_address", "num_processes", "process_id", "help"):
-        default = values[name].default
-        shown = f" (default: {default})" if default else ""
-        lines.append(f"  --{name:19}  {values[name].help}{shown}")
-    return "\n".join(lines)
 
 
 def command() -> NoReturn:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from absl import flags
 from etils import epath
 
-from hgdpo_jax.errors import UserError, first_line
+from hgdpo_jax.command_line import parsed
+from hgdpo_jax.errors import UserError
 from hgdpo_jax.termination import exit_status
 from hgdpo_jax.texts import show_all_characters
 
@@ -28,14 +29,8 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("output", None, "Folder to write to; else WORKDIR/report of the first run.", flag_values=values)
-    flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
-    try:
-        folders = values(["hgdpo_jax.report", *arguments])[1:]
-    except flags.Error as error:
-        raise UserError(f"{first_line(error)}; --help lists the flags") from error
-    if values.help:
-        lines = [f"  --{name:8}  {values[name].help}" for name in ("output", "help")]
-        print("\n".join([(__doc__ or "").strip(), "", "Flags:", *lines]))
+    folders = parsed(arguments, values, __doc__)
+    if folders is None:
         return
     if not folders:
         raise UserError("no runs given, expected their folders, for example workdir/runs/n20-* workdir/runs/n20_sml-*")

@@ -221,6 +221,12 @@ def test_what_cannot_be_a_process_of_several_is_refused(given, words):
         hosts.start(**given)
 
 
+def test_a_program_that_runs_several_experiments_joins_once(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("joined again"))
+    hosts.start("127.0.0.1:1", num_processes=2, process_id=0)
+
+
 def test_a_process_number_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "first")
     with pytest.raises(UserError, match="JAX_PROCESS_ID is 'first'"):

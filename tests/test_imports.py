@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "hgdpo_jax"
 # From top to bottom: a room imports only what stands in its own row or below.
 ROWS = [
     {"main"},
-    {"runner", "report", "toon", "config_files", "config_limits"},
+    {"runner", "report", "toon", "command_line", "config_files", "config_limits"},
     {"stages"},
     {"preflight"},
     {"experiment"},
@@ -172,4 +172,4 @@ def test_files_are_opened_through_epath():
 
 
 def test_only_what_reads_configs_sees_one():
-    assert importers("ml_collections") <= {"runner", "config_files", "base_config"}
+    assert importers("ml_collections") <= {"runner", "command_line", "config_files", "base_config"}

@@ -16,9 +16,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from hgdpo_jax.base_config import typed
-from hgdpo_jax.config_files import config_changes, load_config
-from hgdpo_jax.errors import UserError, first_line
+from hgdpo_jax.command_line import given_config
+from hgdpo_jax.config_files import checked
 from hgdpo_jax.files import expanded
 from hgdpo_jax.termination import exit_status
 from hgdpo_jax.texts import show_all_characters
@@ -34,42 +33,24 @@ def _run(arguments: Sequence[str]) -> None:
 
     values = flags.FlagValues()
     names = ", ".join(CHIPS)
-    flags.DEFINE_string(
-        "config",
-        None,
-        "The experiment: a Python file, or the name of one that ships.",
-        flag_values=values,
-    )
+    flags.DEFINE_string("config", None, "The experiment: a Python file, or one that ships.", flag_values=values)
     flags.DEFINE_string("target", None, f"Devices, NAME:COUNT, of {names}; else the config's.", flag_values=values)
     flags.DEFINE_float("price_per_hour", None, "What one device costs an hour; else the config's.", flag_values=values)
     flags.DEFINE_string("json", None, "File for all figures as JSON.", flag_values=values)
-    flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
-    changes = config_changes(arguments)
-    try:
-        rest = values(["hgdpo_jax.preflight", *(argument for argument in arguments if argument not in changes)])[1:]
-    except flags.Error as error:
-        raise UserError(f"{first_line(error)}; --help lists the flags") from error
-    if values.help:
-        lines = [
-            f"  --{name:14}  {values[name].help}" for name in ("config", "target", "price_per_hour", "json", "help")
-        ]
-        lines.append("  --config.FIELD    Changes a field of the config, those of config.preflight among them.")
-        print("\n".join([(__doc__ or "").strip(), "", "Flags:", *lines]))
+    more = "--config.FIELD=VALUE changes a field of the config, those of config.preflight among them."
+    config = given_config(arguments, values, __doc__, more)
+    if config is None:
         return
-    if rest:
-        raise UserError(f"{' '.join(rest)} is not a flag; --help lists the flags")
-    if not values.config:
-        raise UserError("no experiment given, expected --config=FILE, or one that ships, for example --config=n20_sml")
     for name in ("target", "price_per_hour"):
         if values[name].value is not None:
-            changes.append(f"--config.preflight.{name}={values[name].value}")
-    config = typed(load_config(values.config, changes))
+            config.preflight[name] = values[name].value
 
     # Not at the top: --help does without.
     from hgdpo_jax.stages import preflight
 
-    preflight.check(config)
-    found, table = preflight.examine(config, preflight.compile_apart(config))
+    settings = checked(config)
+    preflight.check(settings)
+    found, table = preflight.examine(settings, preflight.compile_apart(settings))
     print(table, end="", flush=True)
     if values.json:
         expanded(values.json).write_text(json.dumps(found, indent=2) + "\n")
