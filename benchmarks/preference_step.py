@@ -31,7 +31,7 @@ def pair() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     names = ("winner_latents", "loser_latents")
     latents = {name: random.normal(size=(1, SIZE // 8, SIZE // 8, 4)).astype(np.float32) for name in names}
-    return latents | {"token_ids": random.integers(0, 600, (1, 77)).astype(np.int32)}
+    return latents | {"tokens": random.integers(0, 600, (1, 77)).astype(np.int32)}
 
 
 def prepare_ours(base: Path, way: str) -> Prepared:
@@ -40,6 +40,7 @@ def prepare_ours(base: Path, way: str) -> Prepared:
 
     from configs.n20_sml import get_config
     from hgdpo_jax import StableDiffusion
+    from hgdpo_jax.base_config import typed
     from hgdpo_jax.experiment.training import make_training
     from hgdpo_jax.sharding import shard_batch, shard_parameters, training_mesh
 
@@ -50,8 +51,8 @@ def prepare_ours(base: Path, way: str) -> Prepared:
     mesh = training_mesh(1, jax.devices())
     initial_state, step = make_training(typed(config), model, mesh)
     state = shard_parameters(initial_state(), mesh)
-    frozen = shard_parameters({name: model.parameters[name] for name in ("unet", "text_encoder")}, mesh)
-    model = model.with_parameters(unet={}, vae={}, text_encoder={})
+    frozen = shard_parameters({name: model.parameters[name] for name in ("denoiser", "text")}, mesh)
+    del model
     batch = shard_batch((pair(), jax.random.key(0)), mesh)
 
     def call():
@@ -85,7 +86,7 @@ def prepare_peft(base: Path, statistic_loss: bool, way: str) -> Prepared:
 
         def call():
             with torch.no_grad():
-                states = text_encoder(batch["token_ids"]).last_hidden_state
+                states = text_encoder(batch["tokens"]).last_hidden_state
             noise = torch.randn(winner.shape).repeat(2, 1, 1, 1)
             timestep = int(torch.randint(0, 1000, ()))
             timesteps = torch.full((2,), timestep)

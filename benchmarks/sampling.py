@@ -40,12 +40,12 @@ def prepare_ours(base: Path, scorer: Path, way: str) -> Prepared:
     from hgdpo_jax.experiment.scoring import make_score
 
     # States of prompts are given.
-    model = StableDiffusion.load(str(base)).with_parameters(text_encoder={})
+    model = StableDiffusion.load(str(base)).with_parameters(text={})
     scorer = PickScore.load(str(scorer))
     latents, states, empty = inputs()
     prompts = np.asarray(scorer.encode_prompts(["a woman"] * IMAGES))
     score = make_score(model, scorer)
-    autoencoder = {"vae": model.parameters["vae"]}
+    autoencoder = {"autoencoder": model.parameters["autoencoder"]}
 
     def draw():
         return model.draw_latents(latents, states, empty, steps=1, guidance=GUIDANCE, device_batch=IMAGES)

@@ -33,7 +33,7 @@ def inputs(size: int) -> tuple[np.ndarray, np.ndarray]:
 def prepare_ours(base: Path, size: int, way: str) -> Prepared:
     from hgdpo_jax import StableDiffusion
 
-    model = StableDiffusion.load(str(base)).with_parameters(text_encoder={}, vae={})
+    model = StableDiffusion.load(str(base)).with_parameters(text={}, autoencoder={})
     latents, states = inputs(size)
     return [(lambda: model.predict_noise(latents, TIMESTEPS, states), 1.0)], "jit"
 

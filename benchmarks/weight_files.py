@@ -55,21 +55,12 @@ def prepare_diffusers_loading(file: Path, base: Path, way: str) -> Prepared:
 
 def prepare_writing(way: str) -> Prepared:
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
-    from hgdpo_jax import save_adapter
+    from hgdpo_jax import StableDiffusion, save_adapter
     from hgdpo_jax.adapters import lora
-    from hgdpo_jax.models.unet import UNet, UNetConfig
 
-    shapes = jax.eval_shape(
-        UNet(UNetConfig()).init,
-        jax.random.key(0),
-        jnp.zeros((1, 8, 8, 4)),
-        jnp.zeros(1, jnp.int32),
-        jnp.zeros((1, 77, 768)),
-    )["params"]
-    adapter = lora.initialize(jax.random.key(0), lora.find_targets(shapes), rank=8)
+    adapter = lora.initialize(jax.random.key(0), StableDiffusion.without_weights().lora_targets, rank=8)
     adapter = jax.tree.map(np.asarray, adapter)
     folder = tempfile.mkdtemp()
 

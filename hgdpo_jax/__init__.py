@@ -8,14 +8,14 @@ _HOMES = {
     "load_config": "hgdpo_jax.config_files",
     "plan": "hgdpo_jax.runner",
     "run": "hgdpo_jax.runner",
-    "StableDiffusion": "hgdpo_jax.families.stable_diffusion.model",
+    "StableDiffusion": "hgdpo_jax.families.stable_diffusion",
     "PickScore": "hgdpo_jax.scorers.pick_score",
     "ImageReward": "hgdpo_jax.scorers.image_reward",
     "CLIPScore": "hgdpo_jax.scorers.clip_score",
     "HPSv2": "hgdpo_jax.scorers.hps_v2",
     "Aesthetic": "hgdpo_jax.scorers.aesthetic",
-    "load_adapter": "hgdpo_jax.weights.lora_files",
-    "save_adapter": "hgdpo_jax.weights.lora_files",
+    "load_adapter": "hgdpo_jax.families.stable_diffusion",
+    "save_adapter": "hgdpo_jax.families.stable_diffusion",
 }
 
 __all__ = [*_HOMES, "losses"]

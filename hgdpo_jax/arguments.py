@@ -1,7 +1,7 @@
 """What people give to public functions: one or several prompts, seeds, images or latents."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,15 +55,25 @@ def latents_of(latents: Any, channels: int, name: str = "latents") -> Float[np.n
 
 
 def of_one_length(**given: Any) -> list[Any]:
-    """Lists and arrays of equal length, those of one row repeated; raises UserError where lengths differ otherwise."""
-    count = max(map(len, given.values()))
-    if any(len(rows) not in (1, count) for rows in given.values()):
-        counts = ", ".join(f"{len(rows)} {name.replace('_', ' ')}" for name, rows in given.items())
-        raise UserError(f"{counts} are given, expected as many of each, or one for all")
-    return [rows if len(rows) == count else _repeated(rows, count) for rows in given.values()]
+    """Lists, arrays and dicts of arrays of equal length, those of one row repeated.
+
+    Raises UserError where lengths differ otherwise.
+    """
+    counts = {name: _count(rows) for name, rows in given.items()}
+    count = max(counts.values())
+    if any(rows not in (1, count) for rows in counts.values()):
+        listed = ", ".join(f"{rows} {name.replace('_', ' ')}" for name, rows in counts.items())
+        raise UserError(f"{listed} are given, expected as many of each, or one for all")
+    return [rows if counts[name] == count else _repeated(rows, count) for name, rows in given.items()]
+
+
+def _count(rows: Any) -> int:
+    return _count(next(iter(rows.values()))) if isinstance(rows, Mapping) else len(rows)
 
 
 def _repeated(rows: Any, count: int) -> Any:
+    if isinstance(rows, Mapping):
+        return {name: _repeated(values, count) for name, values in rows.items()}
     return rows * count if isinstance(rows, list) else np.repeat(rows, count, axis=0)
 
 

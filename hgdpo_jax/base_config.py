@@ -23,6 +23,8 @@ class Weights:
 
     # The model that draws the pool, is the reference, and carries the LoRA (Sec. 2).
     base: str = named("")
+    # What the base is: the name of a folder in hgdpo_jax/families, or a class of yours, "module:Class" (SD1.5).
+    family: str = named("stable_diffusion")
     # Folder or repository with CLIP's vocab.json and merges.txt; empty: the base's own. A single file has none.
     tokenizer: str = named("")
     # VAE in place of the base's, a diffusers folder or a single file; empty: the base's own.

@@ -5,20 +5,40 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.sharding import data_mesh, shard_batch
 
 
-def on_devices(array: np.ndarray) -> jax.Array:
-    """The array, its first axis divided over the local devices."""
-    return shard_batch(array, data_mesh())
+def on_devices(rows: Any) -> Any:
+    """The arrays of a tree, their first axes divided over the local devices."""
+    return shard_batch(rows, data_mesh())
 
 
-def finite_rows(rows: Shaped[np.ndarray, "n ..."]) -> Bool[np.ndarray, " n"]:
-    """Of each row whether all of its values are finite."""
-    return np.isfinite(rows).all(axis=tuple(range(1, np.ndim(rows))))
+def rows_of(tree: Any, rows: Any) -> Any:
+    """Some rows of every array."""
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+def repeated(tree: Any, count: int) -> Any:
+    """Arrays of one row as if they had so many, in the memory of one."""
+    return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (count, *leaf.shape[1:])), tree)
+
+
+def chosen(first: Bool[np.ndarray, " n"], tree: Any, other: Any) -> Any:
+    """Rows of every array of `tree` where `first` is true, of `other` else."""
+
+    def choose(leaf, other):
+        return np.where(first.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, other)
+
+    return jax.tree.map(choose, tree, other)
+
+
+def finite_rows(tree: Any) -> Bool[np.ndarray, " n"]:
+    """Of each row whether its values in all arrays are finite."""
+    leaves = [np.isfinite(leaf).all(axis=tuple(range(1, np.ndim(leaf)))) for leaf in jax.tree.leaves(tree)]
+    return np.all(leaves, axis=0)
 
 
 def map_batches(
@@ -29,7 +49,7 @@ def map_batches(
 ) -> Any:
     """Calls `function` with the indices of one slice of `count` rows after another; joins its results on the host.
 
-    A result is an array, or a tuple of arrays, with a row for each index.
+    A result is an array, or a tree of arrays, with a row for each index.
 
     Every slice has `device_batch` rows a device: the last one is filled with row 0, so that nothing is compiled
     twice. One slice runs while the one before it is fetched. `report` receives the number of rows done.

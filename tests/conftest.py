@@ -40,10 +40,7 @@ def toon_tokenizer(tmp_path_factory):
 def tiny_base(tmp_path_factory, toon_tokenizer):
     """Folder of a Stable Diffusion that draws 48x64 noise."""
     from hgdpo_jax.families.stable_diffusion.files import StableDiffusionFiles, write_folder
-    from hgdpo_jax.families.stable_diffusion.model import parameter_shapes
-    from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-    from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
-    from hgdpo_jax.models.unet import UNet, UNetConfig
+    from hgdpo_jax.families.stable_diffusion.model import StableDiffusion, by_file
     from hgdpo_jax.weights.conversion import from_tree
 
     configs = {
@@ -80,11 +77,7 @@ def tiny_base(tmp_path_factory, toon_tokenizer):
             "timestep_spacing": "linspace",
         },
     }
-    shapes = parameter_shapes(
-        UNet(UNetConfig.from_dict(configs["unet"])),
-        Autoencoder(AutoencoderConfig.from_dict(configs["vae"])),
-        CLIPTextTransformer(CLIPTextConfig.from_dict(configs["text_encoder"])),
-    )
+    shapes = by_file(StableDiffusion.of_configs(configs).parameters)
     folder = tmp_path_factory.mktemp("tiny_base")
     tensors = {name: from_tree(random_parameters(tree, seed=1)) for name, tree in shapes.items()}
     files = StableDiffusionFiles(configs=configs, tensors=tensors, tokenizer=toon_tokenizer)

@@ -36,12 +36,12 @@ def collectives(compiled):
             found[match[2]] = found.get(match[2], 0) + elements
     return found
 
-adapter = lora.initialize(jax.random.key(0), lora.find_targets(model.parameters["unet"]), rank=4)
+adapter = lora.initialize(jax.random.key(0), model.lora_targets, rank=4)
 adapter = replicate(adapter, data_mesh())
 states = on_devices(np.zeros((rows, 77, model.unet.config.cross_attention_dim), np.float32))
 latents = on_devices(np.zeros((rows, *shape), np.float32))
 sample = jax.jit(functools.partial(model.sample, steps=3, guidance=2.0, latent_normalization=True))
-decode = jax.jit(lambda parameters, x: model.encode(parameters, model.decode(parameters, x)))
+decode = jax.jit(lambda parameters, x: model.encode(parameters, model.decode_checked(parameters, x)[0]))
 results = {
     "sample": collectives(sample.lower(model.parameters, latents, states, states, [(adapter, 0.5)]).compile()),
     "decode": collectives(decode.lower(model.parameters, latents).compile()),
@@ -49,7 +49,7 @@ results = {
 optimizer = make_optimizer(learning_rate=1e-4, max_gradient_norm=1.0)
 state = replicate({"parameters": adapter, "optimizer": optimizer.init(adapter)}, data_mesh())
 batch = {name: np.zeros((rows, *shape), np.float32) for name in ("winner_latents", "loser_latents")}
-batch, key = shard_batch((batch | {"token_ids": np.zeros((rows, 77), np.int32)}, training_key(0, 1)), data_mesh())
+batch, key = shard_batch((batch | {"tokens": np.zeros((rows, 77), np.int32)}, training_key(0, 1)), data_mesh())
 losses = functools.partial(pair_losses, model, beta=2500.0, statistic_weight=1e4, statistic_stride=1)
 for parts in (1, 2):
     step = make_policy_step(losses, optimizer, 1000, parts, data_mesh())

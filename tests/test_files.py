@@ -7,8 +7,8 @@ from etils import epath
 from PIL import Image
 
 from hgdpo_jax.config_files import checked, load_config
+from hgdpo_jax.families.stable_diffusion import load_adapter, save_adapter
 from hgdpo_jax.files import expanded, write_bytes, write_json
-from hgdpo_jax.weights.lora_files import load_adapter, save_adapter
 
 CONFIG = """
 from hgdpo_jax.base_config import base_config

@@ -17,7 +17,7 @@ import pytest
 from hgdpo_jax import hosts
 from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.weights.lora_files import load_adapter
+from hgdpo_jax.families.stable_diffusion import load_adapter
 from hgdpo_jax.weights.tensor_files import load_tensors
 
 ROOT = Path(__file__).parent.parent

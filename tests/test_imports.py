@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -149,9 +150,9 @@ def test_only_the_toon_world_imports_itself():
     }
 
 
-def test_only_models_and_adapters_know_flax():
+def test_only_models_families_and_adapters_know_flax():
     # The oracle's network serves the toon world alone.
-    assert importers("flax") <= {"models", "adapters", "toon"}
+    assert importers("flax") <= {"models", "families", "adapters", "toon"}
 
 
 def test_only_weights_knows_pytorch_and_its_files():
@@ -173,3 +174,33 @@ def test_files_are_opened_through_epath():
 
 def test_only_what_reads_configs_sees_one():
     assert importers("ml_collections") <= {"runner", "command_line", "config_files", "base_config"}
+
+
+def family_of(module: str) -> str | None:
+    """The family whose folder a module lies in."""
+    place = module.split(".")
+    return (
+        place[1] if place[0] == "families" and len(place) > 1 and (PACKAGE / "families" / place[1]).is_dir() else None
+    )
+
+
+def test_nobody_knows_which_family_a_model_is_of():
+    # But for the toon world, whose checkpoint is of a family that exists.
+    core = {pair for pair in pairs() if not pair[0].startswith("toon.")}
+    assert {pair for pair in core if family_of(pair[1]) not in (None, family_of(pair[0]))} == set()
+
+
+def test_what_files_of_stable_diffusion_call_its_parts_and_its_sizes_stand_in_its_folder_alone():
+    names = re.compile(r"\bunet\b|lora_(unet|te)_|(first|cond)_stage_model|diffusion_model\b|v1-5")
+    sizes = {320, 0.00085}
+    wrong = []
+    for module, tree in modules().items():
+        if module.startswith(("families.stable_diffusion", "toon")):
+            continue
+        documentation = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node not in documentation:
+                value = node.value
+                if (isinstance(value, str) and names.search(value)) or (not isinstance(value, str) and value in sizes):
+                    wrong.append(f"{module}: {value!r}")
+    assert wrong == []

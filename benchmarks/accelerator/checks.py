@@ -94,7 +94,7 @@ def _decode(models: Models, dtype: str):
     model, given = models.base(dtype), models.inputs(2, models.size.check)
 
     def decode(parameters, latents):
-        return apply(model.autoencoder, parameters["vae"], latents, method="decode")
+        return apply(model.autoencoder, parameters["autoencoder"], latents, method="decode")
 
     return decode, (models.parameters(dtype, "vae"), given["latents"])
 
@@ -110,8 +110,8 @@ def pixels_of(models: Models) -> np.ndarray:
 
 
 def _text(models: Models, dtype: str):
-    arguments = (models.parameters(dtype, "text_encoder"), models.inputs(2, models.size.check)["token_ids"])
-    return models.base(dtype).text_states, arguments
+    arguments = (models.parameters(dtype, "text_encoder"), models.inputs(2, models.size.check)["tokens"])
+    return models.base(dtype).condition, arguments
 
 
 def _pick_score(models: Models, dtype: str):
@@ -123,7 +123,7 @@ def _pick_score(models: Models, dtype: str):
     # As large as the tower wants them, so that nothing is resized.
     edge = models.size.clip.get("vision_config", {}).get("image_size", 224)
     pixels = np.random.default_rng(3).integers(0, 256, (2, edge, edge, 3)).astype(np.uint8)
-    return score, (models.scorer_parameters(dtype), pixels, models.inputs(2, models.size.check)["token_ids"])
+    return score, (models.scorer_parameters(dtype), pixels, models.inputs(2, models.size.check)["tokens"])
 
 
 def pair_batch(models: Models, pairs: int, pixels: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -132,7 +132,7 @@ def pair_batch(models: Models, pairs: int, pixels: tuple[int, int]) -> dict[str,
     return {
         "winner_latents": given["latents"],
         "loser_latents": given["other_latents"],
-        "token_ids": given["token_ids"],
+        "tokens": given["tokens"],
         "noise": given["noise"],
         "timesteps": given["timesteps"],
     }
@@ -317,7 +317,7 @@ def step_arguments(models: Models, optimizer, pairs: int, pixels: tuple[int, int
     adapter = on_device(models.adapter(trained))
     state = {"parameters": adapter, "optimizer": optimizer.init(adapter)}
     batch = pair_batch(models, pairs, pixels)
-    batch = {name: batch[name] for name in ("winner_latents", "loser_latents", "token_ids")}
+    batch = {name: batch[name] for name in ("winner_latents", "loser_latents", "tokens")}
     return state, models.parameters(dtype, "unet", "text_encoder"), on_device(batch), jax.random.key(0)
 
 

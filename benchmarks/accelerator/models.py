@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 
 from hgdpo_jax import PickScore, StableDiffusion
-from hgdpo_jax.adapters import lora
-from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION
+from hgdpo_jax.families.stable_diffusion.configs import SCHEDULER
+from hgdpo_jax.families.stable_diffusion.model import by_file, by_role
 from hgdpo_jax.preflight.published import PICK_SCORE, PREPROCESSOR
 from hgdpo_jax.sharding import data_mesh, replicate
 
@@ -132,18 +132,23 @@ class Models:
             "unet": size.unet,
             "vae": size.vae,
             "text_encoder": size.text_encoder,
-            "scheduler": STABLE_DIFFUSION,
+            "scheduler": SCHEDULER,
         }
         # The arrays are gigabytes: each is made once.
         self.weights = functools.cache(self._weights)
         self._placed = functools.cache(self._place)
+
+    @functools.cached_property
+    def shapes(self) -> StableDiffusion:
+        """Stable Diffusion with shapes for its parameters."""
+        return StableDiffusion.of_configs(self.configs)
 
     def _weights(self, name: str) -> dict:
         """Parameters of "unet", "vae", "text_encoder" or "clip" as float32 arrays of the host."""
         if name == "clip":
             shapes = PickScore.without_weights(self.size.clip, PREPROCESSOR).parameters
             return random_weights(shapes) | {"logit_scale": np.float32(math.log(100))}
-        return random_weights(StableDiffusion.without_weights(self.configs).parameters[name])
+        return random_weights(by_file(self.shapes.parameters)[name])
 
     def _place(self, name: str, dtype: str) -> dict:
         compute = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype]
@@ -151,12 +156,13 @@ class Models:
 
     def base(self, dtype: str, attention: str = "auto") -> StableDiffusion:
         """Stable Diffusion without its parameters, which `parameters` has."""
-        model = StableDiffusion.without_weights(self.configs, dtype, attention)
-        return model.with_parameters(unet={}, vae={}, text_encoder={})
+        model = StableDiffusion.of_configs(self.configs, dtype, attention)
+        return dataclasses.replace(model, parameters={})
 
     def parameters(self, dtype: str, *names: str) -> dict[str, dict]:
-        """Those of the networks so called, on the device."""
-        return {name: self._placed(name, dtype) for name in names}
+        """Those of the networks so called in files, on the device."""
+        trees = {name: self._placed(name, dtype) if name in names else {} for name in ("unet", "vae", "text_encoder")}
+        return by_role(**trees)
 
     def scorer(self, dtype: str) -> PickScore:
         """PickScore without its parameters, which `scorer_parameters` has."""
@@ -169,10 +175,9 @@ class Models:
 
     def adapter(self, trained: bool) -> dict:
         """A LoRA, fresh or as after some training, when both factors have gradients and the loss is no longer log 2."""
-        shapes = StableDiffusion.without_weights(self.configs).parameters["unet"]
         random = np.random.default_rng(1)
         entries = {}
-        for path, (inputs, outputs) in sorted(lora.find_targets(shapes).items()):
+        for path, (inputs, outputs) in sorted(self.shapes.lora_targets.items()):
             down = random.standard_normal((inputs, RANK), np.float32) / RANK
             up = random.standard_normal((RANK, outputs), np.float32) * np.float32(4e-3 if trained else 0)
             entries[path] = {"down": down, "up": up}
@@ -180,7 +185,7 @@ class Models:
 
     def latent_shape(self, pixels: tuple[int, int]) -> tuple[int, int, int]:
         """[height, width, channels] of an image's latents."""
-        return StableDiffusion.without_weights(self.configs).latent_shape(*pixels)
+        return self.shapes.latent_shape(*pixels)
 
     def inputs(self, count: int, pixels: tuple[int, int], seed: int = 0) -> dict[str, np.ndarray]:
         """Random latents, noise, states and token ids of so many images, and their timesteps."""
@@ -195,7 +200,7 @@ class Models:
             "noise": random.standard_normal(shape, np.float32),
             "states": random.standard_normal((count, 77, text["hidden_size"]), np.float32),
             "empty_states": random.standard_normal((count, 77, text["hidden_size"]), np.float32),
-            "token_ids": tokens,
+            "tokens": tokens,
             "timesteps": random.integers(0, 1000, count).astype(np.int32),
         }
 

@@ -129,9 +129,9 @@ class Peer:
             vae = self.autoencoder()
             found = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
         elif name == "text encoder":
-            found = self.text_encoder()(self.tensor(given["token_ids"])).last_hidden_state
+            found = self.text_encoder()(self.tensor(given["tokens"])).last_hidden_state
         elif name == "pickscore":
-            found = self._pick_score(given["token_ids"])
+            found = self._pick_score(given["tokens"])
         elif name == "sampler":
             found = self._sample(models.inputs(1, size.check, seed=5))
         else:
@@ -149,9 +149,9 @@ class Peer:
     def _sample(self, given: dict[str, np.ndarray]) -> torch.Tensor:
         import diffusers
 
-        from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION
+        from hgdpo_jax.families.stable_diffusion.configs import SCHEDULER
 
-        unet, scheduler = self.unet(), diffusers.DPMSolverMultistepScheduler(**STABLE_DIFFUSION)
+        unet, scheduler = self.unet(), diffusers.DPMSolverMultistepScheduler(**SCHEDULER)
         scheduler.set_timesteps(SAMPLER_STEPS)
         latents = self.tensor(given["latents"])
         states = torch.cat([self.tensor(given["empty_states"]), self.tensor(given["states"])])
@@ -180,7 +180,7 @@ class Peer:
         dtype = next(p.dtype for p in unet.parameters() if not p.requires_grad)
         scheduler = diffusers.DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False)
         with torch.no_grad():
-            states = text_encoder(self.tensor(batch["token_ids"])).last_hidden_state.to(dtype).repeat(2, 1, 1)
+            states = text_encoder(self.tensor(batch["tokens"])).last_hidden_state.to(dtype).repeat(2, 1, 1)
         clean = torch.cat([self.tensor(batch["winner_latents"]), self.tensor(batch["loser_latents"])])
         noise, timesteps = self.tensor(batch["noise"]).repeat(2, 1, 1, 1), self.tensor(batch["timesteps"]).repeat(2)
         noisy = scheduler.add_noise(clean, noise, timesteps.long()).to(dtype, memory_format=torch.channels_last)
@@ -266,7 +266,7 @@ def _time_sampling(bench: Bench) -> Generator[None, None, Result]:
     yield
     import diffusers
 
-    from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION
+    from hgdpo_jax.families.stable_diffusion.configs import SCHEDULER
 
     peer, size = bench.peer, bench.size
     bfloat16, last = torch.bfloat16, torch.channels_last
@@ -275,8 +275,8 @@ def _time_sampling(bench: Bench) -> Generator[None, None, Result]:
     given = bench.models.inputs(size.images, size.portrait)
     states = torch.cat([peer.tensor(given["empty_states"]), peer.tensor(given["states"])]).to(bfloat16)
     edge = clip.config.vision_config.image_size
-    scheduler = diffusers.DPMSolverMultistepScheduler(**STABLE_DIFFUSION)
-    tokens = peer.tensor(given["token_ids"])
+    scheduler = diffusers.DPMSolverMultistepScheduler(**SCHEDULER)
+    tokens = peer.tensor(given["tokens"])
 
     @torch.no_grad()
     def call():

@@ -14,6 +14,7 @@ from benchmarks.accelerator.models import GUIDANCE, Models, on_device
 from benchmarks.accelerator.profile import largest_kinds
 from benchmarks.accelerator.programs import Program, timed
 from benchmarks.accelerator.rows import Result, Row
+from hgdpo_jax.families.model import to_pixels
 
 DTYPE = "bfloat16"
 
@@ -88,7 +89,7 @@ def _decode_and_score(models: Models):
     model, scorer = models.base(DTYPE), models.scorer(DTYPE)
 
     def score(autoencoder, parameters, latents, prompts):
-        return scorer.score_pixels(parameters, model.decode(autoencoder, latents), prompts)
+        return scorer.score_pixels(parameters, to_pixels(model.decode(autoencoder, latents)), prompts)
 
     return score
 
@@ -143,7 +144,7 @@ def _first_image_programs(models: Models) -> list[tuple]:
     """Sampling and decoding of one image, each with its arguments."""
     model, inputs = models.base(DTYPE), _sampling_arguments(models, 1)
     sample = jax.jit(functools.partial(model.sample, steps=models.size.sampler_steps, guidance=GUIDANCE))
-    return [(sample, *inputs), (jax.jit(model.decode), models.parameters(DTYPE, "vae"), inputs[1])]
+    return [(sample, *inputs), (jax.jit(model.decode_checked), models.parameters(DTYPE, "vae"), inputs[1])]
 
 
 def draw_first_image(models: Models) -> None:

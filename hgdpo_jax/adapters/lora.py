@@ -1,11 +1,10 @@
-"""Low-rank adapters of a U-Net and its text encoder, applied from outside the modules.
+"""Low-rank adapters of a denoiser and its text encoders, applied from outside the modules.
 
-An adapter is `{module path: {"down": [in, rank], "up": [rank, out]}}` in float32 with alpha equal to the rank, that is,
-it adds `x @ down @ up * scale` to the output of the linear layer, or 1x1 convolution, at that path of the U-Net, e.g.
-`down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`. Paths of the text encoder begin with `text_encoder.`.
+An adapter is `{layer's path: {"down": [in, rank], "up": [rank, out]}}` in float32 with alpha equal to the rank: it adds
+`x @ down @ up * scale` to the output of the linear layer, or 1x1 convolution, at that path of the denoiser, such as
+`down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`. Paths of a text encoder begin with the encoder's name.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,15 +17,6 @@ from hgdpo_jax.errors import UserError
 
 Adapter = Mapping[str, Mapping[str, jax.Array]]
 
-TEXT_ENCODER = "text_encoder."
-
-_TARGET = re.compile(r"(^|\.)attn[12]\.to_(q|k|v|out\.0)$")
-
-
-def find_targets(unet_params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Path of every attention projection of a U-Net, with input and output width: what is tuned (HG-DPO, Sec. 3.2)."""
-    return {path: widths for path, widths in find_layers(unet_params).items() if _TARGET.search(path)}
-
 
 def find_layers(params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Path of every linear layer and 1x1 convolution of a parameter tree, with its input and output width."""
@@ -34,11 +24,10 @@ def find_layers(params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     return {path: shape[-2:] for path, shape in kernels.items() if all(length == 1 for length in shape[:-2])}
 
 
-def split(adapter: Adapter) -> tuple[Adapter, Adapter]:
-    """What an adapter changes of the U-Net, and of the text encoder, there with paths that count from the encoder."""
-    unet = {path: entry for path, entry in adapter.items() if not path.startswith(TEXT_ENCODER)}
-    text = {path.removeprefix(TEXT_ENCODER): entry for path, entry in adapter.items() if path not in unet}
-    return unet, text
+def within(adapter: Adapter, network: str) -> Adapter:
+    """What an adapter changes of the network whose layers' paths begin with its name, there without the name."""
+    prefix = f"{network}."
+    return {path.removeprefix(prefix): entry for path, entry in adapter.items() if path.startswith(prefix)}
 
 
 def initialize(key: jax.Array, targets: Mapping[str, tuple[int, int]], rank: int) -> dict[str, dict[str, jax.Array]]:

@@ -1,6 +1,6 @@
-"""What training needs of captioned images: latents and text states, in files of consecutive rows.
+"""What training needs of captioned images: latents and conditioning, in files of consecutive rows.
 
-    FOLDER/000128.safetensors      moments and text_states of rows 128 to 255
+    FOLDER/000128.safetensors      moments and conditioning of rows 128 to 255
     FOLDER/000128.unusable.json    those of them with values that are not finite; only where there are some
 
 A file is whole or not there. A row is read without the rest of its file, so memory does not grow with the data set.
@@ -8,12 +8,13 @@ A file is whole or not there. A row is read without the rest of its file, so mem
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Float16
+from jaxtyping import Float
 
 from hgdpo_jax.batching import finite_rows
 from hgdpo_jax.files import names_in, write_json
@@ -26,10 +27,10 @@ _UNUSABLE = ".unusable.json"
 
 
 class EncodedImages:
-    """Usable rows by their number: dicts of `moments` `[h, w, 2 c]` and `text_states` `[t, d]`, float16.
+    """Usable rows by their number: dicts of `moments` `[h, w, 2 c]` and `conditioning`, float16.
 
-    Moments are the scaled mean of the latents' posterior and, behind it, its standard deviation. Of `images` rows those
-    in `unusable` are left out.
+    Conditioning is an array or dicts of arrays. Moments are the scaled mean of the latents' posterior and, behind it,
+    its standard deviation. Of `images` rows those in `unusable` are left out.
     """
 
     def __init__(self, folder: epath.PathLike, images: int, unusable: Sequence[int] = ()):
@@ -42,10 +43,10 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self._usable)
 
-    def __getitem__(self, number: int) -> dict[str, Float16[np.ndarray, "..."]]:
+    def __getitem__(self, number: int) -> dict[str, Any]:
         row = int(self._usable[number])
         start = row - row % ROWS_PER_FILE
-        return {name: np.array(rows[row - start]) for name, rows in self._file(start).items()}
+        return _nested({name: np.array(rows[row - start]) for name, rows in self._file(start).items()})
 
     def files(self) -> list[range]:
         """Rows of each file."""
@@ -57,15 +58,13 @@ class EncodedImages:
         there = names_in(self._folder)
         return [rows for rows in self.files() if self._path(rows.start).name not in there]
 
-    def write(
-        self, rows: range, moments: Float[np.ndarray, "n h w c2"], text_states: Float[np.ndarray, "n t d"]
-    ) -> None:
+    def write(self, rows: range, moments: Float[np.ndarray, "n h w c2"], conditioning: Any) -> None:
         """Writes the file of these rows, and first which of them are unusable: not finite in float16."""
-        stored = {"moments": half(moments), "text_states": half(text_states)}
-        usable = np.all([finite_rows(values) for values in stored.values()], axis=0)
+        stored = half({"moments": moments, "conditioning": conditioning})
+        usable = finite_rows(stored)
         if not usable.all():
             write_json(self._path(rows.start).with_suffix(_UNUSABLE), [rows[row] for row in np.flatnonzero(~usable)])
-        save_tensors(self._path(rows.start), stored)
+        save_tensors(self._path(rows.start), _flat(stored))
 
     def unusable(self) -> list[int]:
         """The rows that are unusable, of the files that are there."""
@@ -76,10 +75,30 @@ class EncodedImages:
         return _path(self._folder, start)
 
 
-def half(values: Float[np.ndarray, "..."]) -> Float16[np.ndarray, "..."]:
-    """In the stored type, where a large value is infinite."""
+def half(values: Any) -> Any:
+    """Arrays in the stored type, where a large value is infinite."""
     with np.errstate(over="ignore"):
-        return values.astype(np.float16)
+        return jax.tree.map(lambda array: array.astype(np.float16), values)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The arrays of nested dicts, by their keys joined by slashes."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_flat`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *outer, name = path.split("/")
+        node = tree
+        for key in outer:
+            node = node.setdefault(key, {})
+        node[name] = value
+    return tree
 
 
 def _path(folder: epath.Path, start: int) -> epath.Path:

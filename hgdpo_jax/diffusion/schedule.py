@@ -15,20 +15,9 @@ SPACINGS = ("linspace", "leading", "trailing")
 # What a network predicts: the noise, or the velocity of Salimans and Ho (2022), App. D.
 PREDICTIONS = ("epsilon", "v_prediction")
 
-# Stable Diffusion 1.x's own, in the words of a scheduler_config.json.
-STABLE_DIFFUSION = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "linspace",
-}
-
-
 # What `NoiseSchedule.from_dict` reads.
 _READ = {
-    *STABLE_DIFFUSION,
+    *("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type", "timestep_spacing"),
     "trained_betas",
     "rescale_betas_zero_snr",
     "use_karras_sigmas",
@@ -157,7 +146,7 @@ def unused_settings(config: Mapping[str, Any]) -> list[str]:
         if (value := config.get(name)) is not None and value not in own
     ]
     known = _READ | _WITHOUT_EFFECT | _FIXED.keys()
-    found += [f"{name} {value!r}" for name, value in config.items() if name not in known and name[0] != "_"]
+    found += [f"{name} {value!r}" for name, value in config.items() if name not in known and not name.startswith("_")]
     if config.get("_class_name") in _DISTILLED:
         found.append(f"{config['_class_name']}, of models that are distilled for a few steps without guidance")
     return found

@@ -2,7 +2,8 @@
 
 base                            the base model
 tuned                           with this experiment's LoRA, at adapter.scale; tuned@0.8 at another weight
-loras/other.safetensors@0.5     with a LoRA from a file; without a weight at adapter.scale
+loras/other.safetensors@0.5     with a LoRA from a file, or from diffusers' or PEFT's folder; without a weight at
+                                adapter.scale
 folder:renderings/other_model   images that are there already
 tuned+lan                       with latent adaptive normalisation (HG-DPO, Eq. 7)
 old=loras/other.safetensors     with a name of its own
@@ -51,13 +52,13 @@ class ComparedModel:
             name = match["name"] or _slug(stem)
             folder = str(expanded(target.removeprefix(FOLDER))) if target.startswith(FOLDER) else ""
             return cls(text, name, match["name"] or stem, folder=folder)
-        if target != TUNED and not target.endswith(_ENDINGS):
+        if target != TUNED and not target.endswith(_ENDINGS) and not expanded(target).is_dir():
             raise UserError(
-                f"evaluate.models has {text!r}, expected base, tuned, a LoRA's file ({', '.join(_ENDINGS)}), "
-                "or folder:PATH"
+                f"evaluate.models has {text!r}, expected base, tuned, a LoRA's file ({', '.join(_ENDINGS)}) or folder, "
+                "or folder:PATH for images"
             )
         weight = float(match["scale"]) if match["scale"] else scale
-        stem = re.sub(r"\.\w+$", "", target.rpartition("/")[2])
+        stem = re.sub(r"\.\w+$", "", target.rstrip("/").rpartition("/")[2])
         given = f"@{match['scale']}" if match["scale"] else ""
         lan = lan or latent_normalization
         label = match["name"] or f"{'LoRA' if target == TUNED else stem} at {weight:g}{', LAN' if lan else ''}"

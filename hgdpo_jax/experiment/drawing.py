@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.batching import finite_rows
+from hgdpo_jax.batching import finite_rows, repeated, rows_of
 from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
 from hgdpo_jax.data.prompts import warn_long_prompts
 from hgdpo_jax.data.unusable import Unusable, image_of
@@ -20,7 +20,8 @@ from hgdpo_jax.diffusion import dpm_solver
 from hgdpo_jax.diffusion.sampling import Sampling
 from hgdpo_jax.experiment.models import base_fingerprints, load_base, name_of
 from hgdpo_jax.experiment.prompts import train_prompts
-from hgdpo_jax.families.stable_diffusion.model import Adapters, StableDiffusion
+from hgdpo_jax.families.model import Model
+from hgdpo_jax.families.protocol import Adapters, Conditioning
 from hgdpo_jax.files import write_json
 from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.run_log import progress
@@ -34,7 +35,7 @@ class Drawing:
     `adapters` add to the model at their scales, with `latent_normalization` beside the model without them (Eq. 7).
     """
 
-    model: StableDiffusion
+    model: Model
     sampling: Sampling
     seed: int
     device_batch: int
@@ -47,11 +48,11 @@ class Drawing:
         self, prompts: Sequence[str], indices: np.ndarray, report: Callable[[int], object] | None = None
     ) -> Float[np.ndarray, "n h w c"]:
         """Scaled latents of one image a prompt; `indices` say which image of the prompt each is."""
-        sampling, (states, negative) = self.sampling, self._states(tuple(prompts))
+        sampling, (conditioning, negative) = self.sampling, self._conditioning(tuple(prompts))
         shape = self.model.latent_shape(sampling.width, sampling.height)
         return self.model.draw_latents(
             np.asarray(image_noise(self.seed, prompts, indices, shape)),
-            states,
+            conditioning,
             negative,
             self.adapters,
             steps=sampling.steps,
@@ -67,26 +68,27 @@ class Drawing:
         """Pixels of the same images, and which of them can be used: all of their values were finite."""
         return self.model.decode_latents_checked(self.latents(prompts, indices, report), self.device_batch)
 
-    def states_finite(self, prompts: Sequence[str]) -> Bool[np.ndarray, " n"]:
+    def conditioning_finite(self, prompts: Sequence[str]) -> Bool[np.ndarray, " n"]:
         """Of each prompt whether the text encoder gives finite values for it and for the negative prompt."""
-        states, negative = self._states(tuple(prompts))
-        return finite_rows(states) & finite_rows(negative)
+        conditioning, negative = self._conditioning(tuple(prompts))
+        return finite_rows(conditioning) & finite_rows(negative)
 
-    def _states(self, prompts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def _conditioning(self, prompts: tuple[str, ...]) -> tuple[Conditioning, Conditioning]:
         if prompts not in self._encoded:
             distinct = list(dict.fromkeys(prompts))
-            states = self.model.encode_prompts(distinct, self.sampling.clip_skip, adapters=self.adapters)
+            conditioning = self.model.encode_prompts(distinct, self.sampling.clip_skip, adapters=self.adapters)
             # All layers, as diffusers has it: an adapter should draw there as it was trained here.
             negative = self.model.encode_prompts([self.sampling.negative_prompt], adapters=self.adapters)
             place = {text: row for row, text in enumerate(distinct)}
-            states = states[[place[text] for text in prompts]] if len(distinct) < len(prompts) else states
+            if len(distinct) < len(prompts):
+                conditioning = rows_of(conditioning, [place[text] for text in prompts])
             self._encoded.clear()
-            self._encoded[prompts] = states, np.broadcast_to(negative, states.shape)
+            self._encoded[prompts] = conditioning, repeated(negative, len(prompts))
         return self._encoded[prompts]
 
 
 def drawing_of(
-    experiment: Experiment, model: StableDiffusion, adapters: Adapters = (), latent_normalization: bool = False
+    experiment: Experiment, model: Model, adapters: Adapters = (), latent_normalization: bool = False
 ) -> Drawing:
     """How an experiment draws with a model and adapters."""
     batch = experiment.pool.device_batch
@@ -143,7 +145,7 @@ def _draw(experiment: Experiment, pool: Pool, images: int, missing: Sequence[tup
         warn_long_prompts(
             [*train_prompts(experiment), experiment.pool.negative_prompt],
             model.tokenizer,
-            model.text_encoder.config.max_position_embeddings,
+            model.prompt_tokens,
         )
     drawing = drawing_of(experiment, model)
     draw_parts(experiment, drawing, pool, missing, images, "generate_pool", pool.note_rate)
@@ -166,10 +168,10 @@ def draw_parts(
     drawing = dataclasses.replace(drawing, device_batch=device_batch)
     unusable = Unusable(experiment.pool.unusable_limit, images)
 
-    def keep(block: Block, index: int, latents: np.ndarray, states_finite: np.ndarray) -> None:
+    def keep(block: Block, index: int, latents: np.ndarray, text_finite: np.ndarray) -> None:
         stored = pool.latents.stored(latents)
         usable = finite_rows(stored)
-        of_text = not states_finite[~usable].all()
+        of_text = not text_finite[~usable].all()
         # Not written where there are too many: a device that is mended draws them again.
         what = f"the values of {name_of(experiment, 'text encoder' if of_text else 'U-Net')}"
         unusable.add(usable, what, image_of(block.prompts, index))
@@ -182,7 +184,7 @@ def draw_parts(
     ):
         for block, index in missing:
             latents = drawing.latents(block.prompts, np.full(len(block.prompts), index), bar.update)
-            write(keep, block, index, latents, drawing.states_finite(block.prompts))
+            write(keep, block, index, latents, drawing.conditioning_finite(block.prompts))
             if note_rate and (rate := bar.rate()):
                 write(note_rate, rate)
     unusable.warn()

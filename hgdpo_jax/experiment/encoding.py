@@ -3,16 +3,16 @@
 import jax
 import jax.numpy as jnp
 
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 
 
-def make_encode(model: StableDiffusion):
+def make_encode(model: Model):
     """One compiled function `(parameters, pixels) -> moments`."""
     # The standard deviation too: training samples the posterior anew each time it sees an image, as is usual.
     return jax.jit(lambda parameters, pixels: jnp.concatenate(model.posterior(parameters, pixels), axis=-1))
 
 
-def make_reencode(model: StableDiffusion):
+def make_reencode(model: Model):
     """One compiled function `(parameters, latents) -> latents` that decodes and encodes; NaN stays NaN."""
 
     @jax.jit

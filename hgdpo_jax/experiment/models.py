@@ -1,40 +1,27 @@
 """The base of an experiment: what decides it, and loading it."""
 
-import functools
 from typing import Any
 
-from etils import epath
-
+from hgdpo_jax import families
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION
-from hgdpo_jax.errors import as_user_error
-from hgdpo_jax.families.stable_diffusion import files
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
-from hgdpo_jax.weights import folders
-from hgdpo_jax.weights.sources import resolve_source
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.model import Model
+
+
+def family_of(experiment: Experiment) -> type[Model]:
+    """The family that the base belongs to."""
+    return families.find(experiment.weights.family)
 
 
 def base_fingerprints(experiment: Experiment) -> dict[str, Any]:
     """What decides the base, by the names of its settings: those left empty decide nothing."""
-
-    def fingerprint(name: str, weights: bool) -> dict[str, str]:
-        given = getattr(experiment.weights, name)
-        if not given and name != "base":
-            return {}
-        source = resolve_source(given, weights)
-        return {f"weights.{name}": folders.content_fingerprint(source, weights)}
-
-    weights = fingerprint("base", True) | fingerprint("tokenizer", False) | fingerprint("vae", True)
-    schedule = _schedule_settings(resolve_source(experiment.weights.base))
-    return {"model.revision": StableDiffusion.revision, **weights, **schedule}
-
-
-# Every stage asks, and pickled weights take a second to open.
-@functools.cache
-def _schedule_settings(base: epath.Path) -> dict[str, str]:
-    """What a base in one file says of an unusual noise schedule, or the .yaml beside it; a folder's is its content."""
-    config = {} if base.is_dir() else files.read_scheduler(base)
-    return {f"weights.base.{name}": str(value) for name, value in config.items() if value != STABLE_DIFFUSION.get(name)}
+    family, weights = family_of(experiment), experiment.weights
+    found = family.fingerprints(weights.base, weights.tokenizer, weights.vae)
+    return {
+        "weights.family": families.fingerprint(weights.family),
+        "model.revision": family.revision,
+        **{f"weights.{name}": value for name, value in found.items()},
+    }
 
 
 def name_of(experiment: Experiment, network: str) -> str:
@@ -43,10 +30,10 @@ def name_of(experiment: Experiment, network: str) -> str:
     return f"the {network} of {source}"
 
 
-def load_base(experiment: Experiment, dtype: str = "") -> StableDiffusion:
+def load_base(experiment: Experiment, dtype: str = "") -> Model:
     """The base of a config, unless told in the config's type."""
     weights = experiment.weights
-    return StableDiffusion.load(
+    return family_of(experiment).load(
         weights.base,
         dtype or experiment.dtype,
         tokenizer=weights.tokenizer,
@@ -55,15 +42,20 @@ def load_base(experiment: Experiment, dtype: str = "") -> StableDiffusion:
     )
 
 
-def load_autoencoder(experiment: Experiment) -> StableDiffusion:
+def load_autoencoder(experiment: Experiment) -> Model:
     """The base of a config without what draws, whose place on the devices the images can have."""
-    return load_base(experiment).with_parameters(unet={}, text_encoder={})
+    return load_base(experiment).with_parameters(denoiser={}, text={})
+
+
+def base_shapes(experiment: Experiment) -> Model:
+    """The base by its configs alone; where none is named, of its family's published size."""
+    weights = experiment.weights
+    return family_of(experiment).without_weights(weights.base, weights.vae, experiment.dtype, experiment.attention)
 
 
 def check_base(experiment: Experiment) -> None:
     """Raises UserError where the base, by its configs alone, draws no such images as `pool` describes."""
-    base, pool = experiment.weights.base, experiment.pool
-    configs = files.read_configs(base, experiment.weights.vae)
-    with as_user_error(f"the configs of {base} describe no model that can be built"):
-        model = StableDiffusion.without_weights(configs, experiment.dtype, experiment.attention)
-    model.require_drawable(pool.width, pool.height, pool.steps, pool.clip_skip)
+    pool, sources = experiment.pool, experiment.weights
+    if not sources.base:
+        raise UserError("no weights are given: set config.weights.base")
+    base_shapes(experiment).require_drawable(pool.width, pool.height, pool.steps, pool.clip_skip)

@@ -19,7 +19,7 @@ from hgdpo_jax.evaluation.scores import Score, load_scores, score_sources
 from hgdpo_jax.experiment.drawing import batch_of_block, complete_pool
 from hgdpo_jax.experiment.models import load_autoencoder, name_of
 from hgdpo_jax.experiment.prompts import train_prompts
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.scorer import Scorer
 from hgdpo_jax.scorers.sources import ScorerSource
@@ -84,7 +84,7 @@ def complete_scores(experiment: Experiment, run: StageRun) -> tuple[Pool, Parts,
             return pool, scores, blocks
 
 
-def make_score(model: StableDiffusion, scorer: Scorer):
+def make_score(model: Model, scorer: Scorer):
     """One compiled function `(model's parameters, scorer's parameters, latents, encoded prompts) -> scores, decoded`.
 
     `decoded` says of each image whether its pixels, as the VAE gave them, are finite.
@@ -134,7 +134,7 @@ def _cause(experiment: Experiment, latents: np.ndarray, decoded: np.ndarray, usa
 
 
 def _make_score_part(
-    model: StableDiffusion, scorer: Scorer | UserScorer, device_batch: int
+    model: Model, scorer: Scorer | UserScorer, device_batch: int
 ) -> Callable[[Block, Float[np.ndarray, "n h w c"]], tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
     """A function of a block and one latent of each of its prompts; it returns scores and `decoded` (`make_score`)."""
     if isinstance(scorer, UserScorer):
@@ -144,7 +144,7 @@ def _make_score_part(
             return scorer.score(images, block.prompts), decoded
 
         return score_decoded
-    autoencoder, score = {"vae": model.parameters["vae"]}, make_score(model, scorer)
+    autoencoder, score = {"autoencoder": model.parameters["autoencoder"]}, make_score(model, scorer)
     # The images of a block come one after the other.
     encoded = functools.lru_cache(1)(lambda block: scorer.encode_prompts(block.prompts, device_batch))
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.base_config import Experiment, Finetune, Train
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 from hgdpo_jax.models.remat import REMAT
 from hgdpo_jax.pipelines.preference_step import pair_losses
 from hgdpo_jax.pipelines.winner_step import winner_losses
@@ -54,12 +54,12 @@ def optimizer_of(options: Train | Finetune) -> optax.GradientTransformation:
     )
 
 
-def make_losses(experiment: Experiment, model: StableDiffusion) -> Callable[..., dict[str, jax.Array]]:
+def make_losses(experiment: Experiment, model: Model) -> Callable[..., dict[str, jax.Array]]:
     """The function `(lora, base, batch)` that `loss.kind` names; its values, one a pair, have "loss" among them."""
     # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
     clip_skip = experiment.pool.clip_skip
     # Weights are an argument of the loss: to hold them here would keep a copy beside the one that training divides.
-    model = model.with_remat(experiment.train.remat).with_parameters(unet={}, text_encoder={})
+    model = model.with_remat(experiment.train.remat).with_parameters(denoiser={}, text={})
     if experiment.loss.kind == "sft":
         return functools.partial(winner_losses, model, clip_skip=clip_skip)
     return functools.partial(
@@ -72,13 +72,13 @@ def make_losses(experiment: Experiment, model: StableDiffusion) -> Callable[...,
     )
 
 
-def make_training(experiment: Experiment, model: StableDiffusion, mesh: Mesh):
+def make_training(experiment: Experiment, model: Model, mesh: Mesh):
     """What makes the state that training begins with, and its step (`make_policy_step`) on a mesh."""
     optimizer = optimizer_of(experiment.train)
 
     def initial_state():
-        targets = lora.find_targets(model.parameters["unet"])
-        parameters = lora.initialize(jax.random.key(training_seed(experiment)), targets, experiment.adapter.rank)
+        key = jax.random.key(training_seed(experiment))
+        parameters = lora.initialize(key, model.lora_targets, experiment.adapter.rank)
         return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
 
     parts = accumulation_steps(experiment.train.batch_size, experiment.train.device_batch, mesh.size)
@@ -87,8 +87,8 @@ def make_training(experiment: Experiment, model: StableDiffusion, mesh: Mesh):
     )
 
 
-def make_finetuning(experiment: Experiment, model: StableDiffusion, mesh: Mesh):
-    """What makes a state of the U-Net's parameters, and the step (`make_finetune_step`) on a mesh."""
+def make_finetuning(experiment: Experiment, model: Model, mesh: Mesh):
+    """What makes a state of the denoiser's parameters, and the step (`make_finetune_step`) on a mesh."""
     options, optimizer = experiment.finetune, optimizer_of(experiment.finetune)
 
     def initial_state(parameters):
@@ -96,5 +96,5 @@ def make_finetuning(experiment: Experiment, model: StableDiffusion, mesh: Mesh):
 
     parts = accumulation_steps(options.batch_size, options.device_batch, mesh.size)
     # Weights are an argument of the step: to hold them here would keep a copy beside the one that training divides.
-    model = model.with_remat(options.remat).with_parameters(unet={})
+    model = model.with_remat(options.remat).with_parameters(denoiser={})
     return initial_state, make_finetune_step(model, optimizer, parts, mesh)

@@ -16,7 +16,7 @@ from hgdpo_jax.evaluation.win_rate import win_rate
 from hgdpo_jax.experiment.drawing import drawing_of
 from hgdpo_jax.experiment.prompts import validation_prompts
 from hgdpo_jax.experiment.scoring import load_scorer
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 from hgdpo_jax.pages.pictures import ImagePair, pair_grid
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.scorers.scorer import Scorer
@@ -28,10 +28,10 @@ _GRID_IMAGES = 12
 class Validation:
     """Win rate by the training scorer, colour shift and a grid of pictures on the validation prompts.
 
-    `base` has the U-Net and the text encoder as they lie on the mesh.
+    `base` has the denoiser and the text encoder as they lie on the mesh.
     """
 
-    def __init__(self, experiment: Experiment, model: StableDiffusion, base: dict, mesh: Mesh, log: RunLog):
+    def __init__(self, experiment: Experiment, model: Model, base: dict, mesh: Mesh, log: RunLog):
         self.experiment, self.model, self.base_parameters = experiment, model, base
         self.mesh, self.log = mesh, log
         self.scorer = load_scorer(experiment)

@@ -1,4 +1,4 @@
-"""The loss of HG-DPO on preference pairs, from two calls of the U-Net."""
+"""The loss of HG-DPO on preference pairs, from two calls of the denoiser."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 from hgdpo_jax import losses
 from hgdpo_jax.diffusion import ddpm
 from hgdpo_jax.diffusion.schedule import add_noise, training_target
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 
 
 def pair_losses(
-    model: StableDiffusion,
+    model: Model,
     lora: dict,
     base: dict,
     batch: dict[str, Any],
@@ -25,8 +25,8 @@ def pair_losses(
 ) -> dict[str, Float[Array, "n"]]:
     """Losses and what explains them, one float32 value a pair (HG-DPO, Eq. 9).
 
-    `batch` holds `winner_latents` and `loser_latents` `[n, h, w, c]`, `token_ids` `[n, t]`, and for each pair one
-    `timesteps` `[n]` and one `noise` `[n, h, w, c]`, shared by its two images. The U-Net runs once with the LoRA and
+    `batch` holds `winner_latents` and `loser_latents` `[n, h, w, c]`, `tokens` of the prompts, and for each pair one
+    `timesteps` `[n]` and one `noise` `[n, h, w, c]`, shared by its two images. The denoiser runs once with the LoRA and
     once without on winners and losers in turn; the statistic loss reuses both predictions. `clip_skip` layers of the
     text encoder are skipped.
     """
@@ -35,8 +35,9 @@ def pair_losses(
     noise, timesteps = batch["noise"], batch["timesteps"]
     noisy_winners = add_noise(model.schedule, winners, noise, timesteps)
     noisy_losers = add_noise(model.schedule, losers, noise, timesteps)
-    states = model.text_states(base, batch["token_ids"], clip_skip)
-    inputs = _in_turn(noisy_winners, noisy_losers), _in_turn(timesteps, timesteps), _in_turn(states, states)
+    conditioning = model.condition(base, batch["tokens"], clip_skip)
+    both = jax.tree.map(_in_turn, conditioning, conditioning)
+    inputs = _in_turn(noisy_winners, noisy_losers), _in_turn(timesteps, timesteps), both
     policy = model.prediction(base, *inputs, adapters=[(lora, 1.0)])
     reference = jax.lax.stop_gradient(model.prediction(base, *inputs))
     policy_winner, policy_loser = _sides(policy)

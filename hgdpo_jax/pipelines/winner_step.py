@@ -7,11 +7,11 @@ from jaxtyping import Array, Float
 
 from hgdpo_jax import losses
 from hgdpo_jax.diffusion.schedule import add_noise, training_target
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 
 
 def winner_losses(
-    model: StableDiffusion, lora: dict, base: dict, batch: dict[str, Any], *, clip_skip: int = 0
+    model: Model, lora: dict, base: dict, batch: dict[str, Any], *, clip_skip: int = 0
 ) -> dict[str, Float[Array, "n"]]:
     """Noise prediction on each pair's winner, one float32 value a pair (HG-DPO, Table 1: SFT on the winners).
 
@@ -19,8 +19,8 @@ def winner_losses(
     """
     winners = batch["winner_latents"].astype(jnp.float32)
     noisy = add_noise(model.schedule, winners, batch["noise"], batch["timesteps"])
-    states = model.text_states(base, batch["token_ids"], clip_skip)
-    predicted = model.prediction(base, noisy, batch["timesteps"], states, adapters=[(lora, 1.0)])
+    conditioning = model.condition(base, batch["tokens"], clip_skip)
+    predicted = model.prediction(base, noisy, batch["timesteps"], conditioning, adapters=[(lora, 1.0)])
     target = training_target(model.schedule, winners, batch["noise"], batch["timesteps"])
     error = losses.noise_prediction(predicted, target)
     return {"loss": error, "policy_winner_error": error}

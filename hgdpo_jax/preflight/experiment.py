@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.experiment.models import base_shapes
 from hgdpo_jax.preflight.compilation import Measurement
-from hgdpo_jax.preflight.least import states_shape
-from hgdpo_jax.preflight.programs import TRAINING, base_shapes
+from hgdpo_jax.preflight.programs import TRAINING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +117,9 @@ def storage(experiment: Experiment, programs: Mapping[str, Examined]) -> dict[st
         images = prompts * experiment.pool.size
         stored |= {"pool": images * latents, "scores": 4 * images, "pairs": 2 * prompts * latents}
     if "finetune_base" in experiment.stages:
-        tokens, width = states_shape(base)
+        conditioning = sum(leaf.size for leaf in jax.tree.leaves(base.conditioning_shapes(1)))
         stored["encoded images"] = (
-            experiment.finetune.steps * experiment.finetune.batch_size * 2 * (latents + tokens * width)
+            experiment.finetune.steps * experiment.finetune.batch_size * 2 * (latents + conditioning)
         )
     # Two are kept while a third is written.
     states = [3 * programs[name].measurement.state_bytes for name in TRAINING if name in programs]

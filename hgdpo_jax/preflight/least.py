@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 from hgdpo_jax.preflight.arithmetic import least_flops
 
 
 def least_step_flops(
-    base: StableDiffusion,
+    base: Model,
     adapter: Any,
     *,
     pairs: int,
@@ -25,14 +25,12 @@ def least_step_flops(
     its gradient to activations and LoRA; learning from winners alone needs neither reference nor losers.
     """
     images = pairs if winners_alone else 2 * pairs
-    tokens, width = states_shape(base)
     inputs = (
         jax.ShapeDtypeStruct((images, *latent_shape), jnp.float32),
         jax.ShapeDtypeStruct((images,), jnp.int32),
-        jax.ShapeDtypeStruct((images, tokens, width), jnp.float32),
+        base.conditioning_shapes(images),
     )
-    token_ids = jax.ShapeDtypeStruct((pairs, tokens), jnp.int32)
-    parameters = {name: base.parameters[name] for name in ("unet", "text_encoder")}
+    parameters = {name: base.parameters[name] for name in ("denoiser", "text")}
 
     def least(function, *arguments, tuned=0):
         """The first `tuned` arrays are those that are trained."""
@@ -42,12 +40,6 @@ def least_step_flops(
     def policy(adapter, *arguments):
         return base.prediction(*arguments, adapters=[(adapter, 1.0)])
 
-    states = least(functools.partial(base.text_states, clip_skip=clip_skip), parameters, token_ids)
+    conditioning = least(functools.partial(base.condition, clip_skip=clip_skip), parameters, base.token_shapes(pairs))
     tuned = least(policy, adapter, parameters, *inputs, tuned=len(jax.tree.leaves(adapter)))
-    return states + tuned + (0.0 if winners_alone else least(base.prediction, parameters, *inputs))
-
-
-def states_shape(base: StableDiffusion) -> tuple[int, int]:
-    """Tokens of a prompt, and the width of their states."""
-    config = base.text_encoder.config
-    return config.max_position_embeddings, config.hidden_size
+    return conditioning + tuned + (0.0 if winners_alone else least(base.prediction, parameters, *inputs))

@@ -14,13 +14,13 @@ from hgdpo_jax.adapters import lora
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.encoding import make_encode, make_reencode
+from hgdpo_jax.experiment.models import base_shapes
 from hgdpo_jax.experiment.scoring import make_score
 from hgdpo_jax.experiment.training import make_finetuning, make_training
-from hgdpo_jax.families.stable_diffusion.files import read_configs
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 from hgdpo_jax.preflight.compilation import Measurement, Program, measure
-from hgdpo_jax.preflight.least import least_step_flops, states_shape
-from hgdpo_jax.preflight.published import PICK_SCORE, PREPROCESSOR, STABLE_DIFFUSION
+from hgdpo_jax.preflight.least import least_step_flops
+from hgdpo_jax.preflight.published import PICK_SCORE, PREPROCESSOR
 from hgdpo_jax.preflight.targets import Chip
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.scorers.sources import ScorerSource
@@ -58,7 +58,7 @@ class Setup:
     """
 
     experiment: Experiment
-    base: StableDiffusion
+    base: Model
     scorer: PickScore
     device_batch: int
     parts: int
@@ -79,14 +79,8 @@ def _scorer(experiment: Experiment) -> PickScore:
         parsed = ScorerSource.parse(source)
         if parsed.kind != "pick_score":
             raise UserError(f"preflight knows PickScore alone, not {source!r}: set config.weights.scorer to '' for it")
-        files = folders.read_json(resolve_source(parsed.source, weights=False) / "config.json")
+        files = folders.read_json(resolve_source(parsed.source, weights=()) / "config.json")
     return PickScore.without_weights(files, PREPROCESSOR, experiment.dtype, experiment.scoring.framing)
-
-
-def base_shapes(experiment: Experiment) -> StableDiffusion:
-    weights = experiment.weights
-    configs = read_configs(weights.base, weights.vae) if weights.base else STABLE_DIFFUSION
-    return StableDiffusion.without_weights(configs, experiment.dtype, experiment.attention)
 
 
 def build_program(name: str, setup: Setup, mesh: Mesh) -> Program:
@@ -96,14 +90,14 @@ def build_program(name: str, setup: Setup, mesh: Mesh) -> Program:
 
 
 def _build_generation(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    pool, weights = setup.experiment.pool, {"unet": parameters.pop("unet")}
+    pool, weights = setup.experiment.pool, {"denoiser": parameters.pop("denoiser")}
     function = jax.jit(functools.partial(setup.base.sample, steps=pool.steps, guidance=pool.guidance))
     arguments = (weights, *_sampling_inputs(setup, mesh), ())
     return Program(function, arguments, weights=weights, resident=parameters)
 
 
 def _build_evaluation(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    experiment, weights = setup.experiment, {"unet": parameters.pop("unet")}
+    experiment, weights = setup.experiment, {"denoiser": parameters.pop("denoiser")}
     sample = functools.partial(
         setup.base.sample,
         steps=experiment.pool.steps,
@@ -116,7 +110,7 @@ def _build_evaluation(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
 
 
 def _build_scoring(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    weights = ({"vae": parameters["vae"]}, replicated_shapes(setup.scorer.parameters, mesh))
+    weights = ({"autoencoder": parameters["autoencoder"]}, replicated_shapes(setup.scorer.parameters, mesh))
     embeddings = _rows((setup.scorer.clip.config.projection_dim,), setup, mesh)
     function = make_score(setup.base, setup.scorer)
     arguments = (*weights, _latents(setup, mesh, jnp.float16), embeddings)
@@ -124,7 +118,7 @@ def _build_scoring(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
 
 
 def _build_selection(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    weights = {"vae": parameters["vae"]}
+    weights = {"autoencoder": parameters["autoencoder"]}
     arguments = (weights, _latents(setup, mesh, jnp.float16))
     return Program(make_reencode(setup.base), arguments, weights=weights)
 
@@ -133,10 +127,10 @@ def _build_training(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     mesh = _training_mesh(setup, "train", mesh)
     initial_state, step = make_training(_cut(setup, "train", mesh), setup.base, mesh)
     state = parameter_shapes(jax.eval_shape(initial_state), mesh)
-    base = parameter_shapes({name: parameters.pop(name) for name in ("unet", "text_encoder")}, mesh)
+    base = parameter_shapes({name: parameters.pop(name) for name in ("denoiser", "text")}, mesh)
     latents = _latents(setup, mesh)
-    tokens = _rows(states_shape(setup.base)[:1], setup, mesh, jnp.int32)
-    batch = {"winner_latents": latents, "loser_latents": latents, "token_ids": tokens}
+    tokens = batch_shapes(setup.base.token_shapes(_row_count(setup, mesh)), mesh)
+    batch = {"winner_latents": latents, "loser_latents": latents, "tokens": tokens}
     return Program(
         step,
         (state, base, batch, _key(mesh)),
@@ -159,7 +153,7 @@ def _least_training_flops(setup: Setup) -> float:
 
 
 def _build_encoding(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    weights = {"vae": parameters.pop("vae")}
+    weights = {"autoencoder": parameters.pop("autoencoder")}
     pixels = _rows((setup.experiment.pool.height, setup.experiment.pool.width, 3), setup, mesh, jnp.uint8)
     return Program(make_encode(setup.base), (weights, pixels), weights=weights, resident=parameters)
 
@@ -169,11 +163,11 @@ def _build_finetuning(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     initial_state, step = make_finetuning(_cut(setup, "finetune", mesh), setup.base, mesh)
     # Loaded in float32, computed in the config's type.
     parameters = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.float32), parameters)
-    state = parameter_shapes(jax.eval_shape(initial_state, parameters.pop("unet")), mesh)
+    state = parameter_shapes(jax.eval_shape(initial_state, parameters.pop("denoiser")), mesh)
     height, width, channels = _latent_shape(setup)
     batch = {
         "moments": _rows((height, width, 2 * channels), setup, mesh, jnp.float16),
-        "text_states": _rows(states_shape(setup.base), setup, mesh, jnp.float16),
+        "conditioning": _conditioning(setup, mesh, jnp.float16),
     }
     return Program(step, (state, None, batch, _key(mesh)), state=state, resident=parameters)
 
@@ -202,14 +196,19 @@ def _cut(setup: Setup, section: str, mesh: Mesh) -> Experiment:
 
 
 def _adapter(setup: Setup) -> Any:
-    targets = lora.find_targets(setup.base.parameters["unet"])
+    targets = setup.base.lora_targets
     return jax.eval_shape(lambda: lora.initialize(jax.random.key(0), targets, setup.experiment.adapter.rank))
 
 
 def _sampling_inputs(setup: Setup, mesh: Mesh) -> tuple:
-    """Initial latents, states of the prompts, states that guidance leads away from."""
-    states = _rows(states_shape(setup.base), setup, mesh)
-    return _latents(setup, mesh), states, states
+    """Initial latents, conditioning of the prompts, conditioning that guidance leads away from."""
+    conditioning = _conditioning(setup, mesh)
+    return _latents(setup, mesh), conditioning, conditioning
+
+
+def _conditioning(setup: Setup, mesh: Mesh, dtype=jnp.float32):
+    shapes = setup.base.conditioning_shapes(_row_count(setup, mesh))
+    return batch_shapes(jax.tree.map(lambda leaf: leaf.update(dtype=dtype), shapes), mesh)
 
 
 def _latents(setup: Setup, mesh: Mesh, dtype=jnp.float32):
@@ -218,8 +217,11 @@ def _latents(setup: Setup, mesh: Mesh, dtype=jnp.float32):
 
 def _rows(shape: Sequence[int], setup: Setup, mesh: Mesh, dtype=jnp.float32):
     """A batch of arrays."""
-    rows = setup.parts * setup.device_batch * mesh.size
-    return batch_shapes(jax.ShapeDtypeStruct((rows, *shape), dtype), mesh)
+    return batch_shapes(jax.ShapeDtypeStruct((_row_count(setup, mesh), *shape), dtype), mesh)
+
+
+def _row_count(setup: Setup, mesh: Mesh) -> int:
+    return setup.parts * setup.device_batch * mesh.size
 
 
 def _latent_shape(setup: Setup) -> tuple[int, int, int]:

@@ -1,13 +1,5 @@
-"""The published shapes of Stable Diffusion 1.5 and PickScore_v1 (CLIP ViT-H/14), in the words of their configs."""
+"""The published shapes of PickScore_v1 (CLIP ViT-H/14), in the words of its config."""
 
-from typing import Any
-
-STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
-    "unet": {},
-    "vae": {},
-    "text_encoder": {},
-    "scheduler": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-}
 PICK_SCORE = {
     "text_config": {
         "hidden_size": 1024,

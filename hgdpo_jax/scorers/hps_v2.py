@@ -31,7 +31,7 @@ class HPSv2(CLIPScorer):
         Raises UserError where a source is missing, damaged, or another architecture.
         """
         files = open_clip_file.read_file(
-            resolve_source(source), require_tokenizer(resolve_source(tokenizer, weights=False))
+            resolve_source(source), require_tokenizer(resolve_source(tokenizer, weights=()))
         )
         return cls.from_files(files, source, dtype, framing)
 

@@ -103,7 +103,7 @@ def _shapes(vision: VisionTransformer, text: TextEncoder) -> dict:
 
 def _load_tokenizer(source: str):
     """BERT's tokenizer of a folder or repository; raises UserError where it has no vocabulary."""
-    folder = resolve_source(source, weights=False)
+    folder = resolve_source(source, weights=())
     if not (folder / "vocab.txt").is_file():
         raise UserError(f"{folder} holds no vocab.txt, expected BERT's, as google-bert/bert-base-uncased has it")
     # Slow to import.

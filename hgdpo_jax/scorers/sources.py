@@ -74,7 +74,8 @@ class ScorerSource:
         prints = [folders.content_fingerprint(resolve_source(self.source))]
         for name, option in _class_of(self.kind).options.items():
             if source := self.options[name]:
-                prints.append(folders.content_fingerprint(resolve_source(source, option.weights), option.weights))
+                weights = folders.MODEL if option.weights else ()
+                prints.append(folders.content_fingerprint(resolve_source(source, weights), weights))
         return f"{self.kind} {_class_of(self.kind).revision} {' '.join(prints)}"
 
     def load(self, dtype: str = "float32", framing: str = "crop") -> Scorer | UserScorer:

@@ -1,4 +1,4 @@
-"""Encodes a folder of captioned images, once, for fine-tuning: latents by the VAE, text states by the text encoder."""
+"""Encodes a folder of captioned images, once, for fine-tuning: latents by the VAE, conditioning by the text encoder."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import numpy as np
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.batching import finite_rows, map_batches, on_devices
+from hgdpo_jax.batching import chosen, finite_rows, map_batches, on_devices, repeated
 from hgdpo_jax.compilation import usable_cores
 from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages, half
 from hgdpo_jax.data.image_folder import ImageFolder
@@ -20,6 +20,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.drawing import batch_of_block
 from hgdpo_jax.experiment.encoding import make_encode
 from hgdpo_jax.experiment.models import base_fingerprints, check_base, load_base, name_of
+from hgdpo_jax.families.protocol import Conditioning
 from hgdpo_jax.files import write_json
 from hgdpo_jax.run_log import progress
 
@@ -58,23 +59,23 @@ def check(experiment: Experiment) -> None:
 def run(experiment: Experiment, run: StageRun) -> None:
     images, model = _images(experiment), load_base(experiment)
     model.latent_shape(experiment.pool.width, experiment.pool.height)
-    warn_long_prompts(images.captions, model.tokenizer, model.text_encoder.config.max_position_embeddings)
+    warn_long_prompts(images.captions, model.tokenizer, model.prompt_tokens)
     encoded = _encoded(run, len(images))
     hosts.wait()
     starts = hosts.from_first([rows.start for rows in encoded.missing()])
     missing = [rows for rows in encoded.files() if rows.start in hosts.own(starts)]
-    empty = model.encode_prompts([""])[0]
+    empty = model.encode_prompts([""])
     device_batch = batch_of_block(experiment.scoring.device_batch, min(ROWS_PER_FILE, len(images)))
-    autoencoder = {"vae": model.parameters["vae"]}
+    autoencoder = {"autoencoder": model.parameters["autoencoder"]}
     encode = make_encode(model)
     images_each = len(images) // hosts.count()
     unusable = Unusable(experiment.pool.unusable_limit, images_each)
 
-    def keep(rows: range, moments: np.ndarray, states: np.ndarray) -> None:
-        encodes, reads = finite_rows(half(moments)), finite_rows(half(states))
+    def keep(rows: range, moments: np.ndarray, conditioning: Conditioning) -> None:
+        encodes, reads = finite_rows(half(moments)), finite_rows(half(conditioning))
         what = f"the values of {name_of(experiment, 'text encoder' if encodes.all() else 'VAE')}"
         unusable.add(encodes & reads, what, images.names[rows.start : rows.stop].__getitem__)
-        encoded.write(rows, moments, states)
+        encoded.write(rows, moments, conditioning)
 
     with (
         progress(
@@ -86,15 +87,15 @@ def run(experiment: Experiment, run: StageRun) -> None:
             missing, _pixels(images, missing, experiment.pool.width, experiment.pool.height), strict=True
         ):
 
-            def encode_rows(chosen, pixels=pixels):
-                return encode(autoencoder, on_devices(pixels[chosen]))
+            def encode_rows(some, pixels=pixels):
+                return encode(autoencoder, on_devices(pixels[some]))
 
             moments = map_batches(encode_rows, len(rows), device_batch, bar.update)
             captions = images.captions[rows.start : rows.stop]
-            states = model.encode_prompts(captions, experiment.pool.clip_skip, device_batch)
+            conditioning = model.encode_prompts(captions, experiment.pool.clip_skip, device_batch)
             # Guidance leads away from the empty prompt as all layers see it.
-            states[[not caption for caption in captions]] = empty
-            write(keep, rows, moments, states)
+            without = np.array([not caption for caption in captions])
+            write(keep, rows, moments, chosen(without, repeated(empty, len(without)), conditioning))
     unusable.warn()
     # What fine-tuning draws while it goes on; it does not read the folder again.
     shown = list(itertools.islice(dict.fromkeys(filter(None, images.captions)), _CAPTIONS_SHOWN))

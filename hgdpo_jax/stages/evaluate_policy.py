@@ -25,7 +25,7 @@ from hgdpo_jax.experiment.drawing import batch_of_block, draw_parts, drawing_of,
 from hgdpo_jax.experiment.models import load_base
 from hgdpo_jax.experiment.prompts import prompts_fingerprint, test_prompts
 from hgdpo_jax.experiment.scoring import score_fingerprints, scores_of
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 from hgdpo_jax.files import checksum, write_text
 from hgdpo_jax.pages.numbers import finite_or_none
 from hgdpo_jax.pages.pictures import ImagePair
@@ -68,8 +68,8 @@ def _model_settings(experiment: Experiment, model: ComparedModel) -> dict[str, A
         return {"folder": _folder_images(experiment, model, epath.Path()).fingerprint}
     adapter = model.adapter
     if adapter not in ("", TUNED):
-        if not epath.Path(adapter).is_file():
-            raise UserError(f"evaluate.models has {model.text!r}, but {adapter} does not exist, expected a LoRA file")
+        if not epath.Path(adapter).exists():
+            raise UserError(f"evaluate.models has {model.text!r}, but {adapter} does not exist, expected a LoRA")
         adapter = lora_files.adapter_fingerprint(adapter)
     return {"adapter": adapter, "scale": model.scale, "latent_normalization": model.latent_normalization}
 
@@ -86,7 +86,8 @@ def check(experiment: Experiment) -> None:
         if model.folder:
             _folder_images(experiment, model, epath.Path()).complete(blocks, experiment.evaluate.seeds)
         elif model.adapter not in ("", TUNED):
-            lora_files.load_adapter(model.adapter, load_base(experiment).lora_layers)
+            base = load_base(experiment)
+            base.load_adapter(model.adapter, base.lora_layers)
 
 
 def run(experiment: Experiment, run: StageRun) -> None:
@@ -131,7 +132,7 @@ def _folder_images(experiment: Experiment, model: ComparedModel, folder: epath.P
 class _DrawnImages:
     """Images that this run draws: the base's lie with the pools, where experiments share them, others in the stage."""
 
-    def __init__(self, experiment: Experiment, run: StageRun, base: StableDiffusion, model: ComparedModel):
+    def __init__(self, experiment: Experiment, run: StageRun, base: Model, model: ComparedModel):
         self._experiment, self._base, self._description = experiment, base, f"{run.name}: {model.name}"
         self.name, self._latent_normalization = model.name, model.latent_normalization
         self._adapters = []
@@ -143,7 +144,7 @@ class _DrawnImages:
                 else model.adapter
             )
             # A tracer, not a constant: one program serves all weights.
-            self._adapters = [(lora_files.load_adapter(path), np.float32(model.scale))]
+            self._adapters = [(base.load_adapter(path), np.float32(model.scale))]
             self.folder = run.folder / "drawn" / model.name
 
     def complete(self, blocks: Sequence[Block], seeds: int) -> None:

@@ -10,20 +10,21 @@ from jaxtyping import Bool
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.batching import chosen, repeated
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.batches import ShuffledBatches
-from hgdpo_jax.data.encoded_images import read_encoded
+from hgdpo_jax.data.encoded_images import half, read_encoded
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.experiment.drawing import drawing_of
 from hgdpo_jax.experiment.models import base_fingerprints, load_base
 from hgdpo_jax.experiment.training import check_training, make_finetuning
-from hgdpo_jax.families.stable_diffusion.files import read_license, write_card
 from hgdpo_jax.pages.pictures import contact_sheet
 from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.settings import decisive
 from hgdpo_jax.sharding import on_each_device, shard_parameters, training_mesh
 from hgdpo_jax.training.loop import train
+from hgdpo_jax.weights.model_card import read_license, write_card
 
 INPUTS = ("encode_images",)
 EVERY_HOST = True
@@ -61,20 +62,19 @@ def run(experiment: Experiment, run: StageRun) -> None:
     initial_state, step_function = make_finetuning(experiment, model, mesh)
     batches = ShuffledBatches(images, options.batch_size, experiment.seed)
     # With all layers, as guidance leads away from it.
-    empty = model.encode_prompts([""])[0].astype(np.float16)
+    empty = half(model.encode_prompts([""]))
 
     def batch_at(step):
         batch = batches[step]
         dropped = drop_captions(experiment.seed, step, options.batch_size, options.empty_captions)
-        own = dropped[np.asarray(hosts.own_rows(options.batch_size)), None, None]
-        states = np.where(own, empty, batch["text_states"])
-        return {"moments": batch["moments"], "text_states": states}, training_key(experiment.seed, step)
+        own = dropped[np.asarray(hosts.own_rows(options.batch_size))]
+        conditioning = chosen(own, repeated(empty, len(own)), batch["conditioning"])
+        return {"moments": batch["moments"], "conditioning": conditioning}, training_key(experiment.seed, step)
 
     log = RunLog(run.folder)
 
     def draw_samples(state, step):
-        tuned = model.with_parameters(unet=on_each_device(state["parameters"], mesh))
-
+        tuned = model.with_parameters(denoiser=on_each_device(state["parameters"], mesh))
         drawing = drawing_of(experiment, tuned)
 
         def draw(rows):
@@ -89,9 +89,9 @@ def run(experiment: Experiment, run: StageRun) -> None:
         log.image(step, "samples", contact_sheet(drawn["images"], columns=4))
         return {}
 
-    parameters = shard_parameters(model.parameters["unet"], mesh)
-    # Where devices share the U-Net, none keeps a copy of its own but while it draws.
-    model = model.with_parameters(unet={})
+    parameters = shard_parameters(model.parameters["denoiser"], mesh)
+    # Where devices share the denoiser, none keeps a copy of its own but while it draws.
+    model = model.with_parameters(denoiser={})
     state = train(
         jax.jit(initial_state)(parameters),
         lambda state, batch: step_function(state, None, *batch),
@@ -107,7 +107,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
         samples_per_step=options.batch_size,
         unit="image",
     )
-    trained = model.with_parameters(unet=on_each_device(state["parameters"], mesh))
+    trained = model.with_parameters(denoiser=on_each_device(state["parameters"], mesh))
     if hosts.is_first():
         trained.save(run.folder / "base")
         write_card(run.folder / "base", base=experiment.weights.base, license=read_license(experiment.weights.base))

@@ -10,7 +10,6 @@ from etils import epath
 from PIL import Image
 
 from hgdpo_jax import hosts
-from hgdpo_jax.adapters import lora
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.unusable import Unusable, pair_of
@@ -77,8 +76,7 @@ def draw(
 ) -> Iterator[Drawn]:
     """Chunks of images of the base and of the tuned model, with a progress bar."""
     model, sample = load_base(experiment), experiment.sample
-    targets = lora.find_targets(model.parameters["unet"])
-    adapter = lora_files.load_adapter(export_folder / lora_files.EXPORTED["diffusers"], targets)
+    adapter = model.load_adapter(export_folder / lora_files.EXPORTED["diffusers"], model.lora_targets)
     drawings = {
         # A scale of zero is the base, in the program that is compiled already.
         "base": drawing_of(experiment, model, [(adapter, jnp.float32(0.0))]),

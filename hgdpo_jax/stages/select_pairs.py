@@ -27,7 +27,7 @@ from hgdpo_jax.experiment.encoding import make_reencode
 from hgdpo_jax.experiment.models import load_autoencoder, name_of
 from hgdpo_jax.experiment.prompts import train_prompts
 from hgdpo_jax.experiment.scoring import complete_scores
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 from hgdpo_jax.files import write_json
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.settings import decisive
@@ -93,9 +93,7 @@ def _kept(experiment: Experiment, pool: Pool) -> Parts | None:
     return pool.kept(load_filter(experiment.pairs.filter)[1]) if experiment.pairs.filter else None
 
 
-def _filter(
-    experiment: Experiment, model: StableDiffusion, pool: Pool, kept: Parts, parts: Sequence[tuple[Block, int]]
-) -> None:
+def _filter(experiment: Experiment, model: Model, pool: Pool, kept: Parts, parts: Sequence[tuple[Block, int]]) -> None:
     device_batch = batch_of_block(experiment.scoring.device_batch, experiment.pool.block)
     image_filter = load_filter(experiment.pairs.filter)[0]
     filter_pool(image_filter, lambda x: model.decode_latents_checked(x, device_batch)[0], pool, kept, parts)
@@ -146,7 +144,7 @@ def _images(
 
 def _select(
     experiment: Experiment,
-    model: StableDiffusion,
+    model: Model,
     pool: Pool,
     scores: Parts,
     kept: Parts | None,
@@ -159,7 +157,7 @@ def _select(
     `prompts` is the share of all prompts.
     """
     device_batch = batch_of_block(experiment.scoring.device_batch, experiment.pool.block)
-    autoencoder, reencode = {"vae": model.parameters["vae"]}, make_reencode(model)
+    autoencoder, reencode = {"autoencoder": model.parameters["autoencoder"]}, make_reencode(model)
 
     def encode(latents: np.ndarray) -> np.ndarray:
         if experiment.pairs.latents == "sampled" or not len(latents):

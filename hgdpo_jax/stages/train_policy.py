@@ -58,22 +58,22 @@ def run(experiment: Experiment, run: StageRun) -> None:
     initial_state, step_function = make_training(experiment, model, mesh)
     state = initial_state()
     del initial_state
-    base = shard_parameters({name: model.parameters[name] for name in ("unet", "text_encoder")}, mesh)
+    base = shard_parameters({name: model.parameters[name] for name in ("denoiser", "text")}, mesh)
     # Where devices share the base, none keeps a copy of its own but while it draws.
-    model = model.with_parameters(unet={}, text_encoder={})
+    model = model.with_parameters(denoiser={}, text={})
 
     def batch_at(step):
         batch = pairs.batch(step)
         arrays = {
             "winner_latents": batch["winner_latents"],
             "loser_latents": batch["loser_latents"],
-            "token_ids": model.tokenize(batch["prompts"]),
+            "tokens": model.tokenize(batch["prompts"]),
         }
         return arrays, training_key(training_seed(experiment), step)
 
     log = RunLog(run.folder)
     checkpoints = Checkpoints(run.folder / "checkpoints")
-    best = Best(run.folder)
+    best = Best(run.folder, model)
     first_evaluated = min(experiment.train.evaluate_every, experiment.train.steps)
     if not best.is_there() and was_evaluated(checkpoints, log, first_evaluated):
         if hosts.is_first():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.captions import caption
 from hgdpo_jax.toon.damage import damaged_many
@@ -67,8 +67,8 @@ def altered(person: Portrait, random: np.random.Generator) -> Portrait:
 
 
 def make_preferences(
-    base: StableDiffusion,
-    weaker: Sequence[StableDiffusion],
+    base: Model,
+    weaker: Sequence[Model],
     *,
     split: str,
     first: int,
@@ -86,7 +86,7 @@ def make_preferences(
     def through_autoencoder(pictures: np.ndarray) -> np.ndarray:
         return base.decode_latents(base.encode_images(pictures, 64), 64)
 
-    def draw(model: StableDiffusion, rows: np.ndarray) -> np.ndarray:
+    def draw(model: Model, rows: np.ndarray) -> np.ndarray:
         shape = base.latent_shape(48, 64)
         noise = random.standard_normal((len(rows), *shape)).astype(np.float32)
         latents = model.generate_latents(

@@ -9,8 +9,8 @@ from etils import epath
 from hgdpo_jax import hosts
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.protocol import Family
 from hgdpo_jax.run_log import RunLog
-from hgdpo_jax.weights import lora_files
 from hgdpo_jax.weights.tensor_files import load_tensors
 
 BEST_FILE = "best.safetensors"
@@ -19,8 +19,8 @@ BEST_FILE = "best.safetensors"
 class Best:
     """The LoRA of the evaluated step with the highest validation win rate, the later of two equal ones, in a file."""
 
-    def __init__(self, folder: epath.Path):
-        self.path = folder / BEST_FILE
+    def __init__(self, folder: epath.Path, model: Family):
+        self.path, self._save = folder / BEST_FILE, model.save_adapter
         self.win_rate = -math.inf
 
     def is_there(self) -> bool:
@@ -35,12 +35,12 @@ class Best:
         if win_rate >= self.win_rate and hosts.is_first():
             self.win_rate = win_rate
             metadata = {"step": str(step), "validation_win_rate": repr(win_rate)}
-            lora_files.save_adapter(jax.device_get(parameters), self.path, metadata=metadata)
+            self._save(jax.device_get(parameters), self.path, metadata=metadata)
 
 
-def best_adapter(folder: epath.Path) -> tuple[dict, int]:
+def best_adapter(folder: epath.Path, family: type[Family]) -> tuple[dict, int]:
     """The LoRA of the step with the highest validation win rate, and that step."""
-    return lora_files.load_adapter(folder / BEST_FILE), int(load_tensors(folder / BEST_FILE)[1]["step"])
+    return family.load_adapter(folder / BEST_FILE), int(load_tensors(folder / BEST_FILE)[1]["step"])
 
 
 def was_evaluated(checkpoints: Checkpoints, log: RunLog, first: int) -> bool:

@@ -1,4 +1,4 @@
-"""The training step of a whole U-Net on encoded images."""
+"""The training step of a whole denoiser on encoded images."""
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +6,21 @@ from jax.sharding import Mesh
 
 from hgdpo_jax import losses
 from hgdpo_jax.diffusion.schedule import add_noise, training_target
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 from hgdpo_jax.training.accumulation import make_accumulating_step
 
 
-def make_finetune_step(model: StableDiffusion, optimizer, parts: int, mesh: Mesh):
+def make_finetune_step(model: Model, optimizer, parts: int, mesh: Mesh):
     """One compiled step `(state, None, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged.
 
-    A batch has `moments` and `text_states`, rows as in `EncodedImages`.
+    A batch has `moments` and `conditioning`, rows as in `EncodedImages`.
     """
 
-    def loss_function(unet, _, batch):
+    def loss_function(denoiser, _, batch):
         drawn = batch["latents"], batch["noise"], batch["timesteps"]
         noisy = add_noise(model.schedule, *drawn)
         # The weights stay float32: each layer computes with a copy in the model's type.
-        predicted = model.prediction({"unet": unet}, noisy, batch["timesteps"], batch["text_states"])
+        predicted = model.prediction({"denoiser": denoiser}, noisy, batch["timesteps"], batch["conditioning"])
         loss = losses.noise_prediction(predicted, training_target(model.schedule, *drawn)).mean()
         return loss, {"loss": loss}
 
@@ -31,7 +31,7 @@ def make_finetune_step(model: StableDiffusion, optimizer, parts: int, mesh: Mesh
             "latents": mean + deviation * jax.random.normal(latent_key, mean.shape),
             "noise": jax.random.normal(noise_key, mean.shape),
             "timesteps": jax.random.randint(time_key, mean.shape[:1], 0, len(model.schedule.betas)),
-            "text_states": batch["text_states"],
+            "conditioning": batch["conditioning"],
         }
 
     return make_accumulating_step(loss_function, optimizer, draw, parts, mesh)

@@ -83,7 +83,7 @@ def _read_preprocessor(folder: epath.Path, image_size: int) -> dict[str, Any]:
 
 def read_source(source: str, processor: str = "") -> CLIPFiles:
     """`read_folder` of what the two sources name; of `processor` no weights are fetched."""
-    return read_folder(resolve_source(source), resolve_source(processor, weights=False) if processor else "")
+    return read_folder(resolve_source(source), resolve_source(processor, weights=()) if processor else "")
 
 
 def write_folder(folder: epath.PathLike, files: CLIPFiles, storage: str = "float16") -> None:

@@ -15,31 +15,26 @@ from hgdpo_jax.weights.conversion import DTYPES, some
 from hgdpo_jax.weights.pickled_files import load_pickled
 from hgdpo_jax.weights.tensor_files import OWN_METADATA, load_tensors, save_tensors
 
-# Where weights lie: a scorer's and a VAE's at the top of their folders, a checkpoint's in folders of their own.
-WEIGHT_PLACES = (
-    ("", "model"),
-    ("", "diffusion_pytorch_model"),
-    ("unet/", "diffusion_pytorch_model"),
-    ("vae/", "diffusion_pytorch_model"),
-    ("text_encoder/", "model"),
-)
+# Where weights lie in a folder of transformers: what `weight_file_names` says of it.
+MODEL = ("model",)
 
 # Endings of the files that PyTorch pickles.
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
-def content_fingerprint(source: epath.PathLike, weights: bool = True) -> str:
-    """SHA-256, in hexadecimal, of a file, or of what is read of a folder: configs, vocabularies and, if so, `weights`.
+def content_fingerprint(source: epath.PathLike, weights: Sequence[str] = MODEL) -> str:
+    """SHA-256, in hexadecimal, of a file, or of what is read of a folder: configs, vocabularies and `weights`.
 
-    Not model cards and pictures, nor weights in further formats, which other programs may fetch into the hub's cache.
+    Those are places such as "model" or "vae/diffusion_pytorch_model". Not model cards and pictures, nor weights in
+    further formats, which other programs may fetch into the hub's cache.
     """
     source = epath.Path(source)
     if not source.is_dir():
         return _checksum(source)
     # Both layouts are at most one folder deep, and epath has no recursive search.
     paths = {path for pattern in ("*", "*/*") for path in source.glob(pattern) if path.suffix in (".json", ".txt")}
-    for place, stem in WEIGHT_PLACES if weights else ():
-        if file := find_weights(source / place, stem):
+    for folder, _, stem in (place.rpartition("/") for place in weights):
+        if file := find_weights(source / folder, stem):
             # Those that lack are told when the weights are read.
             paths |= {file, *(path for name in _shards(file) if (path := file.parent / name).is_file())}
     digest = hashlib.sha256()

@@ -9,7 +9,7 @@ from etils import epath
 from hgdpo_jax import plugins
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import expanded
-from hgdpo_jax.weights.folders import WEIGHT_PLACES, weight_file_names
+from hgdpo_jax.weights.folders import MODEL, weight_file_names
 from hgdpo_jax.weights.hub import fetch
 
 _REPOSITORY = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
@@ -21,12 +21,12 @@ _SHARD = re.compile(r"(?P<stem>.+?)(?:\.fp16)?-\d+-of-\d+(?:\.fp16)?\.safetensor
 
 
 @functools.cache
-def resolve_source(source: epath.PathLike, weights: bool = True) -> epath.Path:
+def resolve_source(source: epath.PathLike, weights: tuple[str, ...] = MODEL) -> epath.Path:
     """The folder or file that a source names.
 
-    Names that a plugin gives its weights come first. `owner/name` or `owner/name@revision`,
-    where no such folder exists, is fetched from the hub into its cache, without `weights` only its configs and
-    vocabularies; without a network the cached one is used. `owner/name/path/file.pt` or
+    Names that a plugin gives its weights come first. `owner/name` or `owner/name@revision`, where no such folder
+    exists, is fetched from the hub into its cache: its configs, its vocabularies and those `weights`, places as in
+    `content_fingerprint`; without a network the cached one is used. `owner/name/path/file.pt` or
     `owner/name@revision/path/file.pt` is one file of a repository, fetched with a .yaml of its name where there
     is one. A program asks the hub once, so that what it reads stays the same.
     Raises UserError, with what was looked for, where there is none.
@@ -70,7 +70,7 @@ def public_name(source: epath.PathLike) -> str:
     return match["name"] if match else epath.Path(source).name
 
 
-def _wanted(files: Sequence[str], weights: bool) -> Iterator[str]:
+def _wanted(files: Sequence[str], weights: Sequence[str]) -> Iterator[str]:
     """Of a repository's files, those that are read: configs, tokenizers, the card, and each part's weights once."""
     present = set(files)
     yield "README.md"
@@ -78,7 +78,9 @@ def _wanted(files: Sequence[str], weights: bool) -> Iterator[str]:
         folder, _, name = file.rpartition("/")
         if name.endswith((".json", ".txt")) and "/" not in folder:
             yield file
-    for folder, stem in WEIGHT_PLACES if weights else ():
+    for place in weights:
+        folder, slash, stem = place.rpartition("/")
+        folder += slash
         chosen = next((name for name in weight_file_names(stem) if folder + name in present), None)
         if chosen is None:
             continue

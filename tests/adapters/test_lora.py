@@ -5,7 +5,8 @@ import pytest
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.families.stable_diffusion.model import targets_of
+from hgdpo_jax.families.stable_diffusion.unet import UNet, UNetConfig
 
 CONFIG = UNetConfig(
     block_out_channels=(32, 64),
@@ -33,7 +34,7 @@ def params():
 
 def filled(params, seed, rank=4):
     """An adapter that changes something."""
-    adapter = lora.initialize(jax.random.key(seed), lora.find_targets(params), rank)
+    adapter = lora.initialize(jax.random.key(seed), targets_of(params), rank)
     keys = jax.random.split(jax.random.key(seed + 1), len(adapter))
     return {
         path: {"down": entry["down"], "up": jax.random.normal(key, entry["up"].shape)}
@@ -52,7 +53,7 @@ def relative(found, expected):
 
 
 def test_every_attention_has_eight_targets(params):
-    targets = lora.find_targets(params)
+    targets = targets_of(params)
     # One attention in the down block, one in the middle, two in the up block.
     assert len(targets) == 4 * 8
     assert targets["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"] == (24, 64)
@@ -67,14 +68,14 @@ def test_stable_diffusion_has_128_targets_and_1594368_parameters_at_rank_8():
         jnp.zeros(1, jnp.int32),
         jnp.zeros((1, 77, 768)),
     )
-    targets = lora.find_targets(shapes["params"])
+    targets = targets_of(shapes["params"])
     adapter = jax.eval_shape(lambda: lora.initialize(jax.random.key(0), targets, 8))
     assert len(adapter) == 128
     assert sum(leaf.size for leaf in jax.tree.leaves(adapter)) == 1_594_368
 
 
 def test_a_fresh_adapter_changes_nothing_and_has_the_reference_spread(params):
-    adapter = lora.initialize(jax.random.key(0), lora.find_targets(params), 4)
+    adapter = lora.initialize(jax.random.key(0), targets_of(params), 4)
     np.testing.assert_array_equal(predict(params, [], INPUTS), predict(params, [(adapter, 1.0)], INPUTS))
     drawn = np.concatenate([entry["down"].ravel() for entry in adapter.values()])
     assert abs(drawn.std() - 1 / 4) < 0.01
@@ -104,7 +105,7 @@ def test_the_branch_follows_the_models_type(params):
 
 
 def test_an_adapter_of_another_model_is_refused_in_one_line(params):
-    targets = lora.find_targets(params)
+    targets = targets_of(params)
     adapter = filled(params, 5)
     lora.check(adapter, targets)
     path = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"

@@ -27,9 +27,9 @@ def test_rows_come_back_as_they_were_given(encoded):
     assert len(encoded) == IMAGES
     for row in (0, ROWS_PER_FILE - 1, ROWS_PER_FILE, IMAGES - 1):
         moments, states = arrays([row])
-        assert encoded[row]["moments"].dtype == encoded[row]["text_states"].dtype == np.float16
+        assert encoded[row]["moments"].dtype == encoded[row]["conditioning"].dtype == np.float16
         np.testing.assert_array_equal(encoded[row]["moments"], moments[0])
-        np.testing.assert_array_equal(encoded[row]["text_states"], states[0])
+        np.testing.assert_array_equal(encoded[row]["conditioning"], states[0])
 
 
 def test_missing_are_the_rows_of_files_that_are_not_there(encoded, tmp_path):
@@ -42,9 +42,9 @@ def test_missing_are_the_rows_of_files_that_are_not_there(encoded, tmp_path):
 def test_every_epoch_holds_each_row_once_and_a_batch_is_a_function_of_the_step(encoded):
     batches, again = ShuffledBatches(encoded, 10, seed=3), ShuffledBatches(encoded, 10, seed=3)
     rows = [batches[step]["moments"][:, 0, 0, 0].astype(int) for step in range(2 * IMAGES // 10)]
-    assert batches[0]["moments"].shape == (10, 2, 3, 8) and batches[0]["text_states"].shape == (10, 4, 5)
+    assert batches[0]["moments"].shape == (10, 2, 3, 8) and batches[0]["conditioning"].shape == (10, 4, 5)
     assert sorted(np.concatenate(rows)[:IMAGES]) == list(range(IMAGES))
-    np.testing.assert_array_equal(again[17]["text_states"], batches[17]["text_states"])
+    np.testing.assert_array_equal(again[17]["conditioning"], batches[17]["conditioning"])
 
 
 def test_a_row_with_a_value_that_half_precision_does_not_hold_is_noted_and_left_out(tmp_path):

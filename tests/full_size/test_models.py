@@ -114,7 +114,7 @@ def test_unet_agrees_with_diffusers(model, size, expected_noise, relative_error,
 
 @pytest.mark.parametrize("model", ["float32", "bfloat16"], indirect=True)
 def test_text_encoder_agrees_with_transformers(model, expected_states, relative_error, report):
-    found = jax.jit(model.text_states)(model.parameters, token_ids())
+    found = jax.jit(model.condition)(model.parameters, token_ids())
     error = relative_error(found, expected_states)
     report(f"text encoder, {model.text_encoder.dtype}", error)
     # The prompts differ in what they say, so their states should.
@@ -125,7 +125,7 @@ def test_text_encoder_agrees_with_transformers(model, expected_states, relative_
 @every_size
 def test_encoder_agrees_with_diffusers(model, size, expected_autoencoder, relative_error, report):
     encode = jax.jit(lambda parameters, images: apply(model.autoencoder, parameters, images, method="encode")[0])
-    error = relative_error(encode(model.parameters["vae"], pictures(size)), expected_autoencoder[0][size])
+    error = relative_error(encode(model.parameters["autoencoder"], pictures(size)), expected_autoencoder[0][size])
     report(f"VAE encoder, {size}, {model.autoencoder.dtype}", error)
     assert error < LIMITS[str(model.autoencoder.dtype)]
 
@@ -133,6 +133,6 @@ def test_encoder_agrees_with_diffusers(model, size, expected_autoencoder, relati
 @every_size
 def test_decoder_agrees_with_diffusers(model, size, expected_autoencoder, relative_error, report):
     decode = jax.jit(lambda parameters, latents: apply(model.autoencoder, parameters, latents, method="decode"))
-    error = relative_error(decode(model.parameters["vae"], latents(size)), expected_autoencoder[1][size])
+    error = relative_error(decode(model.parameters["autoencoder"], latents(size)), expected_autoencoder[1][size])
     report(f"VAE decoder, {size}, {model.autoencoder.dtype}", error)
     assert error < LIMITS[str(model.autoencoder.dtype)]

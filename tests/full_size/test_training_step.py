@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from hgdpo_jax.adapters import lora
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
-from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion, targets_of
+from hgdpo_jax.families.stable_diffusion.unet import UNet, UNetConfig
 from hgdpo_jax.pipelines.preference_step import pair_losses
 from hgdpo_jax.training.optimizer import make_optimizer
 
@@ -31,14 +31,14 @@ def batch():
     names = ("winner_latents", "loser_latents", "noise")
     arrays = {name: random.normal(size=(1, 32, 32, 4)).astype(np.float32) for name in names}
     ids = random.integers(0, 49408, (1, 77)).astype(np.int32)
-    return arrays | {"token_ids": ids, "timesteps": np.array([TIMESTEP])}
+    return arrays | {"tokens": ids, "timesteps": np.array([TIMESTEP])}
 
 
 @pytest.fixture(scope="module")
 def adapter():
     """As after some training: both factors have gradients, and the loss is no longer log 2."""
     shapes = jax.eval_shape(_initialize_unet)["params"]
-    fresh = lora.initialize(jax.random.key(0), lora.find_targets(shapes), RANK)
+    fresh = lora.initialize(jax.random.key(0), targets_of(shapes), RANK)
     random = np.random.default_rng(1)
     return {
         path: {
@@ -62,7 +62,7 @@ def expected(base_folder, batch, adapter):
     functional = torch.nn.functional
     text_encoder = transformers.CLIPTextModel.from_pretrained(base_folder / "text_encoder")
     with torch.no_grad():
-        states = text_encoder(torch.from_numpy(batch["token_ids"])).last_hidden_state
+        states = text_encoder(torch.from_numpy(batch["tokens"])).last_hidden_state
     unet = diffusers.UNet2DConditionModel.from_pretrained(base_folder / "unet").requires_grad_(False)
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))

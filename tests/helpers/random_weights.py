@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 
-from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION
+from hgdpo_jax.families.stable_diffusion.configs import SCHEDULER
 from hgdpo_jax.weights.clip_tokenizer import TOKENIZER_FILES
 
 SD_UNET = {"cross_attention_dim": 768, "sample_size": 64}
@@ -35,7 +35,7 @@ def write_stable_diffusion(folder, tokenizer):
     for name, model in models.items():
         model.save_pretrained(folder / name)
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(STABLE_DIFFUSION))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     copy_tokenizer(tokenizer, folder / "tokenizer")
     pipeline = diffusers.StableDiffusionPipeline(
         **models,

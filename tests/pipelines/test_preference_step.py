@@ -27,7 +27,7 @@ def batch(model):
     return {
         "winner_latents": random.normal(size=shape).astype(np.float32),
         "loser_latents": random.normal(size=shape).astype(np.float32),
-        "token_ids": model.tokenize(["a man", "a woman with red hair", "a portrait"]),
+        "tokens": model.tokenize(["a man", "a woman with red hair", "a portrait"]),
         "noise": random.normal(size=shape).astype(np.float32),
         "timesteps": np.array([0, 500, 999]),
     }
@@ -35,12 +35,12 @@ def batch(model):
 
 @pytest.fixture(scope="module")
 def adapter(model):
-    fresh = lora.initialize(jax.random.key(0), lora.find_targets(model.parameters["unet"]), rank=4)
+    fresh = lora.initialize(jax.random.key(0), model.lora_targets, rank=4)
     return jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), fresh)
 
 
 def test_loss_is_log_two_while_the_lora_changes_nothing(model, batch):
-    fresh = lora.initialize(jax.random.key(0), lora.find_targets(model.parameters["unet"]), rank=4)
+    fresh = lora.initialize(jax.random.key(0), model.lora_targets, rank=4)
     values = jax.jit(lambda tree: pair_losses(model, tree, model.parameters, batch, **OPTIONS))(fresh)
     # beta = 2500 times the rounding of two equal sums of float32.
     np.testing.assert_allclose(values["loss"], np.log(2), rtol=1e-3)
@@ -56,7 +56,7 @@ def test_terms_equal_their_definitions_on_separate_unet_calls_and_explicit_sampl
     )
     options = OPTIONS | {"clip_skip": 1}
     values = jax.jit(lambda tree: pair_losses(model, tree, model.parameters, batch, **options))(adapter)
-    states = model.text_states(model.parameters, batch["token_ids"], clip_skip=1)
+    states = model.condition(model.parameters, batch["tokens"], clip_skip=1)
     timesteps, noise = jnp.asarray(batch["timesteps"]), jnp.asarray(batch["noise"])
 
     def errors_and_step(latents, adapters):

@@ -21,11 +21,11 @@ def test_loss_is_the_squared_error_of_the_noise_in_the_winner_with_the_lora_on(m
         "winner_latents": random.normal(size=shape).astype(np.float32),
         # Were they looked at, the loss would not be finite.
         "loser_latents": np.full(shape, np.nan, np.float32),
-        "token_ids": model.tokenize(["a man", "a woman with red hair"]),
+        "tokens": model.tokenize(["a man", "a woman with red hair"]),
         "noise": random.normal(size=shape).astype(np.float32),
         "timesteps": np.array([0, 900]),
     }
-    adapter = lora.initialize(jax.random.key(0), lora.find_targets(model.parameters["unet"]), rank=4)
+    adapter = lora.initialize(jax.random.key(0), model.lora_targets, rank=4)
     adapter = jax.tree.map(lambda x: x + 0.1, adapter)
     values = jax.jit(lambda tree: winner_losses(model, tree, model.parameters, batch, clip_skip=1))(adapter)
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from hgdpo_jax.families.stable_diffusion.unet import UNet, UNetConfig
 from hgdpo_jax.models.attention import attention
 from hgdpo_jax.models.remat import keep, rematerialized
-from hgdpo_jax.models.unet import UNet, UNetConfig
 from hgdpo_jax.preflight.arithmetic import least_flops, matrix_products, roofline_seconds, total_bytes, total_flops
 
 

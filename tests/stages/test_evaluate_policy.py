@@ -38,7 +38,7 @@ def model(tiny_base):
 @pytest.fixture(scope="module")
 def adapter(model):
     """An adapter that changes a lot."""
-    fresh = lora.initialize(jax.random.key(0), lora.find_targets(model.parameters["unet"]), rank=2)
+    fresh = lora.initialize(jax.random.key(0), model.lora_targets, rank=2)
     return {path: {"down": np.asarray(e["down"]), "up": np.ones_like(e["up"])} for path, e in fresh.items()}
 
 
@@ -75,7 +75,10 @@ def runs(config, adapter, model, tmp_path_factory):
     done("select_pairs", select)
     log = "".join(json.dumps({"step": step, "loss": 0.7, "dpo_loss": 0.69}) + "\n" for step in (1, 2))
     done("train_policy", lambda run: (run.folder / "log.jsonl").write_text(log))
-    done("export_adapter", lambda run: lora_files.save_adapter(adapter, run.folder / lora_files.EXPORTED["diffusers"]))
+    done(
+        "export_adapter",
+        lambda run: StableDiffusion.save_adapter(adapter, run.folder / lora_files.EXPORTED["diffusers"]),
+    )
     for stage in (check_pairs, evaluate_policy, sample_images):
         name = stage.__name__.rpartition(".")[2]
         records = next(runs["select_pairs"].folder.glob("*array_record*"))
@@ -173,7 +176,7 @@ def test_samples_are_named_by_prompt_and_image_and_listed(runs):
 def several(config, adapter, runs, tmp_path_factory):
     """An evaluation of five models in the same workdir, and its results."""
     folder = epath.Path(tmp_path_factory.mktemp("several"))
-    lora_files.save_adapter(adapter, folder / "other.safetensors")
+    StableDiffusion.save_adapter(adapter, folder / "other.safetensors")
     texts = prompts("test", 3)
     rows = [{"file_name": f"{i}.png", "text": text} for i, text in enumerate(texts * 2)]
     (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

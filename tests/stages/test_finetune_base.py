@@ -14,11 +14,11 @@ from PIL import Image
 from hgdpo_jax.data import encoded_images
 from hgdpo_jax.data.encoded_images import read_encoded
 from hgdpo_jax.data.image_folder import ImageFolder
-from hgdpo_jax.families.stable_diffusion.files import read_license
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.main import main
 from hgdpo_jax.run_log import read_scalars
 from hgdpo_jax.stages import encode_images, finetune_base
+from hgdpo_jax.weights.model_card import read_license
 
 CONFIG = Path(__file__).parents[2] / "configs/finetune_base.py"
 STEPS = 12
@@ -91,7 +91,7 @@ def test_rows_hold_the_posterior_of_the_images_and_the_states_of_their_captions(
     row = encoded[2]
     assert row["moments"].shape == (6, 4, 8) and row["moments"].dtype == np.float16
     np.testing.assert_allclose(row["moments"], np.concatenate([mean, deviation], axis=-1)[0], rtol=1e-3, atol=2e-3)
-    np.testing.assert_allclose(row["text_states"], model.encode_prompts([captions[2]])[0], rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(row["conditioning"], model.encode_prompts([captions[2]])[0], rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize(("bad", "status"), [(1, 0), (4, 2)])
@@ -126,8 +126,8 @@ def test_loss_falls_and_samples_are_drawn(result):
 def test_every_weight_of_the_unet_is_trained_and_no_other(result, base):
     folders = base, result / "finetune_base/base"
     before, after = (jax.device_get(StableDiffusion.load(folder).parameters) for folder in folders)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a != b).any()), before["unet"], after["unet"]))
-    for part in ("vae", "text_encoder"):
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a != b).any()), before["denoiser"], after["denoiser"]))
+    for part in ("autoencoder", "text"):
         # Stored in half precision.
         half = jax.tree.map(lambda a: a.astype(np.float16), before[part])
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), half, after[part]))

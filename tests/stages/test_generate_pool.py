@@ -6,6 +6,7 @@ import pytest
 
 from hgdpo_jax.base_config import base_config, typed
 from hgdpo_jax.experiment.models import base_fingerprints, load_base
+from hgdpo_jax.families.stable_diffusion.files import WEIGHTS
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
 from hgdpo_jax.weights import folders
@@ -44,14 +45,19 @@ def test_vae_and_tokenizer_count_where_the_base_counts(config, vae, tiny_base, s
 
 
 def test_what_is_not_given_is_in_no_fingerprint(config, tiny_base):
-    expected = {"model.revision": StableDiffusion.revision, "weights.base": folders.content_fingerprint(tiny_base)}
-    assert base_fingerprints(typed(config)) == expected
+    assert base_fingerprints(typed(config)) == {
+        "weights.family": "stable_diffusion",
+        "model.revision": StableDiffusion.revision,
+        "weights.base": folders.content_fingerprint(tiny_base, WEIGHTS),
+    }
 
 
 def test_the_vae_of_the_config_replaces_the_bases_and_nothing_else(config, vae):
     own = load_base(typed(config)).parameters
     config.weights.vae = vae
     replaced = load_base(typed(config)).parameters
-    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(2 * a, b), own["vae"], replaced["vae"]))
-    for part in ("unet", "text_encoder"):
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: np.array_equal(2 * a, b), own["autoencoder"], replaced["autoencoder"])
+    )
+    for part in ("denoiser", "text"):
         assert jax.tree.all(jax.tree.map(np.array_equal, own[part], replaced[part]))

@@ -84,12 +84,12 @@ def test_what_a_stage_holds_is_an_argument_of_its_program_or_lies_beside_it(smal
     config, base, scorer = small(n20_sml()), StableDiffusion.load(str(tiny_base)), PickScore.load(str(tiny_scorer))
     sizes = {name: bytes_of(tree) for name, tree in base.parameters.items()} | {"scorer": bytes_of(scorer.parameters)}
     for name, arguments, beside in (
-        ("generate_pool", ("unet",), ("vae", "text_encoder")),
-        ("score_pool", ("vae", "scorer"), ()),
-        ("select_pairs", ("vae",), ()),
+        ("generate_pool", ("denoiser",), ("autoencoder", "text")),
+        ("score_pool", ("autoencoder", "scorer"), ()),
+        ("select_pairs", ("autoencoder",), ()),
         # For its validation training keeps the decoder; its scorer lies on the host.
-        ("train_policy", ("unet", "text_encoder"), ("vae",)),
-        ("evaluate_policy", ("unet",), ("vae", "text_encoder")),
+        ("train_policy", ("denoiser", "text"), ("autoencoder",)),
+        ("evaluate_policy", ("denoiser",), ("autoencoder", "text")),
     ):
         program = build(config, name, 2)
         assert bytes_of(program.weights) == sum(sizes[part] for part in arguments)
@@ -138,7 +138,7 @@ def test_drawing_takes_as_many_forwards_as_steps_and_guidance_ask_for(small):
 def test_fine_tuning_keeps_all_weights_in_its_state(small, tiny_base):
     config = small(finetune_base())
     assert preflight.program_names(typed(config)) == ["encode_images", "finetune_base"]
-    unet = bytes_of(StableDiffusion.load(str(tiny_base)).parameters["unet"])
+    unet = bytes_of(StableDiffusion.load(str(tiny_base)).parameters["denoiser"])
     assert bytes_of(build(config, "finetune_base", 2).state["parameters"]) == unet
     assert {item.rows for item in experiment.work(typed(config))} == {
         config.finetune.steps * config.finetune.batch_size

@@ -75,8 +75,8 @@ def test_an_unusable_validation_image_has_no_score_and_many_stop_the_training(
     config.prompts.update(validation="toon:validation", validation_count=4)
     config.pool.update(width=16, height=24, steps=1, guidance=1.0, device_batch=4)
     model, mesh = StableDiffusion.load(tiny_base), training_mesh()
-    base = shard_parameters({name: model.parameters[name] for name in ("unet", "text_encoder")}, mesh)
-    targets = lora.find_targets(model.parameters["unet"])
+    base = shard_parameters({name: model.parameters[name] for name in ("denoiser", "text")}, mesh)
+    targets = model.lora_targets
     adapter = lora.initialize(jax.random.key(0), targets, 2)
     decode, unusable = StableDiffusion.decode_latents_checked, 1
 

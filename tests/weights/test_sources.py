@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.files import WEIGHTS
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.weights.folders import content_fingerprint
@@ -38,9 +39,9 @@ def test_a_repository_of_the_hub_loads_with_nothing_fetched_that_is_not_read(rep
 
 
 def test_without_a_network_the_cached_copy_is_used(repository, hub):
-    first = resolve_source(repository)
+    first = resolve_source(repository, WEIGHTS)
     hub.disconnect()
-    assert resolve_source(repository) == first
+    assert resolve_source(repository, WEIGHTS) == first
     with pytest.raises(
         UserError, match="studio/other is neither .* nor in the hub's cache, and the hub does not answer"
     ):
@@ -61,15 +62,15 @@ def test_a_scorers_processor_comes_from_another_repository_without_its_weights(h
 
 
 def test_what_other_programs_fetch_into_the_cache_does_not_count(repository):
-    folder = resolve_source(repository)
-    before = content_fingerprint(folder)
+    folder = resolve_source(repository, WEIGHTS)
+    before = content_fingerprint(folder, WEIGHTS)
     (folder / "safety_checker").mkdir()
     for name in ("safety_checker/model.safetensors", "v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.bin"):
         (folder / name).write_bytes(b"not read")
-    assert content_fingerprint(folder) == before
+    assert content_fingerprint(folder, WEIGHTS) == before
     (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
     (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"read")
-    assert content_fingerprint(folder) != before
+    assert content_fingerprint(folder, WEIGHTS) != before
 
 
 def test_shards_in_half_precision_come_with_their_index(hub):

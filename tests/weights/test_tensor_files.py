@@ -7,8 +7,8 @@ import pytest
 import safetensors.numpy
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion import load_adapter, save_adapter
 from hgdpo_jax.weights.folders import read_tensor_file, write_weights
-from hgdpo_jax.weights.lora_files import load_adapter, save_adapter
 from hgdpo_jax.weights.tensor_files import load_tensors, release, save_tensors
 
 TENSORS = {

@@ -1,8 +1,8 @@
 """A Stable Diffusion 1.x checkpoint: a diffusers folder, or one file."""
 
 import dataclasses
+import functools
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,19 +10,21 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.configs import SCHEDULER
 from hgdpo_jax.families.stable_diffusion.ldm_file import convert_checkpoint, convert_vae
 from hgdpo_jax.families.stable_diffusion.single_file_schedule import scheduler_config
 from hgdpo_jax.files import expanded, write_json, write_text
 from hgdpo_jax.models.autoencoder import AutoencoderConfig
 from hgdpo_jax.weights.clip_tokenizer import TOKENIZER_FILES, require_tokenizer
 from hgdpo_jax.weights.folders import (
+    content_fingerprint,
     copy_files,
     read_json,
     read_tensor_file,
     read_weights,
     write_weights,
 )
-from hgdpo_jax.weights.sources import public_name, resolve_source
+from hgdpo_jax.weights.sources import resolve_source
 from hgdpo_jax.weights.tensor_files import load_tensors
 
 _WEIGHT_FILES = {
@@ -30,6 +32,10 @@ _WEIGHT_FILES = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
+
+# Where weights lie in a folder.
+WEIGHTS = tuple(f"{name}/{stem}" for name, stem in _WEIGHT_FILES.items())
+_VAE_WEIGHTS = (_WEIGHT_FILES["vae"],)
 
 # What diffusers and transformers need in a config.json to know the class.
 _CLASSES: dict[str, dict[str, Any]] = {
@@ -44,10 +50,6 @@ _SCHEDULER_FILE = "scheduler/scheduler_config.json"
 
 # Folders that other architectures have; SD3 has both.
 _FOREIGN = {"transformer": "an SD3 or Flux checkpoint", "text_encoder_2": "an SDXL checkpoint"}
-
-
-# A model card as the hub has it: YAML between dashes.
-_CARD_HEAD = re.compile(r"---\n(?:(?!---).*\n)*?license: *([\"']?)(?P<license>[^\"'\n]+?)\1 *\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") 
     `tokenizer` is a folder or repository, which a single file needs; `vae` is a diffusers folder or a file. Raises
     UserError, naming what was expected, where something is missing, broken, or of another architecture.
     """
-    path = resolve_source(source)
+    path = resolve_source(source, WEIGHTS)
     configs: dict[str, Any]
     tensors: dict[str, Any]
     if path.is_dir():
@@ -83,7 +85,7 @@ def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") 
     elif "vae" not in tensors:
         raise UserError(f"{path} holds no VAE: set weights.vae to a VAE of the Stable Diffusion 1.x family")
     if tokenizer:
-        folder = require_tokenizer(resolve_source(tokenizer, weights=False))
+        folder = require_tokenizer(resolve_source(tokenizer, weights=()))
     elif path.is_dir():
         folder = files.tokenizer
     else:
@@ -109,20 +111,14 @@ def read_configs(source: epath.PathLike, vae: str = "") -> dict[str, Mapping[str
 
     Raises UserError as `read_checkpoint` does.
     """
-    path = resolve_source(source, weights=False)
+    path = resolve_source(source, weights=())
     configs = _folder_configs(path) if path.is_dir() else _read_file(path)[0]
     _refuse_foreign(configs["unet"], str(path))
     if vae:
-        path = resolve_source(vae, weights=False)
+        path = resolve_source(vae, weights=())
         is_folder = path.is_dir()
         configs["vae"] = read_json(path / "config.json") if is_folder else convert_vae(read_tensor_file(path), vae)[0]
     return configs
-
-
-def read_scheduler(source: epath.PathLike) -> Mapping[str, Any]:
-    """The scheduler's configuration alone; raises UserError as `read_checkpoint` does."""
-    path = resolve_source(source, weights=False)
-    return read_json(path / _SCHEDULER_FILE) if path.is_dir() else scheduler_config(path, *_read_tensors(path))
 
 
 def _read_file(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -145,29 +141,28 @@ def _folder_configs(folder: epath.Path) -> dict[str, Any]:
     return configs | {"scheduler": read_json(folder / _SCHEDULER_FILE)}
 
 
-def read_license(source: epath.PathLike) -> str | None:
-    """The licence that a checkpoint states: in the head of a folder's README.md, or in a single file's metadata."""
-    path = resolve_source(source)
-    if path.is_dir():
-        card = path / "README.md"
-        # A card is prose, in any encoding.
-        head = _CARD_HEAD.match(card.read_bytes().decode("utf-8", "replace")) if card.is_file() else None
-        return head["license"] if head else None
-    # The name that the trainers of the web interfaces agreed on.
-    return load_tensors(path, foreign=True)[1].get("modelspec.license") if path.suffix == ".safetensors" else None
+def fingerprints(source: str, tokenizer: str = "", vae: str = "") -> dict[str, str]:
+    """What decides the weights, by the names of the arguments, and the schedule where a single file has its own."""
+    path = resolve_source(source, WEIGHTS)
+    found = {"base": content_fingerprint(path, WEIGHTS)}
+    if tokenizer:
+        found["tokenizer"] = content_fingerprint(resolve_source(tokenizer, weights=()), weights=())
+    if vae:
+        found["vae"] = content_fingerprint(resolve_source(vae, _VAE_WEIGHTS), _VAE_WEIGHTS)
+    return found if path.is_dir() else found | _schedule_fingerprint(path)
 
 
-def write_card(folder: epath.PathLike, base: str, license: str | None) -> None:
-    """Writes a model card that names the base that a checkpoint was fine-tuned from, and the licence it states."""
-    head = [f"base_model: {json.dumps(public_name(base))}", "pipeline_tag: text-to-image"]
-    if license is not None:
-        head.insert(0, f"license: {json.dumps(license)}")
-    (epath.Path(folder) / "README.md").write_text("\n".join(["---", *head, "---", ""]))
+# Every stage asks, and pickled weights take a second to open.
+@functools.cache
+def _schedule_fingerprint(path: epath.Path) -> dict[str, str]:
+    """What a single file, or the .yaml beside it, says of its noise schedule, where that is not SD1.x's."""
+    config = scheduler_config(path, *_read_tensors(path))
+    return {f"base.{name}": str(value) for name, value in config.items() if value != SCHEDULER.get(name)}
 
 
 def _read_vae(source: str, replaced: AutoencoderConfig) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Config and tensors of a VAE; raises UserError where its latents are not those of the one it replaces."""
-    path = resolve_source(source)
+    path = resolve_source(source, _VAE_WEIGHTS)
     if path.is_dir():
         config, tensors = read_json(path / "config.json"), read_weights(path, _WEIGHT_FILES["vae"])
     else:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION, NoiseSchedule
+from hgdpo_jax.diffusion.schedule import NoiseSchedule
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.configs import SCHEDULER
 
 _PREDICTIONS = {
     "epsilon": "epsilon",
@@ -31,7 +32,7 @@ def scheduler_config(
     """
     described = path.with_suffix(".yaml")
     text = described.read_text() if described.is_file() else ""
-    config: dict[str, Any] = dict(STABLE_DIFFUSION)
+    config: dict[str, Any] = dict(SCHEDULER)
     for field, name in _FIELDS.items():
         if value := _yaml_value(name, text, r"\d[\d.e-]*"):
             config[field] = type(config[field])(float(value))

@@ -9,7 +9,7 @@ from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.models import base_fingerprints, load_base
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.model import Model
 from hgdpo_jax.files import expanded, write_json
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.pick_score import PickScore
@@ -126,11 +126,11 @@ def _weaker_files(experiment: Experiment) -> list[epath.Path]:
     return [folder / f"unet-{step}.safetensors" for step in _options(experiment).weaker_steps]
 
 
-def _earlier(base: StableDiffusion, path) -> StableDiffusion:
+def _earlier(base: Model, path) -> Model:
     """The base with the U-Net of an earlier step of its training."""
-    shapes = base.parameters["unet"]
+    shapes = base.parameters["denoiser"]
     unet = to_tree(folders.load_tensors(path)[0], shapes, where=str(path))
-    return base.with_unet(unet)
+    return base.with_denoiser(unet)
 
 
 def _options(experiment: Experiment) -> ScorerTraining:

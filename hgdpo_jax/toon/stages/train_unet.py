@@ -3,6 +3,8 @@
 The autoencoder and the text encoder come from their own stages and stay as they are.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,9 @@ import numpy as np
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.diffusion.schedule import STABLE_DIFFUSION, NoiseSchedule, add_noise
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion, parameter_shapes
-from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
-from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.diffusion.schedule import add_noise
+from hgdpo_jax.families.stable_diffusion import configs
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion, by_file, by_role
 from hgdpo_jax.pages.pictures import contact_sheet
 from hgdpo_jax.random_keys import image_noise, training_key
 from hgdpo_jax.run_log import RunLog
@@ -29,7 +29,7 @@ from hgdpo_jax.weights.conversion import from_tree, to_tree
 
 INPUTS = ("train_autoencoder", "train_clip")
 
-SCHEDULER = STABLE_DIFFUSION | {
+SCHEDULER = configs.SCHEDULER | {
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
     # diffusers warns about any other; linspace spacing does not read it.
@@ -58,8 +58,8 @@ def run(experiment: Experiment, run: StageRun) -> None:
         noise = jax.random.normal(noise_key, clean.shape)
         timesteps = jax.random.randint(time_key, (len(clean),), 0, len(model.schedule.betas))
         noisy = add_noise(model.schedule, clean, noise, timesteps)
-        states = model.text_states(frozen, token_ids)
-        predicted = model.prediction({"unet": unet}, noisy, timesteps, states)
+        states = model.condition(frozen, token_ids)
+        predicted = model.prediction({"denoiser": unet}, noisy, timesteps, states)
         error = losses.noise_prediction(predicted, noise)
         # Divided by it, an error of the noise is one of the velocity: it no longer counts little at high noise.
         weight = jnp.minimum(1.0 / jnp.asarray(model.schedule.alphas_cumprod)[timesteps], options.noisy_weight_limit)
@@ -81,65 +81,58 @@ def run(experiment: Experiment, run: StageRun) -> None:
         """Keeps the weights of this step: earlier ones teach the scorers what a weaker model draws."""
         unet = jax.device_get(state["average"])
         folders.write_weights(run.folder / f"unet-{step}.safetensors", from_tree(unet), "float16")
-        trained = model.with_unet(unet)
+        trained = model.with_denoiser(unet)
         drawn = trained.generate_latents(sample_prompts, np.asarray(start), steps=12, guidance=3.0, device_batch=24)
         log.image(step, "samples", contact_sheet(trained.decode_latents(drawn, 24), columns=8, enlarge=3))
         return {}
 
     unet = fit(
         loss_function,
-        model.parameters["unet"],
+        model.parameters["denoiser"],
         batch_at,
         run,
         options,
         warmup_steps=options.steps // 20,
         average_decay=options.average_decay,
-        frozen={"text_encoder": model.parameters["text_encoder"]},
+        frozen={"text": model.parameters["text"]},
         log=log,
         evaluate=evaluate,
         evaluate_every=options.keep_every,
         samples_per_step=options.batch_size,
         unit="image",
     )
-    model.with_unet(unet).save(run.folder / "base")
+    model.with_denoiser(unet).save(run.folder / "base")
 
 
 def _untrained(run: StageRun, options: UNetTraining, seed: int) -> StableDiffusion:
     """The checkpoint before its U-Net is trained."""
     vae, clip = run.input("train_autoencoder") / "vae", clip_files.read_folder(run.input("train_clip") / "clip")
     text_config = dict(clip.config["text_config"])
-    configs = {
-        "vae": folders.read_json(vae / "config.json"),
-        "text_encoder": text_config,
-        "unet": {**options.unet, "cross_attention_dim": text_config["hidden_size"]},
-        "scheduler": SCHEDULER,
-    }
-    unet = UNet(UNetConfig.from_dict(configs["unet"]))
-    autoencoder = Autoencoder(AutoencoderConfig.from_dict(configs["vae"]))
-    text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(text_config))
-    shapes = parameter_shapes(unet, autoencoder, text_encoder)
+    model = StableDiffusion.of_configs(
+        {
+            "vae": folders.read_json(vae / "config.json"),
+            "text_encoder": text_config,
+            "unet": {**options.unet, "cross_attention_dim": text_config["hidden_size"]},
+            "scheduler": SCHEDULER,
+        }
+    )
+    shapes = by_file(model.parameters)
     tensors = folders.read_weights(vae, "diffusion_pytorch_model")
     text_tensors = {
         name.removeprefix("text_model."): array
         for name, array in clip.tensors.items()
         if name.startswith("text_model.")
     }
-    latents = jnp.zeros((1, 8, 8, unet.config.in_channels))
-    states = jnp.zeros((1, 2, unet.config.cross_attention_dim))
-    initial = jax.jit(unet.init)(jax.random.key(seed), latents, jnp.zeros((1,), jnp.int32), states)
-    return StableDiffusion(
-        unet=unet,
-        autoencoder=autoencoder,
-        text_encoder=text_encoder,
-        schedule=NoiseSchedule.from_dict(SCHEDULER),
-        tokenizer=load_tokenizer(run.input("train_clip") / "clip"),
-        parameters={
-            "unet": initial["params"],
-            "vae": to_tree(tensors, shapes["vae"], where=str(vae)),
-            "text_encoder": to_tree(text_tensors, shapes["text_encoder"], where="train_clip"),
-        },
-        configs=configs,
+    latents = jnp.zeros((1, 8, 8, model.latent_channels))
+    states = jnp.zeros((1, 2, text_config["hidden_size"]))
+    initial = jax.jit(model.unet.init)(jax.random.key(seed), latents, jnp.zeros((1,), jnp.int32), states)
+    parameters = by_role(
+        unet=initial["params"],
+        vae=to_tree(tensors, shapes["vae"], where=str(vae)),
+        text_encoder=to_tree(text_tensors, shapes["text_encoder"], where="train_clip"),
     )
+    tokenizer = load_tokenizer(run.input("train_clip") / "clip")
+    return dataclasses.replace(model, parameters=parameters, tokenizer=tokenizer)
 
 
 def _cache(model: StableDiffusion, options: UNetTraining) -> tuple[np.ndarray, np.ndarray]:

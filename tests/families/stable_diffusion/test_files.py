@@ -11,14 +11,13 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.stable_diffusion.files import (
     read_checkpoint,
     read_folder,
-    read_license,
-    write_card,
     write_folder,
 )
+from hgdpo_jax.families.stable_diffusion.unet import UNet, UNetConfig
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
-from hgdpo_jax.models.unet import UNet, UNetConfig
 from hgdpo_jax.weights.conversion import from_tree, to_tree
+from hgdpo_jax.weights.model_card import read_license, write_card
 from hgdpo_jax.weights.tensor_files import save_tensors
 
 COMPONENTS = ("unet", "vae", "text_encoder")

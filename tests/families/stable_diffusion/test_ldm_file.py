@@ -8,9 +8,9 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.stable_diffusion.files import read_checkpoint
 from hgdpo_jax.families.stable_diffusion.ldm_file import convert_checkpoint, convert_vae
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.unet import UNetConfig
 from hgdpo_jax.models.autoencoder import AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig
-from hgdpo_jax.models.unet import UNetConfig
 from hgdpo_jax.weights.conversion import from_tree
 
 SMALL = {

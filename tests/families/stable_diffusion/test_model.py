@@ -9,8 +9,8 @@ import pytest
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion import load_adapter, save_adapter
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
-from hgdpo_jax.weights.lora_files import load_adapter, save_adapter
 
 PROMPTS = ["a man with a beard", "a woman"]
 SIZE = {"width": 48, "height": 64, "steps": 4, "guidance": 3.0}
@@ -40,10 +40,10 @@ def test_values_that_are_not_finite_are_no_pixels_and_no_latents(model):
     images, usable = model.decode_latents_checked(latents)
     assert usable.tolist() == [True, False, True]
     np.testing.assert_array_equal(images[::2], model.decode_latents(latents[::2]))
-    vae = jax.tree.map(np.array, model.parameters["vae"])
+    vae = jax.tree.map(np.array, model.parameters["autoencoder"])
     for part in ("encoder", "decoder"):
         vae[part]["conv_out"]["bias"][0] = np.nan
-    broken = model.with_parameters(vae=vae)
+    broken = model.with_parameters(autoencoder=vae)
     with pytest.raises(UserError, match="the VAE's decoder gives values that are not finite for 2 of 2 images"):
         broken.decode_latents(latents[::2])
     with pytest.raises(UserError, match="the VAE's encoder gives values that are not finite for 3 of 3 images"):
@@ -111,8 +111,10 @@ def test_a_style_lora_of_all_layers_and_the_text_encoder_and_a_second_lora_draw_
         }
 
     style = adapter_of({path: widths for path, widths in layers.items() if "attentions" in path or "text" in path}, 3)
-    tuned = adapter_of(lora.find_targets(model.parameters["unet"]), 2)
-    save_adapter(lora.split(style)[0], tmp_path / "unet.safetensors", format)
+    tuned = adapter_of(model.lora_targets, 2)
+    save_adapter(
+        {path: entry for path, entry in style.items() if path not in text}, tmp_path / "unet.safetensors", format
+    )
     save_adapter(style, tmp_path / "style.safetensors", format)
     save_adapter(tuned, tmp_path / "tuned.safetensors", "diffusers")
     adapters = [
@@ -124,7 +126,10 @@ def test_a_style_lora_of_all_layers_and_the_text_encoder_and_a_second_lora_draw_
         reference.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors", adapter_name=name)
     # diffusers 0.42 looks for a text encoder's layers where transformers 5 no longer has them.
     plain = {name: tensor.clone() for name, tensor in reference.text_encoder.state_dict().items()}
-    changes = {f"{path}.weight": 0.7 * entry["down"] @ entry["up"] for path, entry in lora.split(style)[1].items()}
+    changes = {
+        f"{path}.weight": 0.7 * entry["down"] @ entry["up"]
+        for path, entry in lora.within(style, "text_encoder").items()
+    }
     reference.text_encoder.load_state_dict(
         {
             name: tensor + torch.from_numpy(changes[name].T) if name in changes else tensor
@@ -155,7 +160,7 @@ def test_a_style_lora_of_all_layers_and_the_text_encoder_and_a_second_lora_draw_
 def test_a_model_saved_with_a_merged_adapter_draws_in_diffusers_as_ours_with_the_adapter_on(model, tmp_path):
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
-    adapter = lora.initialize(jax.random.key(0), lora.find_targets(model.parameters["unet"]), rank=4)
+    adapter = lora.initialize(jax.random.key(0), model.lora_targets, rank=4)
     adapter = jax.tree.map(lambda x: np.asarray(x + 0.1), adapter)
     model.with_adapter(adapter, 0.5).save(tmp_path, storage="float32")
     unet = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet")
@@ -253,7 +258,7 @@ def test_images_that_are_no_pixels_are_refused(model):
 
 
 def test_latent_normalization_gives_the_adapted_model_the_channel_statistics_of_the_base(model):
-    adapter = lora.initialize(jax.random.key(0), lora.find_targets(model.parameters["unet"]), rank=4)
+    adapter = lora.initialize(jax.random.key(0), model.lora_targets, rank=4)
     adapter = jax.tree.map(lambda x: x + 0.1, adapter)
     start = np.asarray(jax.random.normal(jax.random.key(1), (2, *model.latent_shape(48, 64))))
     options = {"steps": 3, "guidance": 2.0}

@@ -146,4 +146,4 @@ def test_what_is_beside_a_file_counts_as_a_part_of_it(velocity_file, tiny_base, 
         prints.append(base_fingerprints(typed(config)))
     assert prints[0] == prints[2] != prints[1]
     # A file of the usual schedule has no more than its content.
-    assert set(prints[1]) == {"model.revision", "weights.base", "weights.tokenizer"}
+    assert set(prints[1]) == {"weights.family", "model.revision", "weights.base", "weights.tokenizer"}

@@ -5,7 +5,7 @@ import pytest
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.families.stable_diffusion.unet import UNet, UNetConfig
 from hgdpo_jax.weights.conversion import to_tree
 
 SHAPES = {

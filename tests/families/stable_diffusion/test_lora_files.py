@@ -9,9 +9,11 @@ import safetensors.numpy
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.models.unet import UNet, UNetConfig
+from hgdpo_jax.families.stable_diffusion import load_adapter, save_adapter
+from hgdpo_jax.families.stable_diffusion.model import targets_of
+from hgdpo_jax.families.stable_diffusion.unet import UNet, UNetConfig
 from hgdpo_jax.weights.conversion import from_tree, to_tree
-from hgdpo_jax.weights.lora_files import adapter_fingerprint, load_adapter, save_adapter
+from hgdpo_jax.weights.lora_files import adapter_fingerprint
 from hgdpo_jax.weights.tensor_files import load_tensors
 
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -243,7 +245,7 @@ def model(pipeline):
             output = pipeline.unet(sample, torch.tensor(timesteps), torch.tensor(states)).sample
         return output.permute(0, 2, 3, 1).numpy()
 
-    return ours, theirs, lora.find_targets(params), params
+    return ours, theirs, targets_of(params), params
 
 
 def relative(found, expected):
