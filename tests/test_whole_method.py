@@ -39,14 +39,15 @@ def workdir(tmp_path_factory):
     return folder
 
 
-def test_report_is_written_with_every_score_and_the_colour_shift(workdir):
+def test_report_is_written_with_every_score_the_colour_shift_and_whose_portraits_it_shows(workdir):
     folder = workdir / "runs/toon_smoke/evaluate_policy/report"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["prompts"] == 8
     assert set(summary["win_rate"]) == {"scorer", "judge", "oracle"}
     assert all(value["low"] <= value["rate"] <= value["high"] for value in summary["win_rate"].values())
     assert set(summary["color_shift"]) == {"hue", "saturation", "value"}
-    assert "<html" in (folder / "index.html").read_text()
+    page = (folder / "index.html").read_text()
+    assert "<html" in page and "ToonHead" in page
 
 
 def test_exported_files_change_what_the_base_draws_and_are_one_lora(workdir):
