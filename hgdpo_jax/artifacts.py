@@ -150,7 +150,7 @@ class StageRun:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs in nested settings, plain values as JSON gives them back, one "name old -> new" each."""
-    before, now = _flat(before), _flat(now)
+    before, now = flat(before), flat(now)
     return [
         f"{name} {_shown(before, name)} -> {_shown(now, name)}"
         for name in dict.fromkeys([*now, *before])
@@ -204,12 +204,12 @@ def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def _shown(settings: Mapping[str, Any], name: str, shorten: bool = True) -> str:

@@ -240,13 +240,16 @@ class Evaluate:
     # Scores besides the training scorer's, written as weights.scorer, none of which chooses pairs; the first one leads
     # the report. The paper's are HPSv2, ImageReward, Aesthetic and CLIP score.
     scorers: tuple[str, ...] = named(())
+    # Functions of yours, written as scorers, that describe the images of each model: one that returns booleans gives a
+    # share of images, one that returns numbers a mean (hgdpo_jax/evaluation/measures.py).
+    measures: tuple[str, ...] = named(())
     # Images a prompt and model; their scores are averaged within the prompt.
     seeds: int = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """How strong the LoRA should be (Fig. 8): `sweep_scale` draws the first test prompts at each of these weights."""
+    """How strong the LoRA should be (Fig. 8): `sweep_scale` draws the first test prompts at each of these scales."""
 
     scales: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     # Prompts, counted from the first; each has `evaluate.seeds` images.

@@ -40,7 +40,7 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
 }
 # What the tuples hold; those of other packages' settings may hold either.
 _NUMBERS = ("sweep.scales", "preflight.efficiencies")
-_TEXTS = ("stages", "sample.prompts", "evaluate.models", "evaluate.scorers", "preflight.programs")
+_TEXTS = ("stages", "sample.prompts", "evaluate.models", "evaluate.scorers", "evaluate.measures", "preflight.programs")
 
 
 def require_limits(name: str, value: object) -> None:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 from jaxtyping import Float, UInt8
 
+CHANNELS = ("hue", "saturation", "value")
 # About 50 MB of float32 at the widest point, whatever the number of images.
 PIXELS_PER_CHUNK = 1 << 20
 
@@ -58,14 +59,14 @@ def rgb_to_hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hue, saturation and value, float32 within 0 to 1, of uint8 RGB pixels [..., 3]; hue is 0 where saturation is."""
     red, green, blue = (pixels[..., channel].astype(np.float32) for channel in range(3))
     highest = np.maximum(np.maximum(red, green), blue)
-    spread = highest - np.minimum(np.minimum(red, green), blue)
-    divisor = np.where(spread > 0, spread, 1)
+    chroma = highest - np.minimum(np.minimum(red, green), blue)
+    divisor = np.where(chroma > 0, chroma, 1)
     # Later lines win where two channels are both the highest, so red comes last, as in the usual definition.
     sixths = 4 + (red - green) / divisor
     sixths = np.where(highest == green, 2 + (blue - red) / divisor, sixths)
     sixths = np.where(highest == red, ((green - blue) / divisor) % 6, sixths)
-    hue = np.where(spread > 0, sixths / 6, 0)
-    saturation = spread / np.where(highest > 0, highest, 1)
+    hue = np.where(chroma > 0, sixths / 6, 0)
+    saturation = chroma / np.where(highest > 0, highest, 1)
     return hue, saturation, highest / 255
 
 

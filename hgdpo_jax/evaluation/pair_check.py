@@ -1,14 +1,18 @@
 """What the training pairs are worth, seen before anything is trained on them."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 
-from hgdpo_jax.evaluation.scores import TRAINING
+from hgdpo_jax.evaluation.measures import TRAINING
 from hgdpo_jax.evaluation.win_rate import WinRate, win_rate
+
+CHECK = "check.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +32,14 @@ class PairScore:
 
 @dataclasses.dataclass(frozen=True)
 class PairCheck:
-    """Winners against losers: by how much the training scorer prefers the winner on average, and the other scores."""
+    """Winners against losers: the training scorer's mean margin of the winner over the loser, and the other scores."""
 
     pairs: int
-    spread: float
+    margin: float
     scores: Mapping[str, PairScore] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"the training scorer sets the {self.pairs:,} pairs apart by {self.spread:.2f} on average"]
+        lines = [f"the training scorer sets the {self.pairs:,} pairs apart by {self.margin:.2f} on average"]
         for score in self.scores.values():
             rate = score.win_rate
             lines.append(
@@ -45,18 +49,19 @@ class PairCheck:
             )
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PairCheck":
-        """The inverse of `to_dict`."""
+        """The inverse of `dataclasses.asdict`."""
         scores = {
             name: PairScore(**{**score, "win_rate": WinRate(**score["win_rate"])})
             for name, score in values["scores"].items()
         }
         return cls(**{**values, "scores": scores})
+
+
+def read_check(folder: epath.Path) -> PairCheck:
+    """What `check_pairs` wrote into its folder."""
+    return PairCheck.from_dict(json.loads((folder / CHECK).read_text()))
 
 
 def check_pairs(
@@ -67,7 +72,7 @@ def check_pairs(
     """Compares scores by name, "scorer" being the one that chose the pairs."""
     return PairCheck(
         pairs=len(winners[TRAINING]),
-        spread=float(np.mean(winners[TRAINING] - losers[TRAINING], dtype=np.float64)),
+        margin=float(np.mean(winners[TRAINING] - losers[TRAINING], dtype=np.float64)),
         scores={
             name: PairScore(
                 labels[name],

@@ -1,5 +1,6 @@
 """What the scores of a pool, and the pairs chosen from it, look like: `select_pairs` writes it, reports read it."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -72,6 +73,7 @@ class PoolStatistics:
         scores = np.concatenate(self.scores).astype(np.float64)
         margins = np.concatenate(self.margins).astype(np.float64)
         scored = np.isfinite(scores).any(axis=1)
+        ranks = summarize_ranks(np.concatenate(self.distances, axis=1))
         winner_mean, loser_mean = np.concatenate(self.channel_means, axis=1).mean(axis=1)
         return {
             "prompts": len(scores),
@@ -80,10 +82,10 @@ class PoolStatistics:
             "score_mean": np.nanmean(scores),
             # Of the images of one prompt: scores compare only within it.
             "score_standard_deviation": np.nanstd(scores[scored], axis=1).mean(),
-            "spread_mean": margins.mean(),
-            "spread_quartiles": np.quantile(margins, (0.25, 0.5, 0.75)).tolist(),
+            "margin_mean": margins.mean(),
+            "margin_quartiles": np.quantile(margins, (0.25, 0.5, 0.75)).tolist(),
             # How far apart the pairs are in colour, which DPO alone would learn (Fig. 5b).
             "winner_channel_means": winner_mean.tolist(),
             "loser_channel_means": loser_mean.tolist(),
-            "ranks": summarize_ranks(np.concatenate(self.distances, axis=1)),
+            "ranks": ranks and dataclasses.asdict(ranks),
         }

@@ -4,10 +4,26 @@ If the means drift apart with the rank and the deviations do not, DPO learns a c
 cures.
 """
 
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float32
+
+
+@dataclasses.dataclass(frozen=True)
+class RankStatistics:
+    """Cosine distances between the channel statistics of the best and the n-th best image.
+
+    Means over the pools of `prompts` prompts, one value a rank, with standard errors.
+    """
+
+    prompts: int
+    ranks: Sequence[int]
+    mean_distance: Sequence[float]
+    mean_distance_error: Sequence[float]
+    deviation_distance: Sequence[float]
+    deviation_distance_error: Sequence[float]
 
 
 def channel_statistics(latents: Float[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "2 n c"]:
@@ -41,21 +57,15 @@ def rank_distances(
     return _cosine_distance(ranked[:, :, :1], ranked[:, :, 1:])
 
 
-def summarize_ranks(distances: Float[np.ndarray, "2 pools others"]) -> dict[str, Any]:
-    """Means of `rank_distances` over pools, and their standard errors, from the second rank on; {} without any pool."""
+def summarize_ranks(distances: Float[np.ndarray, "2 pools others"]) -> RankStatistics | None:
+    """Means of `rank_distances` over pools, and their standard errors, from the second rank on; None without a pool."""
     if not distances.shape[1]:
-        return {}
+        return None
     distances = distances.astype(np.float64)
     means, count = distances.mean(axis=1), distances.shape[1]
     errors = distances.std(axis=1, ddof=1) / np.sqrt(count) if count > 1 else np.zeros_like(means)
-    return {
-        "prompts": count,
-        "ranks": list(range(2, distances.shape[2] + 2)),
-        "mean_distance": means[0].tolist(),
-        "deviation_distance": means[1].tolist(),
-        "mean_distance_error": errors[0].tolist(),
-        "deviation_distance_error": errors[1].tolist(),
-    }
+    ranks = list(range(2, distances.shape[2] + 2))
+    return RankStatistics(count, ranks, *(row.tolist() for both in zip(means, errors, strict=True) for row in both))
 
 
 def _cosine_distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -31,18 +31,6 @@ class WinRate:
         return float(stats.binomtest(self.wins, decided).pvalue) if decided else 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class ScoreComparison:
-    """Everything that one score says of a tuned model against its base, and how people call that score."""
-
-    label: str
-    description: str
-    win_rate: WinRate
-    per_image_win_rate: float
-    base_mean: float
-    tuned_mean: float
-
-
 def wilson_interval(rate: float, count: int) -> tuple[float, float]:
     """Wilson 95 % interval of a share `rate` seen in `count` trials.
 
@@ -78,17 +66,18 @@ def prompt_means(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray
 
     Raises UserError where no prompt is left.
     """
-    means_a, means_b = (_means(scores) for scores in comparable(scores_a, scores_b))
+    means_a, means_b = (means_of_prompts(scores) for scores in comparable(scores_a, scores_b))
     both = np.isfinite(means_a) & np.isfinite(means_b)
     if not both.any():
         raise UserError("no prompt has an image with a finite score on both sides: check the weights of both models")
     return means_a[both], means_b[both]
 
 
-def _means(scores: np.ndarray) -> np.ndarray:
-    usable = ~np.isnan(scores)
+def means_of_prompts(values: np.ndarray) -> np.ndarray:
+    """Mean of each prompt over its usable images, from values [prompts, seeds]; NaN where it has none."""
+    usable = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return np.where(usable, scores, 0).sum(axis=1) / usable.sum(axis=1)
+        return np.where(usable, values, 0).sum(axis=1) / usable.sum(axis=1)
 
 
 def win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> WinRate:
@@ -111,24 +100,6 @@ def per_image_win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> float:
     both = ~(np.isnan(scores_a) | np.isnan(scores_b))
     # The usable images of a prompt may be others on the two sides.
     return _count(scores_a[both], scores_b[both]).rate if both.any() else 0.5
-
-
-def compare_scores(
-    tuned_scores: np.ndarray,
-    base_scores: np.ndarray,
-    *,
-    label: str,
-    description: str = "",
-) -> ScoreComparison:
-    """Both win rates and both means of one score of tuned and base images, each [prompts, seeds] with equal seeds."""
-    return ScoreComparison(
-        label=label,
-        description=description,
-        win_rate=win_rate(tuned_scores, base_scores),
-        per_image_win_rate=per_image_win_rate(tuned_scores, base_scores),
-        base_mean=float(np.nanmean(base_scores, dtype=np.float64)),
-        tuned_mean=float(np.nanmean(tuned_scores, dtype=np.float64)),
-    )
 
 
 def _count(values_a: np.ndarray, values_b: np.ndarray) -> WinRate:

@@ -15,15 +15,15 @@ from hgdpo_jax.batching import finite_rows, map_batches, on_devices
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behind
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.evaluation.scores import Score, load_scores, score_sources
+from hgdpo_jax.evaluation.measures import Measure, load_scores, score_sources
 from hgdpo_jax.experiment.drawing import batch_of_block, complete_pool
 from hgdpo_jax.experiment.models import load_autoencoder, name_of
-from hgdpo_jax.experiment.prompts import train_prompts
+from hgdpo_jax.experiment.prompts import test_prompts, train_prompts
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.scorer import Scorer
 from hgdpo_jax.scorers.sources import ScorerSource
-from hgdpo_jax.scorers.user_scorer import UserScorer
+from hgdpo_jax.scorers.user_function import UserFunction
 from hgdpo_jax.settings import decisive
 
 
@@ -36,10 +36,17 @@ def scoring_settings(experiment: Experiment) -> dict:
     }
 
 
-def try_out(experiment: Experiment, scorer: Scorer | UserScorer) -> None:
+def try_out(experiment: Experiment, scorer: Scorer | UserFunction) -> None:
     """Raises UserError where a scorer of the user's own fails on a black picture of the experiment's size."""
-    if isinstance(scorer, UserScorer):
-        scorer.try_out(train_prompts(experiment)[0], experiment.pool.width, experiment.pool.height)
+    if isinstance(scorer, UserFunction):
+        prompts = train_prompts if experiment.prompts.train else test_prompts
+        scorer.try_out(prompts(experiment)[0], experiment.pool.width, experiment.pool.height)
+
+
+def check_scorers(experiment: Experiment) -> None:
+    """Raises UserError where a scorer cannot be loaded, or one of the user's own fails on a black picture."""
+    for source in score_sources(experiment.weights.scorer, experiment.evaluate.scorers).values():
+        try_out(experiment, source.load(experiment.dtype, experiment.scoring.framing))
 
 
 def scorer_source(experiment: Experiment) -> ScorerSource:
@@ -49,20 +56,19 @@ def scorer_source(experiment: Experiment) -> ScorerSource:
     return ScorerSource.parse(experiment.weights.scorer)
 
 
-def load_scorer(experiment: Experiment) -> Scorer | UserScorer:
+def load_scorer(experiment: Experiment) -> Scorer | UserFunction:
     """The scorer of a config, in the config's type."""
     return scorer_source(experiment).load(experiment.dtype, experiment.scoring.framing)
 
 
 def score_fingerprints(experiment: Experiment) -> dict:
     """What decides the scores that an evaluation looks at."""
-    scorer_source(experiment)
     sources = score_sources(experiment.weights.scorer, experiment.evaluate.scorers)
     framing = {f"scoring.{name}": value for name, value in decisive(experiment.scoring).items()}
     return {f"scores.{name}": source.fingerprint() for name, source in sources.items()} | framing
 
 
-def scores_of(experiment: Experiment) -> dict[str, Score]:
+def scores_of(experiment: Experiment) -> dict[str, Measure]:
     """The scores of a config by name: "scorer", which chose the pairs, and those of evaluate.scorers."""
     return load_scores(
         experiment.weights.scorer,
@@ -134,10 +140,10 @@ def _cause(experiment: Experiment, latents: np.ndarray, decoded: np.ndarray, usa
 
 
 def _make_score_part(
-    model: Model, scorer: Scorer | UserScorer, device_batch: int
+    model: Model, scorer: Scorer | UserFunction, device_batch: int
 ) -> Callable[[Block, Float[np.ndarray, "n h w c"]], tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
     """A function of a block and one latent of each of its prompts; it returns scores and `decoded` (`make_score`)."""
-    if isinstance(scorer, UserScorer):
+    if isinstance(scorer, UserFunction):
 
         def score_decoded(block: Block, latents: np.ndarray):
             images, decoded = model.decode_latents_checked(latents, device_batch)

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+import markupsafe
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -125,17 +126,17 @@ def charts_with_data(log: Sequence[Mapping[str, float]]) -> list[Chart]:
     return [chart for chart in CHARTS if len(_series(log, next(iter(chart.series)))[0])]
 
 
-def chart_svg(chart: Chart, log: Sequence[Mapping[str, float]]) -> str:
-    """One chart as SVG markup to inline, its colours CSS variables named as in PALETTE."""
+def chart_svg(chart: Chart, log: Sequence[Mapping[str, float]]) -> markupsafe.Markup:
+    """One chart as SVG to inline, its colours CSS variables named as in PALETTE."""
     return _inline_svg(lambda axes: _draw_chart(axes, chart, log), salt=chart.title)
 
 
-def curves_svg(curves: Curves, salt: str) -> str:
+def curves_svg(curves: Curves, salt: str) -> markupsafe.Markup:
     """As `chart_svg`; charts of one page need different salts."""
     return _inline_svg(lambda axes: _draw_curves(axes, curves), salt)
 
 
-def _inline_svg(draw: Callable[[Axes], None], salt: str) -> str:
+def _inline_svg(draw: Callable[[Axes], None], salt: str) -> markupsafe.Markup:
     """What `draw` puts into axes, as markup whose identifiers differ from salt to salt."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure = Figure(figsize=(3.4, 2.2), layout="constrained")
@@ -153,7 +154,8 @@ def _inline_svg(draw: Callable[[Axes], None], salt: str) -> str:
     markup = re.sub(r'<g id="[\w.]+"', "<g", markup)
     for name, color in PALETTE.items():
         markup = markup.replace(color, f"var(--{name})")
-    return markup
+    # It comes from matplotlib, which escapes what is written in it.
+    return markupsafe.Markup(markup)
 
 
 def curves_figure(log: Sequence[Mapping[str, float]]) -> bytes:

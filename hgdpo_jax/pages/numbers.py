@@ -1,16 +1,15 @@
-"""How numbers are written for people, and for JSON."""
+"""How numbers are written for people."""
 
 import math
 from typing import Any
 
-import numpy as np
-
 DASH = "–"
+_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def format_score(value: float | None) -> str:
     """A score in four significant digits, whole numbers as such, or a dash where there is none."""
-    if value is None or not np.isfinite(value):
+    if value is None or not math.isfinite(value):
         return DASH
     return (f"{value:.0f}" if value == round(value) else f"{value:#.4g}").replace("-", "−")
 
@@ -24,10 +23,41 @@ def signed(value: float, digits: int | None = None) -> str:
     return text.replace("-", "−")
 
 
-def finite_or_none(value: Any) -> Any:
-    """Plain values with None in place of numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite_or_none(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_or_none(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def plain(value: float, digits: int = 3) -> str:
+    """A number in so many significant digits."""
+    return f"{value:.{digits}g}".replace("-", "−") if math.isfinite(value) else DASH
+
+
+def percent(share: float) -> str:
+    """A share of 1 in per cent."""
+    return f"{100 * share:.1f}{_SPACE}%"
+
+
+def percent_points(value: float) -> str:
+    """A value in per cent."""
+    return f"{value:.2f}{_SPACE}%" if math.isfinite(value) else DASH
+
+
+def signed_percent(value: float) -> str:
+    """A change in per cent, with its sign."""
+    return f"{signed(value, 2)}{_SPACE}%"
+
+
+def span(low: float, high: float) -> str:
+    """Two shares as the ends of a range."""
+    return f"{100 * low:.1f} to {percent(high)}"
+
+
+def p_value(value: float) -> str:
+    """A p-value with its name."""
+    return f"p = {value:.3f}" if value >= 0.001 else "p < 0.001"
+
+
+def counted(count: int, noun: str) -> str:
+    """How many there are of something."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def setting(value: Any) -> str:
+    """A setting's value, or a dash where it has none."""
+    return DASH if value is None else f"{value:g}" if isinstance(value, float) else str(value)

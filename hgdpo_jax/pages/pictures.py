@@ -3,15 +3,19 @@
 import base64
 import dataclasses
 import io
+import json
 from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from einops import rearrange
+from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from hgdpo_jax.pages.charts import PALETTE
 from hgdpo_jax.pages.numbers import format_score
+
+SHOWN = "shown.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,22 @@ class ImagePair:
     second_image: np.ndarray
     first_scores: Mapping[str, float]
     second_scores: Mapping[str, float]
+
+
+def read_shown_pairs(folder: epath.Path) -> dict[str, list[ImagePair]]:
+    """The pairs that `check_pairs` shows, winner first: the "best", set apart furthest, and the "worst"."""
+
+    def image(entry: dict) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO((folder / entry["image"]).read_bytes())))
+
+    return {
+        kind: [
+            ImagePair(pair["prompt"], image(winner), image(loser), winner["scores"], loser["scores"])
+            for pair in pairs
+            for winner, loser in [(pair["winner"], pair["loser"])]
+        ]
+        for kind, pairs in json.loads((folder / SHOWN).read_text()).items()
+    }
 
 
 def resize_for_display(image: np.ndarray, height: int) -> Image.Image:

@@ -1,170 +1,179 @@
-"""The report of an evaluation: one self-contained page, summary.json, and the figures beside it."""
+"""The report of an evaluation: one self-contained page, summary.json, and the pictures beside it."""
 
 import dataclasses
-import json
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import markupsafe
+import numpy as np
 from etils import epath
 
-from hgdpo_jax.evaluation.color_shift import ColorShift
-from hgdpo_jax.evaluation.pair_check import PairCheck
-from hgdpo_jax.evaluation.win_rate import ScoreComparison, WinRate
-from hgdpo_jax.files import write_bytes, write_text
-from hgdpo_jax.pages import charts, pictures
-from hgdpo_jax.pages.numbers import finite_or_none, format_score, signed
+from hgdpo_jax.artifacts import flat
+from hgdpo_jax.evaluation.color_shift import CHANNELS
+from hgdpo_jax.evaluation.comparison import Comparison, compare
+from hgdpo_jax.evaluation.measures import TRAINING
+from hgdpo_jax.evaluation.results import ModelResults, Results
+from hgdpo_jax.evaluation.win_rate import WinRate
+from hgdpo_jax.files import write_bytes, write_json, write_text
+from hgdpo_jax.pages import charts, pictures, tables
 from hgdpo_jax.pages.pictures import ImagePair
-from hgdpo_jax.pages.templates import page_environment
+from hgdpo_jax.pages.templates import render
 
 HERO_PAIRS = 8
-PAGE_IMAGE_HEIGHT = 384
+_IMAGE_HEIGHT = 384
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelRow:
-    """A model against the one that all are compared with: by every score, in colours, and its own diversity."""
+class RunReport:
+    """All that the report shows.
 
-    label: str
-    scores: Mapping[str, ScoreComparison]
-    color_shift: ColorShift
-    diversity: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportData:
-    """All that the report shows, as plain values.
-
-    labels: of the model that all are compared with, and of the one that the report is about, the first of `models`.
-    headline: the score to lead with, by the name that scores have in summary.json.
-    diversity: that of the model that all are compared with.
+    results: of two models or more; the report is about the second one, compared with the first.
     examples: of these two, not chosen by their scores; the first of them stand at the top of the page.
     training: the training log, one mapping of scalars a step.
     best_pairs, worst_pairs: winner first, loser second: the pairs of the pool set apart furthest, and least.
     settings: nested or flat; values are shown as text.
     """
 
-    title: str
-    subtitle: str
-    labels: tuple[str, str]
-    headline: str
-    models: Sequence[ModelRow]
-    examples: Sequence[ImagePair]
-    diversity: float | None = None
+    results: Results
+    examples: Sequence[ImagePair] = ()
     training: Sequence[Mapping[str, float]] = ()
-    pair_check: PairCheck | None = None
     best_pairs: Sequence[ImagePair] = ()
     worst_pairs: Sequence[ImagePair] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     attribution: str = ""
 
-    @property
-    def scores(self) -> Mapping[str, ScoreComparison]:
-        """The comparison that the report is about, by every score."""
-        return self.models[0].scores
+    @functools.cached_property
+    def compared(self) -> list[Comparison]:
+        """All other models against the first, the one that the report is about before the others."""
+        first, *others = self.results.models.values()
+        return [compare(self.results, first, model) for model in others]
 
     @property
-    def color_shift(self) -> ColorShift:
-        """The shift of the model that the report is about."""
-        return self.models[0].color_shift
+    def labels(self) -> tuple[str, str]:
+        """Of the two models."""
+        first, second, *_ = self.results.models.values()
+        return first.label, second.label
+
+    @property
+    def subtitle(self) -> str:
+        """How much was evaluated."""
+        arrays = [[*model.scores.values(), *model.measures.values()] for model in self.results.models.values()]
+        unusable, seeds = sum(np.isnan(each).any(axis=0).sum() for each in arrays), arrays[0][0].shape[1]
+        left_out = f"; {unusable:,} unusable images left out" if unusable else ""
+        return f"{len(self.results.prompts):,} held-out prompts, {seeds} images each{left_out}"
 
     def __str__(self) -> str:
         """What one wants to know first, in a few lines."""
         lines = []
-        for model in self.models:
+        for model in self.compared:
             lines.append(f"{model.label} against {self.labels[0]}, {self.subtitle}")
             for score in model.scores.values():
                 rate = score.win_rate
                 lines.append(
-                    f"  {score.label:16}  win rate {100 * rate.rate:5.1f} % (95 % interval {100 * rate.low:.1f} to "
-                    f"{100 * rate.high:.1f}), image by image {100 * score.per_image_win_rate:.1f} %, mean "
+                    f"  {score.about.label:16}  win rate {100 * rate.rate:5.1f} % (95 % interval {100 * rate.low:.1f} "
+                    f"to {100 * rate.high:.1f}), image by image {100 * score.per_image_win_rate:.1f} %, mean "
                     f"{score.base_mean:.2f} -> {score.tuned_mean:.2f}"
+                )
+            for measure in model.measures.values():
+                lines.append(
+                    f"  {measure.about.label:16}  {measure.about.kind} {measure.base.mean:.4g} -> "
+                    f"{measure.tuned.mean:.4g} (95 % interval {measure.tuned.low:.4g} to {measure.tuned.high:.4g})"
                 )
             shift = model.color_shift
             lines.append(
                 f"  colour shift      hue {shift.signed_hue:+.2f} %, saturation {shift.signed_saturation:+.2f} %, "
                 f"value {shift.signed_value:+.2f} %; mean hue {shift.hue_degrees:+.1f} degrees"
             )
-            if model.diversity is not None and self.diversity is not None:
-                lines.append(f"  diversity         {self.diversity:.4f} -> {model.diversity:.4f}")
-        if self.pair_check:
-            lines += [f"  {line}" for line in str(self.pair_check).splitlines()]
+            if model.diversity is not None and model.base_diversity is not None:
+                lines.append(f"  diversity         {model.base_diversity:.4f} -> {model.diversity:.4f}")
+        if self.results.pair_check:
+            lines += [f"  {line}" for line in str(self.results.pair_check).splitlines()]
         return "\n".join(lines)
 
 
-def summarize(report: ReportData) -> dict[str, Any]:
-    """The figures of the report as written to summary.json; what is not finite becomes null."""
-    scores, shift = report.scores, report.color_shift
+def example_pairs(results: Results, first_images: np.ndarray, second_images: np.ndarray) -> list[ImagePair]:
+    """Pictures of the first prompts by the first two models, with their scores."""
+    first, second, *_ = results.models.values()
+
+    def scores(model: ModelResults, row: int) -> dict[str, float]:
+        found = {name: float(values[row, 0]) for name, values in model.scores.items()}
+        return {name: score for name, score in found.items() if np.isfinite(score)}
+
+    return [
+        ImagePair(prompt, one, other, scores(first, row), scores(second, row))
+        for row, (prompt, one, other) in enumerate(zip(results.prompts, first_images, second_images, strict=False))
+    ]
+
+
+def summarize(report: RunReport) -> dict[str, Any]:
+    """The figures of the report, as written to summary.json."""
+    compared = report.compared[0]
+    scores, shift = compared.scores, compared.color_shift
     summary: dict[str, Any] = {
-        "prompts": scores[report.headline].win_rate.prompts,
+        "prompts": scores[report.results.headline].win_rate.prompts,
         "win_rate": {
             name: {key: getattr(score.win_rate, key) for key in ("rate", "low", "high", "wins", "ties", "losses")}
             for name, score in scores.items()
         },
         "per_image_win_rate": {name: score.per_image_win_rate for name, score in scores.items()},
         "mean_score": {name: {"base": score.base_mean, "tuned": score.tuned_mean} for name, score in scores.items()},
-        "color_shift": {
-            "hue": shift.hue,
-            "saturation": shift.saturation,
-            "value": shift.value,
-        },
-        "signed_color_shift": {
-            "hue": shift.signed_hue,
-            "saturation": shift.signed_saturation,
-            "value": shift.signed_value,
-        },
+        "color_shift": {channel: getattr(shift, channel) for channel in CHANNELS},
+        "signed_color_shift": {channel: getattr(shift, f"signed_{channel}") for channel in CHANNELS},
         "hue_degrees": shift.hue_degrees,
     }
-    if report.pair_check is not None:
-        check = report.pair_check
-        summary["pairs"] = {"count": check.pairs, "scorer_spread": check.spread}
+    if compared.measures:
+        summary["measures"] = {name: dataclasses.asdict(measure) for name, measure in compared.measures.items()}
+    if check := report.results.pair_check:
+        summary["pairs"] = {"count": check.pairs, "scorer_spread": check.margin}
         for name, score in check.scores.items():
             rates = {key: getattr(score.win_rate, key) for key in ("rate", "low", "high")}
             summary["pairs"][name] = rates | {"winner_mean": score.winner_mean, "loser_mean": score.loser_mean}
-    return finite_or_none(summary)
-
-
-def write_report(folder: epath.PathLike, report: ReportData) -> dict[str, Any]:
-    """Write index.html, summary.json, grid.png, curves.png and pairs.png into `folder`; returns the summary.
-
-    The same data gives the same bytes. A figure without data (no training log, no pairs) is left out.
-    """
-    path = epath.Path(folder)
-    summary = summarize(report)
-    write_text(path / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    hero = report.examples[:HERO_PAIRS]
-    if hero:
-        write_bytes(path / "grid.png", pictures.pair_grid(hero, *report.labels, report.headline))
-    if charts.charts_with_data(report.training):
-        write_bytes(path / "curves.png", charts.curves_figure(report.training))
-    pairs = [
-        *report.best_pairs[: HERO_PAIRS // 2],
-        *report.worst_pairs[: HERO_PAIRS // 2],
-    ]
-    if pairs:
-        write_bytes(path / "pairs.png", pictures.pair_grid(pairs, "Winner", "Loser", report.headline))
-    write_text(path / "index.html", render_page(report))
     return summary
 
 
-def render_page(report: ReportData) -> str:
+def write_report(folder: epath.PathLike, report: RunReport) -> None:
+    """Write index.html, summary.json, grid.png, curves.png and pairs.png into `folder`.
+
+    The same data gives the same bytes. What has no data (no training log, no pairs) is left out.
+    """
+    path, headline = epath.Path(folder), report.results.headline
+    write_json(path / "summary.json", summarize(report), sort_keys=False)
+    if hero := report.examples[:HERO_PAIRS]:
+        write_bytes(path / "grid.png", pictures.pair_grid(hero, *report.labels, headline))
+    if charts.charts_with_data(report.training):
+        write_bytes(path / "curves.png", charts.curves_figure(report.training))
+    if pairs := [*report.best_pairs[: HERO_PAIRS // 2], *report.worst_pairs[: HERO_PAIRS // 2]]:
+        write_bytes(path / "pairs.png", pictures.pair_grid(pairs, "Winner", "Loser", headline))
+    write_text(path / "index.html", render_page(report))
+
+
+def render_page(report: RunReport) -> str:
     """The report as one HTML page that needs no other file."""
-    environment = page_environment()
-    environment.filters["score"] = format_score
-    environment.filters["signed"] = lambda value, digits=2: signed(value, digits)
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
-    environment.filters["picture"] = lambda image: pictures.data_uri(image, PAGE_IMAGE_HEIGHT)
-    drawn = [
-        # The markup comes from matplotlib and fixed titles alone.
-        (chart, markupsafe.Markup(charts.chart_svg(chart, report.training)))
-        for chart in charts.charts_with_data(report.training)
+    compared, labels = report.compared[0], report.labels
+    drawn = [(chart, charts.chart_svg(chart, report.training)) for chart in charts.charts_with_data(report.training)]
+    models = [
+        [tables.Cell(labels[0]), *tables.base_cells(compared)],
+        *([tables.Cell(model.label), *tables.model_cells(model)] for model in report.compared),
     ]
-    return environment.get_template("run_report.html.jinja").render(
+    return render(
+        "run_report.html.jinja",
+        lambda image: pictures.data_uri(image, _IMAGE_HEIGHT),
+        title=f"{report.results.experiment}: {labels[1]} against {labels[0]}",
+        subtitle=report.subtitle,
         report=report,
-        headline=report.scores[report.headline],
+        labels=labels,
+        compared=compared,
+        headline=compared.scores[report.results.headline],
+        chose_pairs=report.results.headline == TRAINING,
+        others=[score for name, score in compared.scores.items() if name != report.results.headline],
         hero=report.examples[:HERO_PAIRS],
+        check=report.results.pair_check,
+        models=tables.Table("", ["Model", *tables.model_heads(report.results)], models),
+        measures=tables.measure_table(labels, compared.measures),
+        colors=tables.color_table(labels, compared.color_shift),
         charts=drawn,
-        settings=_flatten(report.settings),
+        settings_title="Settings",
+        settings=flat(report.settings),
         verdict=verdict,
     )
 
@@ -176,13 +185,3 @@ def verdict(win_rate: WinRate) -> str:
     if win_rate.high < 0.5:
         return "worse"
     return "no difference shown"
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            rows.extend(_flatten(value, f"{prefix}{name}."))
-        else:
-            rows.append((f"{prefix}{name}", value))
-    return rows

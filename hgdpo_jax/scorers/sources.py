@@ -17,7 +17,7 @@ from typing import Any
 from hgdpo_jax import plugins
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.scorers.scorer import Scorer
-from hgdpo_jax.scorers.user_scorer import UserScorer
+from hgdpo_jax.scorers.user_function import UserFunction
 from hgdpo_jax.user_functions import load_function
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.sources import resolve_source
@@ -78,10 +78,10 @@ class ScorerSource:
                 prints.append(folders.content_fingerprint(resolve_source(source, weights), weights))
         return f"{self.kind} {_class_of(self.kind).revision} {' '.join(prints)}"
 
-    def load(self, dtype: str = "float32", framing: str = "crop") -> Scorer | UserScorer:
+    def load(self, dtype: str = "float32", framing: str = "crop") -> Scorer | UserFunction:
         """The scorer, in the type `dtype`; `framing`, "crop" or "pad", is for those that make images square."""
         if self.kind == FUNCTION:
-            return UserScorer(load_function(self.source, f"scorer {self.text}")[0], self.source)
+            return UserFunction(load_function(self.source, f"scorer {self.text}")[0], self.source)
         return _class_of(self.kind).load(self.source, dtype=dtype, framing=framing, **self.options)
 
 

@@ -1,22 +1,19 @@
 """Looks at the pairs, as training sees them, before anything is trained: winners against losers by every score."""
 
-import io
-import json
+import dataclasses
 
 import numpy as np
-from etils import epath
-from PIL import Image
 
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.data.unusable import Unusable, pair_of
-from hgdpo_jax.evaluation.pair_check import PairCheck, check_pairs
-from hgdpo_jax.evaluation.scores import TRAINING, score_sources
+from hgdpo_jax.evaluation.measures import TRAINING
+from hgdpo_jax.evaluation.pair_check import CHECK, check_pairs
 from hgdpo_jax.experiment.models import base_fingerprints, load_autoencoder, name_of
-from hgdpo_jax.experiment.scoring import score_fingerprints, scores_of, try_out
+from hgdpo_jax.experiment.scoring import check_scorers, score_fingerprints, scorer_source, scores_of
 from hgdpo_jax.files import write_bytes, write_json
-from hgdpo_jax.pages.pictures import ImagePair, png_bytes
+from hgdpo_jax.pages.pictures import SHOWN, png_bytes
 from hgdpo_jax.run_log import progress
 
 INPUTS = ("select_pairs",)
@@ -34,9 +31,9 @@ def settings(experiment: Experiment) -> dict:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where a scorer cannot be loaded, or one of the user's own fails on a black picture."""
-    for source in score_sources(experiment.weights.scorer, experiment.evaluate.scorers).values():
-        try_out(experiment, source.load(experiment.dtype, experiment.scoring.framing))
+    """Raises UserError where a scorer is missing, cannot be loaded, or fails on a black picture."""
+    scorer_source(experiment)
+    check_scorers(experiment)
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
@@ -76,9 +73,9 @@ def run(experiment: Experiment, run: StageRun) -> None:
     rows, prompts = rows[compared], [prompts[i] for i in np.flatnonzero(compared)]
     values = {side: {name: table[compared] for name, table in tables.items()} for side, tables in values.items()}
 
-    labels = {name: score.label for name, score in scores.items()}
+    labels = {name: score.about.label for name, score in scores.items()}
     check = check_pairs(values["winner"], values["loser"], labels)
-    write_json(run.folder / "check.json", check.to_dict())
+    write_json(run.folder / CHECK, dataclasses.asdict(check))
     furthest_first = np.argsort(values["loser"][TRAINING] - values["winner"][TRAINING], kind="stable")
     half = min(_SHOWN, (len(rows) + 1) // 2)
     listed: dict[str, list] = {}
@@ -91,24 +88,5 @@ def run(experiment: Experiment, run: StageRun) -> None:
                 write_bytes(run.folder / name, png_bytes(pictures[side][place]))
                 scored = {score: float(table[i]) for score, table in values[side].items()}
                 listed[kind][place][side] = {"image": name, "scores": scored}
-    write_json(run.folder / "shown.json", listed)
+    write_json(run.folder / SHOWN, listed)
     print(check, flush=True)
-
-
-def read_check(folder: epath.Path) -> tuple[PairCheck, list[ImagePair], list[ImagePair]]:
-    """What this stage found in its folder: the check, and the pairs set apart furthest and least."""
-    values = json.loads((folder / "check.json").read_text())
-    listed = json.loads((folder / "shown.json").read_text())
-
-    def image(entry) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO((folder / entry["image"]).read_bytes())))
-
-    best, worst = (
-        [
-            ImagePair(pair["prompt"], image(winner), image(loser), winner["scores"], loser["scores"])
-            for pair in listed[kind]
-            for winner, loser in [(pair["winner"], pair["loser"])]
-        ]
-        for kind in ("best", "worst")
-    )
-    return PairCheck.from_dict(values), best, worst

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ def test_ties_count_half_and_means_are_compared():
         {"scorer": np.array([1.0, 1.0]), "judge": np.array([0.0, 1.0]), "oracle": np.array([60.0, 90.0])},
         LABELS,
     )
-    assert (check.pairs, check.spread) == (2, 1.5)
+    assert (check.pairs, check.margin) == (2, 1.5)
     assert check.scores["judge"].win_rate.rate == 0.75
     assert check.scores["oracle"].difference == 10.0 and "scorer" not in check.scores
 
@@ -22,5 +23,5 @@ def test_ties_count_half_and_means_are_compared():
 @pytest.mark.parametrize("names", [("scorer",), ("scorer", "judge"), ("scorer", "judge", "oracle")])
 def test_a_check_comes_back_from_json_with_what_was_measured(names):
     check = check_pairs({name: np.ones(3) for name in names}, {name: np.zeros(3) for name in names}, LABELS)
-    assert PairCheck.from_dict(json.loads(json.dumps(check.to_dict()))) == check
+    assert PairCheck.from_dict(json.loads(json.dumps(dataclasses.asdict(check)))) == check
     assert len(str(check).splitlines()) == len(names)

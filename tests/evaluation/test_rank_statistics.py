@@ -21,7 +21,7 @@ def cosine_distance(one, other):
 def test_distances_are_those_of_the_best_image_to_each_rank():
     latents, scores = pools()
     found = summarize_ranks(rank_distances(statistics_of(latents), scores))
-    assert (found["prompts"], found["ranks"]) == (6, [2, 3, 4])
+    assert (found.prompts, found.ranks) == (6, [2, 3, 4])
     for name, function in (("mean_distance", np.mean), ("deviation_distance", np.std)):
         expected = np.array(
             [
@@ -35,8 +35,8 @@ def test_distances_are_those_of_the_best_image_to_each_rank():
             ]
         )
         # Sums of float16 latents in float32.
-        assert found[name] == pytest.approx(expected.mean(axis=0), abs=1e-5)
-        assert found[f"{name}_error"] == pytest.approx(expected.std(axis=0, ddof=1) / np.sqrt(6), abs=1e-5)
+        assert getattr(found, name) == pytest.approx(expected.mean(axis=0), abs=1e-5)
+        assert getattr(found, f"{name}_error") == pytest.approx(expected.std(axis=0, ddof=1) / np.sqrt(6), abs=1e-5)
 
 
 def test_a_colour_that_drifts_with_the_rank_shows_in_the_means_alone():
@@ -44,6 +44,6 @@ def test_a_colour_that_drifts_with_the_rank_shows_in_the_means_alone():
     scores = np.broadcast_to(-np.arange(5.0), (40, 5))
     drifting = latents + 3 + np.arange(5)[:, None, None, None] * np.array([1, -1, 0, 0])
     found = summarize_ranks(rank_distances(statistics_of(drifting), scores))
-    assert found["mean_distance"] == sorted(found["mean_distance"]) and found["mean_distance"][-1] > 0.1
-    spread = np.ptp(found["deviation_distance"])
-    assert spread < 4 * max(found["deviation_distance_error"])
+    assert found.mean_distance == sorted(found.mean_distance) and found.mean_distance[-1] > 0.1
+    growth = np.ptp(found.deviation_distance)
+    assert growth < 4 * max(found.deviation_distance_error)

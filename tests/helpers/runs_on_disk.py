@@ -12,6 +12,14 @@ SCORES = {
     "oracle": {"kind": "function", "label": "Attribute oracle", "description": "a function of yours"},
 }
 SETTINGS = {"pool.steps": 20, "evaluate.seeds": 2, "weights.base": "0123abcd"}
+ABOUT_BASE = {
+    "measures": {},
+    "diversity": 0.11,
+    "adapter": "",
+    "scale": 0.0,
+    "latent_normalization": False,
+    "pictures": [],
+}
 COLORS = {"hue": 0.30, "saturation": 0.40, "value": 0.70, "hue_degrees": 33.0}
 
 
@@ -26,18 +34,21 @@ def make_results(name, *, lead=0.0, noise=0.3, shift=0.0, scores=SCORES, seeds=2
 
     def model(label, values, colors, **about):
         scores_as_lists = {score: array.tolist() for score, array in values.items()}
-        return {"label": label, "scores": scores_as_lists, "colors": colors, "diversity": 0.11, **about}
+        return {**ABOUT_BASE, "label": label, "scores": scores_as_lists, "colors": colors, **about}
 
-    about = {"adapter": f"sha-{name}", "scale": 0.5, "latent_normalization": False}
+    about = {"adapter": f"sha-{name}", "scale": 0.5}
     results = {
+        "version": 2,
         "experiment": name,
         "settings": SETTINGS,
         "training": {"prompts.train_count": 384, "pairs": 384, "loss.beta": 2500.0, "train.seed": 0},
         "prompts": PROMPTS,
         "scores": scores,
+        "measures": {},
         "headline": list(scores)[1 if len(scores) > 1 else 0],
         "models": {"base": model("base", base, COLORS), "tuned": model("LoRA at 0.5", tuned, moved, **about)},
-        "rank_statistics": None,
+        "ranks": None,
+        "pair_check": None,
     }
     return {**results, **changes}
 
@@ -62,27 +73,33 @@ def write_run(folder, results, sweep=None):
     if sweep:
         (path / "sweep_scale" / "images").mkdir(parents=True)
         (path / "sweep_scale" / "results.json").write_text(json.dumps(sweep))
-        for index, name in enumerate(name for row in sweep["grid"]["images"] for name in row):
+        for index, name in enumerate(name for model in sweep["models"].values() for name in model["pictures"]):
             pixels = np.random.default_rng(index).integers(0, 256, (8, 6, 3), np.uint8).repeat(8, 0).repeat(8, 1)
             Image.fromarray(pixels).save(path / "sweep_scale" / name)
     return path
 
 
 def make_sweep(name, scales=(0.0, 0.5, 1.0), rates=(0.5, 0.7, 0.6), scores=SCORES):
-    def point(scale, rate):
-        win_rate = {"rate": rate, "low": rate - 0.1, "high": rate + 0.1}
-        values = {score: {"mean": 16 + rate, "win_rate": win_rate} for score in scores}
-        return {"scale": scale, "scores": values, "diversity": 0.12 - 0.02 * scale}
-
-    images = [[f"images/{row}-{column}.png" for column in range(len(scales))] for row in range(2)]
-    return {
-        "experiment": name,
-        "settings": {**SETTINGS, "sweep.prompts": 32},
-        "headline": list(scores)[1 if len(scores) > 1 else 0],
-        "scores": scores,
-        "points": [point(scale, rate) for scale, rate in zip(scales, rates, strict=True)],
-        "grid": {"scales": list(scales), "prompts": PROMPTS[:2], "images": images},
+    """A sweep whose LoRA has these win rates at these scales; its mean scores are 16 above them."""
+    base = {
+        **ABOUT_BASE,
+        "label": "base",
+        "scores": {score: [[16.5] for _ in PROMPTS] for score in scores},
+        "colors": COLORS,
     }
+    models = {"base": base}
+    for column, (scale, rate) in enumerate(zip(scales, rates, strict=True)):
+        values = [[17.0 if row < round(rate * len(PROMPTS)) else 16.0] for row in range(len(PROMPTS))]
+        models[f"tuned_{column}"] = {
+            **base,
+            "label": f"LoRA at {scale}",
+            "scores": dict.fromkeys(scores, values),
+            "diversity": 0.12 - 0.02 * scale,
+            "scale": scale,
+            "pictures": [f"images/{row}-{column}.png" for row in range(2)],
+        }
+    settings = {**SETTINGS, "sweep.prompts": 32}
+    return {**make_results(name, scores=scores), "settings": settings, "training": {}, "models": models}
 
 
 def write_many_runs(runs):
@@ -109,7 +126,7 @@ def write_many_runs(runs):
         results["models"]["tuned"]["latent_normalization"] = name == "n20_lan"
         folders.append(write_run(runs, results))
     for seed in (1, 2):
-        n20 = make_results(f"n20-{seed}", lead=0.25, shift=0.12 + seed / 100, rank_statistics=rank_statistics())
+        n20 = make_results(f"n20-{seed}", lead=0.25, shift=0.12 + seed / 100, ranks=rank_statistics())
         sml = make_results(f"n20_sml-{seed}", lead=0.26, shift=0.01 * seed)
         folders += [write_run(runs, n20), write_run(runs, sml, make_sweep(f"n20_sml-{seed}"))]
     folders.append(write_run(runs, make_results("mine_with_a_rather_long_name_of_many_words", lead=-0.1)))

@@ -1,6 +1,6 @@
 import pytest
 
-from hgdpo_jax.pages.numbers import finite_or_none, format_score, signed
+from hgdpo_jax.pages.numbers import format_score, signed
 
 
 @pytest.mark.parametrize(
@@ -17,10 +17,3 @@ def test_scores_are_written_in_four_digits(value, text):
 )
 def test_differences_are_written_with_their_sign(value, digits, text):
     assert signed(value, digits) == text
-
-
-def test_what_json_does_not_have_becomes_none_at_any_depth():
-    assert finite_or_none({"a": [1.5, float("nan")], "b": {"c": (float("inf"), "x")}}) == {
-        "a": [1.5, None],
-        "b": {"c": [None, "x"]},
-    }

@@ -1,17 +1,17 @@
 import dataclasses
 import html.parser
 import json
-import math
 
 import numpy as np
 import pytest
 from pages import assert_reads_well
 
-from hgdpo_jax.evaluation.color_shift import color_shift
+from hgdpo_jax.evaluation.color_shift import hsv_means
+from hgdpo_jax.evaluation.measures import About
 from hgdpo_jax.evaluation.pair_check import PairCheck, PairScore
-from hgdpo_jax.evaluation.win_rate import compare_scores, win_rate
-from hgdpo_jax.pages.pictures import ImagePair
-from hgdpo_jax.pages.run_report import ModelRow, ReportData, render_page, verdict, write_report
+from hgdpo_jax.evaluation.results import ModelResults, Results
+from hgdpo_jax.evaluation.win_rate import win_rate
+from hgdpo_jax.pages.run_report import RunReport, example_pairs, render_page, summarize, verdict, write_report
 
 HOSTILE = '<script>alert("1")</script> & <img src=x onerror=alert(2)>'
 
@@ -43,32 +43,49 @@ class Page(html.parser.HTMLParser):
             self.words += data.split()
 
 
+def results(measures=(), **scores):
+    """An evaluation of 3 prompts and 4 seeds, with scores (base's, tuned's) by name."""
+    generator = np.random.default_rng(0)
+    colors = [hsv_means(images) for images in generator.integers(0, 256, (2, 3, 16, 12, 3), dtype=np.uint8)]
+    about = {
+        "scorer": About("pick_score", "training scorer", "chose the pairs"),
+        "judge": About("pick_score", "held-out judge", "right on 97.0 %"),
+    }
+    models = {
+        name: ModelResults(
+            label=label,
+            scores={score: values[side] for score, values in scores.items()},
+            measures={measure: values[side] for measure, (_, *values) in dict(measures).items()},
+            colors=colors[side],
+            diversity=(0.5, 0.25)[side],
+        )
+        for side, (name, label) in enumerate((("base", "base"), ("tuned", "LoRA <at> 0.5")))
+    }
+    return Results(
+        experiment="A report",
+        settings={},
+        prompts=["a woman with red hair", HOSTILE, "a man"],
+        headline=list(scores)[-1],
+        scores={score: about[score] for score in scores},
+        measures={measure: kind for measure, (kind, *_) in dict(measures).items()},
+        models=models,
+    )
+
+
 @pytest.fixture(scope="module")
 def report():
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (2, 3, 16, 12, 3), dtype=np.uint8)
     scores = generator.normal(20, 1, (2, 3, 4))
-    comparisons = {
-        "scorer": compare_scores(scores[0] + 5, scores[1], label="training scorer", description="chose the pairs"),
-        "judge": compare_scores(scores[0], scores[1], label="held-out judge", description="right on 97.0 %"),
-    }
-    prompts = ["a woman with red hair", HOSTILE, "a man"]
-    examples = [
-        ImagePair(prompt, images[0, i], images[1, i], {"judge": scores[1, i, 0]}, {"judge": scores[0, i, 0]})
-        for i, prompt in enumerate(prompts)
-    ]
-    return ReportData(
-        title="A report",
-        subtitle="of <nothing>",
-        labels=("base", "LoRA <at> 0.5"),
-        headline="judge",
-        models=[ModelRow("LoRA <at> 0.5", comparisons, color_shift(images[0], images[1]), 0.25)],
-        diversity=0.5,
+    check = PairCheck(
+        9, 4.2, {"judge": PairScore("held-out judge", win_rate(np.ones((9, 1)), np.zeros((9, 1))), 80.0, 65.5)}
+    )
+    found = results(scorer=(scores[1], scores[0] + 5), judge=(scores[1], scores[0]))
+    examples = example_pairs(found, *images)
+    return RunReport(
+        dataclasses.replace(found, pair_check=check),
         examples=examples,
         training=[{"step": step, "loss": 0.7, "dpo_loss": 0.69, "validation_win_rate": 0.6} for step in (1, 2, 3)],
-        pair_check=PairCheck(
-            9, 4.2, {"judge": PairScore("held-out judge", win_rate(np.ones((9, 1)), np.zeros((9, 1))), 80.0, 65.5)}
-        ),
         best_pairs=examples[:1],
         worst_pairs=examples[1:2],
         settings={"name": "n", "loss": {"beta": 2500, "note": HOSTILE}},
@@ -104,15 +121,34 @@ def test_prompts_and_settings_are_shown_as_text_never_as_markup(report):
 
 def test_page_leads_with_the_headline_score(report):
     lead = Page(render_page(report)).text.split("Win rate over base")[0]
-    rate = report.scores["judge"].win_rate.rate
+    rate = report.compared[0].scores["judge"].win_rate.rate
     assert f"{100 * rate:.1f}" in lead and "held-out judge" in lead and "100.0" in lead
 
 
 def test_page_says_where_the_only_score_chose_the_pairs(report):
-    alone = [dataclasses.replace(row, scores={"scorer": row.scores["scorer"]}) for row in report.models]
-    by_scorer = dataclasses.replace(report, models=alone, headline="scorer", examples=[], pair_check=None)
+    by_scorer = RunReport(results(scorer=np.random.default_rng(0).normal(20, 1, (2, 3, 4))))
     words = "judges in its own cause"
     assert words in Page(render_page(by_scorer)).text and words not in Page(render_page(report)).text
+
+
+def test_measures_are_shown_with_their_intervals_and_the_difference():
+    share = (About("share", "bright images", "brighter than 100"), np.zeros((3, 4)), np.ones((3, 4)))
+    mean = (About("mean", "brightness", ""), np.full((3, 4), 7.5), np.array([[9.0], [10], [11]]).repeat(4, 1))
+    scores = np.random.default_rng(0).normal(20, 1, (2, 3, 4))
+    report = RunReport(results({"bright": share, "brightness": mean}, judge=scores))
+    text = Page(render_page(report)).text.split("Measures")[1].split("Colour shift")[0]
+    # Three prompts: Wilson's interval of all of three, and t of two degrees.
+    for words in (
+        "bright images brighter than 100 0.0 %",
+        "43.9 to 100.0 %",
+        "+100 points",
+        "10 7.516 to 12.48",
+        "+2.5",
+    ):
+        assert words in text.replace("\N{NO-BREAK SPACE}", " ")
+    found = summarize(report)["measures"]["bright"]
+    assert (found["base"]["mean"], found["tuned"]["mean"], found["difference"]["mean"]) == (0.0, 1.0, 1.0)
+    assert "brightness        mean 7.5 -> 10 (95 % interval 7.516 to 12.48)" in str(report)
 
 
 def test_page_shows_pairs_settings_accuracy_and_attribution(report):
@@ -122,9 +158,9 @@ def test_page_shows_pairs_settings_accuracy_and_attribution(report):
 
 
 def test_summary_has_the_promised_shape(report, tmp_path):
-    returned = write_report(tmp_path, report)
+    write_report(tmp_path, report)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary == returned
+    assert summary == summarize(report)
     assert summary["prompts"] == 3
     assert set(summary["win_rate"]) == {"scorer", "judge"}
     assert {"rate", "low", "high"} <= set(summary["win_rate"]["judge"])
@@ -142,7 +178,7 @@ def test_same_data_give_the_same_files(report, tmp_path):
 
 
 def test_report_of_an_evaluation_alone_leaves_out_what_it_has_no_data_for(report, tmp_path):
-    alone = ReportData("t", "s", report.labels, "judge", report.models, report.examples)
+    alone = RunReport(dataclasses.replace(report.results, pair_check=None), report.examples)
     write_report(tmp_path, alone)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "index.html", "summary.json"]
     page = Page((tmp_path / "index.html").read_text())
@@ -151,10 +187,10 @@ def test_report_of_an_evaluation_alone_leaves_out_what_it_has_no_data_for(report
 
 
 def test_change_without_a_finite_value_becomes_null(report, tmp_path):
-    shift = dataclasses.replace(report.color_shift, signed_saturation=math.inf)
-    models = [dataclasses.replace(report.models[0], color_shift=shift)]
-    summary = write_report(tmp_path, dataclasses.replace(report, models=models))
-    assert summary["color_shift"]["saturation"] is None
+    grey = dataclasses.replace(report.results.models["base"].colors, saturation=0.0)
+    models = {**report.results.models, "base": dataclasses.replace(report.results.models["base"], colors=grey)}
+    write_report(tmp_path, RunReport(dataclasses.replace(report.results, models=models)))
+    assert json.loads((tmp_path / "summary.json").read_text())["color_shift"]["saturation"] is None
 
 
 def test_verdict_follows_the_interval():

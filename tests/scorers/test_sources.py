@@ -9,7 +9,7 @@ import pytest
 
 from hgdpo_jax import Aesthetic, CLIPScore, PickScore
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.evaluation.scores import headline, load_scores, score_sources
+from hgdpo_jax.evaluation.measures import headline, load_scores, score_sources
 from hgdpo_jax.models.score_head import ScoreHead
 from hgdpo_jax.scorers.sources import ScorerSource
 from hgdpo_jax.toon import captions

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
+from runs_on_disk import rank_statistics
 
 from hgdpo_jax import artifacts
 from hgdpo_jax.adapters import lora
@@ -17,17 +18,20 @@ from hgdpo_jax.base_config import base_config, typed
 from hgdpo_jax.data.pairs import write_pairs
 from hgdpo_jax.diffusion.sampling import Sampling
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.evaluation.pair_check import read_check
+from hgdpo_jax.evaluation.results import read_results
 from hgdpo_jax.experiment.drawing import Drawing
 from hgdpo_jax.experiment.samples import draw_base_and_tuned
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
-from hgdpo_jax.stages import check_pairs, evaluate_policy, sample_images, sweep_scale
+from hgdpo_jax.pages.pictures import read_shown_pairs
+from hgdpo_jax.stages import check_pairs, evaluate_policy, inputs_of, sample_images, sweep_scale
 from hgdpo_jax.toon.captions import prompts
 from hgdpo_jax.weights import lora_files
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
 PAIRS = 5
-RANKS = {"prompts": PAIRS, "ranks": [2, 3], "mean_distance": [0.1, 0.2]}
+RANKS = rank_statistics(ranks=2)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +90,8 @@ def runs(config, adapter, model, tmp_path_factory):
         if stage is evaluate_policy:
             # An evaluation takes the statistics of the pairs, which may be large, and does not read them.
             records.write_bytes(b"altered")
-        done(name, lambda run, stage=stage: stage.run(typed(config), run), stage.settings(typed(config)), stage.INPUTS)
+        inputs = inputs_of(stage, typed(config))
+        done(name, lambda run, stage=stage: stage.run(typed(config), run), stage.settings(typed(config)), inputs)
         records.write_bytes(content)
     return runs
 
@@ -140,11 +145,11 @@ def test_negative_prompt_and_clip_skip_hold_for_both_models(model, adapter, chan
 
 
 def test_pairs_are_checked_by_every_score_and_shown_from_the_furthest_to_the_least_apart(runs):
-    check, best, worst = check_pairs.read_check(runs["check_pairs"].folder)
+    check, (best, worst) = read_check(runs["check_pairs"].folder), read_shown_pairs(runs["check_pairs"].folder).values()
     assert check.pairs == check.scores["judge"].win_rate.prompts == PAIRS
-    spreads = [pair.first_scores["scorer"] - pair.second_scores["scorer"] for pair in [*best, *worst[::-1]]]
-    assert spreads == sorted(spreads, reverse=True) and len(spreads) == PAIRS
-    assert check.spread == pytest.approx(np.mean(spreads))
+    margins = [pair.first_scores["scorer"] - pair.second_scores["scorer"] for pair in [*best, *worst[::-1]]]
+    assert margins == sorted(margins, reverse=True) and len(margins) == PAIRS
+    assert check.margin == pytest.approx(np.mean(margins))
     oracle = [pair.first_scores["oracle"] - pair.second_scores["oracle"] for pair in [*best, *worst]]
     assert check.scores["oracle"].difference == pytest.approx(np.mean(oracle))
     assert best[0].first_image.shape == (64, 48, 3)
@@ -190,14 +195,15 @@ def several(config, adapter, runs, tmp_path_factory):
         f"{folder / 'other.safetensors'}@0.5",
         f"theirs=folder:{folder}",
     )
-    inputs = {name: runs[name] for name in evaluate_policy.INPUTS}
+    other = typed(other)
+    inputs = {name: runs[name] for name in evaluate_policy.inputs(other)}
     run = artifacts.StageRun(
-        "evaluate_policy", "several", runs["evaluate_policy"].workdir, evaluate_policy.settings(typed(other)), inputs
+        "evaluate_policy", "several", runs["evaluate_policy"].workdir, evaluate_policy.settings(other), inputs
     )
-    evaluate_policy.check(typed(other))
+    evaluate_policy.check(other)
     drawn = {path: os.stat(path).st_mtime_ns for path in run.pools.glob("*/*/*.safetensors")}
     run.start()
-    evaluate_policy.run(typed(other), run)
+    evaluate_policy.run(other, run)
     run.finish()
     assert drawn and {path: os.stat(path).st_mtime_ns for path in drawn} == drawn, "the base was drawn again"
     return other, run, json.loads((run.folder / "results.json").read_text())
@@ -228,7 +234,7 @@ def test_a_damaged_image_is_drawn_again_and_nothing_else(several, capsys):
     path.write_bytes(before[: len(before) // 2])
     for scores in (run.folder / "drawn" / "tuned").glob("scores-*/*/image-001.safetensors"):
         scores.unlink()
-    evaluate_policy.run(typed(config), run)
+    evaluate_policy.run(config, run)
     assert "was damaged and is made again" in capsys.readouterr().err
     assert path.read_bytes() == before
     assert json.loads((run.folder / "results.json").read_text()) == results
@@ -244,7 +250,7 @@ def test_an_image_whose_latents_are_not_finite_is_left_out_of_the_evaluation(sev
     save_tensors(path, {"latents": latents})
     for measured in (again.folder / "drawn" / "tuned").glob("*/*/image-001.safetensors"):
         measured.unlink()
-    evaluate_policy.run(typed(config), again)
+    evaluate_policy.run(config, again)
     found = json.loads((again.folder / "results.json").read_text())
     before, after = (values["models"]["tuned"] for values in (results, found))
     for name, scores in before["scores"].items():
@@ -260,6 +266,51 @@ def test_an_image_whose_latents_are_not_finite_is_left_out_of_the_evaluation(sev
     assert (again.folder / "report" / "index.html").is_file()
 
 
+def test_a_model_without_any_usable_image_is_refused_in_one_line(several):
+    config, run, _ = several
+    again = dataclasses.replace(run, experiment="none_usable")
+    shutil.copytree(run.folder / "drawn" / "tuned", again.folder / "drawn" / "tuned")
+    for path in (again.folder / "drawn" / "tuned").glob("*/image-*.safetensors"):
+        save_tensors(path, {"latents": np.full_like(load_tensors(path)[0]["latents"], np.nan)})
+    for measured in (again.folder / "drawn" / "tuned").glob("*/*/image-*.safetensors"):
+        measured.unlink()
+    pool = dataclasses.replace(config.pool, unusable_limit=1.0)
+    with pytest.raises(UserError, match="none of the 6 images of tuned is usable, their scorer are not finite: check"):
+        evaluate_policy.run(dataclasses.replace(config, pool=pool), again)
+
+
+def test_any_lora_is_evaluated_without_training_and_by_measures_of_ones_own(several, config, tmp_path, monkeypatch):
+    (tmp_path / "own_measures.py").write_text(
+        "def bright(images, prompts):\n    return images.mean(axis=(1, 2, 3)) > 127\n"
+        "def level(images, prompts):\n    return images.mean(axis=(1, 2, 3))\n"
+        "level.description = 'mean of all pixels'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (_, lora), other = several[0].evaluate.models[2:4], config.copy_and_resolve_references()
+    other.stages = ("evaluate_policy",)
+    other.evaluate.models = ("base", lora)
+    # The judge's scores are there already.
+    other.weights.scorer, other.evaluate.scorers = "", config.evaluate.scorers[:1]
+    other.evaluate.measures = ("own_measures:bright", "grey=own_measures:level")
+    other = typed(other)
+    assert evaluate_policy.inputs(other) == ()
+    evaluate_policy.check(other)
+    run = artifacts.StageRun("evaluate_policy", "alone", several[1].workdir, evaluate_policy.settings(other))
+    run.start()
+    evaluate_policy.run(other, run)
+
+    results = read_results(run.folder)
+    assert (results.training, results.ranks, results.pair_check) == ({}, None, None)
+    assert {name: about.kind for name, about in results.measures.items()} == {"bright": "share", "grey": "mean"}
+    base = results.models["base"].measures
+    np.testing.assert_array_equal(base["bright"], base["grey"] > 127)
+    summary = json.loads((run.folder / "report" / "summary.json").read_text())
+    assert summary["measures"]["grey"]["base"]["mean"] == pytest.approx(base["grey"].mean())
+    assert "pairs" not in summary and set(summary["win_rate"]) == {"judge"}
+    page = (run.folder / "report" / "index.html").read_text()
+    assert "mean of all pixels" in page and "The pairs it learned from" not in page
+
+
 def test_a_pair_without_a_finite_score_is_left_out_of_the_check(config, runs, tmp_path, monkeypatch):
     (tmp_path / "odd_score.py").write_text(
         "import numpy as np\n"
@@ -271,7 +322,7 @@ def test_a_pair_without_a_finite_score_is_left_out_of_the_check(config, runs, tm
     other.evaluate.scorers = ("odd_score:odd",)
     check_run = dataclasses.replace(runs["check_pairs"], experiment="odd")
     check_pairs.run(typed(other), check_run)
-    check, best, worst = check_pairs.read_check(check_run.folder)
+    check, (best, worst) = read_check(check_run.folder), read_shown_pairs(check_run.folder).values()
     assert check.pairs == len(best) + len(worst) == PAIRS - 1
     assert prompts("train", PAIRS)[1] not in {pair.prompt for pair in [*best, *worst]}
 
@@ -300,24 +351,24 @@ def test_a_folder_without_an_image_of_a_prompt_is_refused_beforehand(config, tmp
         evaluate_policy.check(typed(other))
 
 
-def test_a_sweep_begins_at_the_base_and_shows_every_weight(config, runs):
+def test_a_sweep_begins_at_the_base_and_shows_every_scale(config, runs):
     other = config.copy_and_resolve_references()
     other.sweep.update(scales=(0.0, 0.5), prompts=2)
+    other = typed(other)
     run = artifacts.StageRun(
         "sweep_scale",
         "test",
         runs["evaluate_policy"].workdir,
-        sweep_scale.settings(typed(other)),
+        sweep_scale.settings(other),
         {"export_adapter": runs["export_adapter"]},
     )
     run.start()
-    sweep_scale.run(typed(other), run)
+    sweep_scale.run(other, run)
     results = json.loads((run.folder / "results.json").read_text())
-    zero, half = results["points"]
-    # At weight 0 the images are the base's but for the last digit: ties, or nearly.
-    assert zero["scores"]["oracle"]["win_rate"]["rate"] == 0.5
-    assert zero["scores"]["scorer"]["mean"] != half["scores"]["scorer"]["mean"]
-    grid = results["grid"]
-    assert len(grid["prompts"]) == len(grid["images"]) == 2
-    with Image.open(run.folder / grid["images"][1][1]) as image:
+    base, zero, half = results["models"].values()
+    # At scale 0 the images are the base's but for the last digit: ties, or nearly.
+    assert zero["scores"]["oracle"] == base["scores"]["oracle"]
+    assert zero["scores"]["scorer"] != half["scores"]["scorer"] and (zero["scale"], half["scale"]) == (0.0, 0.5)
+    assert len(zero["pictures"]) == len(half["pictures"]) == 2
+    with Image.open(run.folder / half["pictures"][1]) as image:
         assert image.size == (48, 64)

@@ -3,19 +3,20 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from hgdpo_jax.evaluation.paired_difference import PairedDifference, paired_difference
+from hgdpo_jax.evaluation.color_shift import CHANNELS
+from hgdpo_jax.evaluation.prompt_means import Mean, paired_difference
 from hgdpo_jax.evaluation.win_rate import win_rate
 from hgdpo_jax.pages.joined import paper
-from hgdpo_jax.pages.joined.cells import interval, mean_of, p_value, percent, percent_points, rate_values
-from hgdpo_jax.pages.joined.document import FAILS, HOLDS, UNDECIDED, Cell, Table
+from hgdpo_jax.pages.joined.document import FAILS, HOLDS, UNDECIDED
 from hgdpo_jax.pages.joined.runs import Row, Run
-from hgdpo_jax.pages.numbers import signed
+from hgdpo_jax.pages.numbers import p_value, percent, percent_points, signed
+from hgdpo_jax.pages.tables import Cell, Table, interval, mean_of, rate_values
 
 
 def score_claim_tables(number: int, first: Run, rows: Mapping[str, Row]) -> list[Table]:
     """The claims of a table, one table each, where both of their rows are there."""
-    head = first.scores[first.headline].label
-    others = [name for name in first.scores if name != first.headline]
+    head = first.results.scores[first.results.headline].label
+    others = [name for name in first.results.scores if name != first.results.headline]
     heads = ["Claim", f"Difference, {head}", "Direct win rate", "At 95 %", *(["Other scores"] if others else [])]
     tables = []
     for ordering in paper.SCORE_ORDERINGS:
@@ -29,7 +30,7 @@ def score_claim_tables(number: int, first: Run, rows: Mapping[str, Row]) -> list
 
 
 def _claim_cells(better: Row, worse: Row, first: Run, others: Sequence[str]) -> list[Cell]:
-    headline = first.headline
+    headline = first.results.headline
     difference = paired_difference(better.scores(headline), worse.scores(headline))
     direct = win_rate(better.scores(headline), worse.scores(headline))
     verdict = mark(difference)
@@ -52,7 +53,7 @@ def _claim_cells(better: Row, worse: Row, first: Run, others: Sequence[str]) -> 
         for name in others:
             other = paired_difference(better.scores(name), worse.scores(name))
             rate = win_rate(better.scores(name), worse.scores(name))
-            texts.append(f"{first.scores[name].label}: {mark(other)} ({percent(rate.rate)})")
+            texts.append(f"{first.results.scores[name].label}: {mark(other)} ({percent(rate.rate)})")
             values[name] = {
                 "difference": dataclasses.asdict(other),
                 "win_rate": rate_values(rate),
@@ -62,7 +63,7 @@ def _claim_cells(better: Row, worse: Row, first: Run, others: Sequence[str]) -> 
     return cells
 
 
-def mark(difference: PairedDifference) -> str:
+def mark(difference: Mean) -> str:
     """What the interval says of the claim that the difference is positive."""
     if difference.low > 0:
         return HOLDS
@@ -77,7 +78,7 @@ def color_claim_tables(rows: Mapping[str, Row]) -> list[Table]:
             if more not in rows or less not in rows:
                 continue
             line, marks = [Cell(f"{rows[more].label} more than {rows[less].label}")], []
-            for channel in paper.CHANNELS:
+            for channel in CHANNELS:
                 one, other = absolute_shifts(rows[more], channel), absolute_shifts(rows[less], channel)
                 marks.append(_color_mark(one, other))
                 text = f"{percent_points(mean_of(one))} and {percent_points(mean_of(other))}"
@@ -85,7 +86,7 @@ def color_claim_tables(rows: Mapping[str, Row]) -> list[Table]:
             verdict = marks[0] if len(set(marks)) == 1 else UNDECIDED
             cells.append([*line, Cell(verdict, mark=verdict)])
         if cells:
-            heads = ["Claim", *(channel.capitalize() for channel in paper.CHANNELS), "All seeds and channels"]
+            heads = ["Claim", *(channel.capitalize() for channel in CHANNELS), "All seeds and channels"]
             tables.append(Table(ordering.statement, heads, cells))
     return tables
 

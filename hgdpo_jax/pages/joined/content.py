@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from hgdpo_jax.pages.joined.cells import counted
 from hgdpo_jax.pages.joined.document import FAILS, HOLDS, UNDECIDED, Document
 from hgdpo_jax.pages.joined.paper import TABLES
 from hgdpo_jax.pages.joined.paper_figures import rank_section, sweep_sections
 from hgdpo_jax.pages.joined.paper_tables import called, missing_rows, table_section
 from hgdpo_jax.pages.joined.run_tables import runs_section, training_sections
-from hgdpo_jax.pages.joined.runs import Row, Run, rows_of, training_differences
+from hgdpo_jax.pages.joined.runs import Row, Run, is_seed, rows_of, training_differences
+from hgdpo_jax.pages.numbers import counted
 
 _NOTES = (
     "Win rate: the share of prompts on which the first model's mean score over its images is higher, ties counted "
@@ -31,20 +31,20 @@ def build(runs: Sequence[Run]) -> Document:
     rows, first = rows_of(runs), runs[0]
     tables = {number: table_section(number, first, rows) for number in TABLES}
     sections = [section for section in tables.values() if section]
-    sections += [rank_section(runs)] if any(run.rank_statistics for run in runs) else []
+    sections += [rank_section(runs)] if any(run.results.ranks for run in runs) else []
     sections += [*sweep_sections(runs), runs_section(runs), *training_sections(runs)]
     cells = [cell for section in sections for table in section.tables for row in table.rows for cell in row]
     claims = {verdict: [cell.mark for cell in cells].count(verdict) for verdict in (HOLDS, FAILS, UNDECIDED)}
-    prompts, seeds = first.base.scores[first.headline].shape
+    prompts, seeds = first.base.scores[first.results.headline].shape
     return Document(
         title="Runs side by side",
         subtitle=f"{counted(len(runs), 'run')}, {counted(prompts, 'prompt')}, {counted(seeds, 'image')} each. "
-        f"Headline score: {first.scores[first.headline].label}.",
+        f"Headline score: {first.results.scores[first.results.headline].label}.",
         lead=_lead(claims),
         claims=claims,
         sections=sections,
         notes=[*_NOTES, *_omissions(runs, rows, [number for number in tables if not tables[number]])],
-        settings=first.settings,
+        settings=first.results.settings,
     )
 
 
@@ -67,12 +67,13 @@ def _omissions(runs: Sequence[Run], rows: Mapping[str, Row], absent: Sequence[in
             "differences of scores."
         )
     for row in rows.values():
-        if differing := training_differences([run for run, _ in row.members]):
+        found = training_differences([run for run, _ in row.members])
+        if differing := [name for name in found if not is_seed(name)]:
             notes.append(f"The runs of {row.label} differ in more than their seed: {', '.join(differing)}.")
     for number in absent:
         names = called(missing_rows(number, rows))
         notes.append(f"Table {number} is left out, for it takes two of its rows. Not among the runs: {names}.")
-    if not any(run.rank_statistics for run in runs):
+    if not any(run.results.ranks for run in runs):
         notes.append("Figure 5b is left out: no run has statistics of its pool.")
     if not any(run.sweep for run in runs):
         notes.append("Figure 8 is left out: no run has done the stage sweep_scale.")

@@ -7,28 +7,9 @@ from typing import Any
 from etils import epath
 
 from hgdpo_jax.pages.charts import Curves
+from hgdpo_jax.pages.tables import Table
 
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """What a cell shows, smaller remarks below it parted by "; ", and the figures behind both; `mark` is a verdict."""
-
-    text: str
-    detail: str = ""
-    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    mark: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Rows of one cell a column; `folded` says that it is long and only looked up."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    folded: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
+from hgdpo_jax.evaluation.color_shift import CHANNELS
+
 HG_DPO = "n20_sml"
 
 # By the name of the experiment.
@@ -31,7 +33,6 @@ SCORE_COLUMNS = {
     "aesthetic": "Aesthetic",
     "clip_score": "CLIP",
 }
-CHANNELS = ("hue", "saturation", "value")
 
 
 @dataclasses.dataclass(frozen=True)

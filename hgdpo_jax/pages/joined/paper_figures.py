@@ -1,21 +1,22 @@
-"""Figures 5b and 8: channel statistics by rank, and the weight of the LoRA."""
+"""Figures 5b and 8: channel statistics by rank, and the scale of the LoRA."""
 
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
+from hgdpo_jax.evaluation.comparison import Comparison, compare
+from hgdpo_jax.evaluation.rank_statistics import RankStatistics
+from hgdpo_jax.evaluation.results import Results
 from hgdpo_jax.pages.charts import Curves, Series
 from hgdpo_jax.pages.joined import paper
-from hgdpo_jax.pages.joined.cells import counted, mean_of, number_cell, percent, plain, span
-from hgdpo_jax.pages.joined.document import Cell, ImageGrid, Section, Table
-from hgdpo_jax.pages.joined.runs import RankStatistics, Run, ScalePoint
-from hgdpo_jax.pages.numbers import format_score, signed
+from hgdpo_jax.pages.joined.document import ImageGrid, Section
+from hgdpo_jax.pages.joined.runs import Run
+from hgdpo_jax.pages.numbers import counted, format_score, percent, plain, signed
+from hgdpo_jax.pages.tables import Cell, Table, interval, mean_of, number_cell
 
 
 def rank_section(runs: Sequence[Run]) -> Section:
     """Fig. 5b of the largest pool that a run chose its pairs from."""
-    found = [(run, run.rank_statistics) for run in runs if run.rank_statistics]
+    found = [(run, run.results.ranks) for run in runs if run.results.ranks]
     run, ranks = max(found, key=lambda pair: (len(pair[1].ranks), pair[1].prompts))
     curves = [
         Series("means", ranks.ranks, *_band(ranks.mean_distance, ranks.mean_distance_error)),
@@ -31,10 +32,10 @@ def rank_section(runs: Sequence[Run]) -> Section:
         [Cell(str(rank), values={"rank": rank}), _error_cell(mean, error), _error_cell(deviation, deviation_error)]
         for rank, mean, error, deviation, deviation_error in zip(
             ranks.ranks,
-            ranks.mean_distance.tolist(),
-            ranks.mean_distance_error.tolist(),
-            ranks.deviation_distance.tolist(),
-            ranks.deviation_distance_error.tolist(),
+            ranks.mean_distance,
+            ranks.mean_distance_error,
+            ranks.deviation_distance,
+            ranks.deviation_distance_error,
             strict=True,
         )
     ]
@@ -72,13 +73,14 @@ def rank_verdict(ranks: RankStatistics) -> str:
     )
 
 
-def _growth(values: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
+def _growth(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
     """Last value less the first, and its standard error; both are of the same pools, so it errs on the wide side."""
-    return float(values[-1] - values[0]), math.hypot(errors[0], errors[-1])
+    return values[-1] - values[0], math.hypot(errors[0], errors[-1])
 
 
-def _band(values: np.ndarray, errors: np.ndarray) -> tuple[list[float], list[float], list[float]]:
-    return values.tolist(), (values - 2 * errors).tolist(), (values + 2 * errors).tolist()
+def _band(values: Sequence[float], errors: Sequence[float]) -> tuple[list[float], ...]:
+    both = list(zip(values, errors, strict=True))
+    return list(values), [value - 2 * error for value, error in both], [value + 2 * error for value, error in both]
 
 
 def _error_cell(value: float, error: float) -> Cell:
@@ -86,7 +88,7 @@ def _error_cell(value: float, error: float) -> Cell:
 
 
 def sweep_sections(runs: Sequence[Run]) -> list[Section]:
-    """Fig. 8, one section for each experiment whose LoRA was drawn at several weights."""
+    """Fig. 8, one section for each experiment whose LoRA was drawn at several scales."""
     by_row: dict[str, list[Run]] = {}
     for run in runs:
         if run.sweep:
@@ -95,64 +97,73 @@ def sweep_sections(runs: Sequence[Run]) -> list[Section]:
 
 
 def _sweep_section(label: str, runs: Sequence[Run]) -> Section:
-    sweeps = [run.sweep for run in runs if run.sweep]
-    first, scores = sweeps[0], runs[0].scores
-    scales = [p.scale for p in first.points if all(p.scale in [q.scale for q in sweep.points] for sweep in sweeps)]
-    # Of every weight the points of all training seeds.
-    columns = [[p for sweep in sweeps for p in sweep.points if p.scale == scale] for scale in scales]
+    sweeps = [_by_scale(run.sweep) for run in runs if run.sweep]
+    # Of every scale that all of them have the comparisons of all training seeds.
+    columns = {scale: [each[scale] for each in sweeps] for scale in sweeps[0] if all(scale in each for each in sweeps)}
+    first, folder = runs[0].sweep, runs[0].sweep_folder
+    assert first
+    scales, compared = list(columns), list(columns.values())
     rates = []
-    for name, score in scores.items():
+    for name, about in first.scores.items():
         bounds: tuple[list[float], ...] = ()
         if name == first.headline and len(sweeps) == 1:
-            bounds = tuple([points[0].win_rates[name][side] for points in columns] for side in (1, 2))
-        rates.append(Series(score.label, scales, [_mean_rate(name, points) for points in columns], *bounds))
-    head = scores[first.headline].label
-    means = Series(head, scales, [_mean_score(first.headline, points) for points in columns])
+            found = [points[0].scores[name].win_rate for points in compared]
+            bounds = ([rate.low for rate in found], [rate.high for rate in found])
+        rates.append(Series(about.label, scales, [_mean_rate(name, points) for points in compared], *bounds))
+    head = first.scores[first.headline].label
+    means = Series(head, scales, [_mean_score(first.headline, points) for points in compared])
     charts = [
-        Curves("Win rate", "Over the base.", "LoRA weight", rates, level=0.5, percent=True),
-        Curves("Mean score", f"By {head}.", "LoRA weight", [means]),
+        Curves("Win rate", "Over the base.", "LoRA scale", rates, level=0.5, percent=True),
+        Curves("Mean score", f"By {head}.", "LoRA scale", [means]),
     ]
-    diversities = [[p.diversity for p in points if p.diversity is not None] for points in columns]
+    diversities = [[point.diversity for point in points if point.diversity is not None] for points in compared]
     if all(diversities):
         series = Series("diversity", scales, [mean_of(values) for values in diversities])
         note = "Mean cosine distance of a prompt's image embeddings."
-        charts.append(Curves("Diversity", note, "LoRA weight", [series]))
+        charts.append(Curves("Diversity", note, "LoRA scale", [series]))
     cells = [
         [
             Cell(f"{scale:g}", values={"scale": scale}),
-            *(_sweep_cell(name, points) for name in scores),
+            *(_sweep_cell(name, points) for name in first.scores),
+            *(number_cell(name, [point.measures[name].tuned.mean for point in points]) for name in first.measures),
             number_cell("diversity", values),
         ]
-        for scale, points, values in zip(scales, columns, diversities, strict=True)
+        for (scale, points), values in zip(columns.items(), diversities, strict=True)
     ]
-    heads = ["LoRA weight", *(score.label for score in scores.values()), "Diversity"]
+    named = [*first.scores.values(), *first.measures.values()]
+    heads = ["LoRA scale", *(about.label for about in named), "Diversity"]
     notes = [f"Means over {len(sweeps)} training seeds."] if len(sweeps) > 1 else []
-    grid = None
-    if first.images:
-        grid = ImageGrid([f"{scale:g}" for scale in first.grid_scales], first.grid_prompts, first.images)
-        notes.append(f"Images of the run {runs[0].name}, one column a weight.")
+    pictures = {f"{model.scale:g}": model.pictures for model in first.models.values() if model.pictures}
+    rows = list(zip(*pictures.values(), strict=True))
+    if rows:
+        notes.append(f"Images of the run {runs[0].name}, one column a scale.")
     return Section(
-        f"Figure 8: Weight of the LoRA, {label}",
-        [Table("Figures by weight", heads, cells, folded=True)],
+        f"Figure 8: Scale of the LoRA, {label}",
+        [Table("Figures by scale", heads, cells, folded=True)],
         charts,
         notes=notes,
-        grid=grid,
+        grid=ImageGrid(list(pictures), first.prompts[: len(rows)], [[folder / name for name in row] for row in rows]),
     )
 
 
-def _sweep_cell(name: str, points: Sequence[ScalePoint]) -> Cell:
-    """The win rate of one weight, with its interval where there is one training seed, and the mean score."""
+def _by_scale(sweep: Results) -> dict[float, Comparison]:
+    """Each scale of the LoRA against the base, which comes first."""
+    base, *tuned = sweep.models.values()
+    return {model.scale: compare(sweep, base, model) for model in tuned}
+
+
+def _sweep_cell(name: str, points: Sequence[Comparison]) -> Cell:
+    """The win rate of one scale, with its interval where there is one training seed, and the mean score."""
     rate, mean = _mean_rate(name, points), _mean_score(name, points)
     detail = f"mean {format_score(mean)}"
     if len(points) == 1:
-        _, low, high = points[0].win_rates[name]
-        detail = f"{span(low, high)}; {detail}"
+        detail = f"{interval(points[0].scores[name].win_rate)}; {detail}"
     return Cell(percent(rate), detail, {"rate": rate, "mean": mean})
 
 
-def _mean_rate(name: str, points: Sequence[ScalePoint]) -> float:
-    return mean_of([point.win_rates[name][0] for point in points])
+def _mean_rate(name: str, points: Sequence[Comparison]) -> float:
+    return mean_of([point.scores[name].win_rate.rate for point in points])
 
 
-def _mean_score(name: str, points: Sequence[ScalePoint]) -> float:
-    return mean_of([point.means[name] for point in points])
+def _mean_score(name: str, points: Sequence[Comparison]) -> float:
+    return mean_of([point.scores[name].tuned_mean for point in points])

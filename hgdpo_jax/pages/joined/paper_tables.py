@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from hgdpo_jax.evaluation.color_shift import CHANNELS
 from hgdpo_jax.evaluation.win_rate import WinRate, win_rate
 from hgdpo_jax.pages.charts import Curves, Series
 from hgdpo_jax.pages.joined import paper
-from hgdpo_jax.pages.joined.cells import mean_of, paper_cell, percent_points, rate_cell
 from hgdpo_jax.pages.joined.claims import absolute_shifts, color_claim_tables, score_claim_tables
-from hgdpo_jax.pages.joined.document import Cell, Section, Table
+from hgdpo_jax.pages.joined.document import Section
 from hgdpo_jax.pages.joined.runs import Row, Run
+from hgdpo_jax.pages.numbers import DASH, percent_points
+from hgdpo_jax.pages.tables import Cell, Table, mean_of, rate_cell
 
 
 def table_section(number: int, first: Run, rows: Mapping[str, Row]) -> Section | None:
@@ -54,17 +56,17 @@ def _score_table(
 ) -> Table:
     """A table with a column a score, and beside the last score of a kind the paper's numbers, where it has some."""
     printed = paper.TABLES[number].rows
-    kinds = [about.kind for about in first.scores.values()]
+    kinds = [about.kind for about in first.results.scores.values()]
     heads = [head]
     lines = {name: [Cell(rows[name].label)] for name in printed if name in rows}
-    for index, (score, about) in enumerate(first.scores.items()):
+    for index, (score, about) in enumerate(first.results.scores.items()):
         heads.append(about.label)
         for name, line in lines.items():
             line.append(compared(rows[name], score))
         if about.kind not in kinds[index + 1 :] and any(about.kind in numbers for numbers in printed.values()):
             heads.append(f"paper, {paper.SCORE_COLUMNS[about.kind]}")
             for name, line in lines.items():
-                line.append(paper_cell(printed[name].get(about.kind)))
+                line.append(_paper_cell(printed[name].get(about.kind)))
     return Table("", heads, list(lines.values()))
 
 
@@ -72,15 +74,15 @@ def _size_chart(first: Run, rows: Mapping[str, Row]) -> list[Curves]:
     """The win rate by the headline score against the number of training prompts."""
     points = []
     for name in paper.TABLES[6].rows:
-        size = rows[name].members[0][0].training.get("prompts.train_count") if name in rows else None
+        size = rows[name].members[0][0].results.training.get("prompts.train_count") if name in rows else None
         if size:
-            points.append((float(size), _over_base(rows[name], first.headline)))
+            points.append((float(size), _over_base(rows[name], first.results.headline)))
     if len(points) < 2:
         return []
     points.sort(key=lambda point: point[0])
     rates = [rate for _, rate in points]
     series = Series(
-        first.scores[first.headline].label,
+        first.results.scores[first.results.headline].label,
         [size for size, _ in points],
         [rate.rate for rate in rates],
         [rate.low for rate in rates],
@@ -93,14 +95,14 @@ def _size_chart(first: Run, rows: Mapping[str, Row]) -> list[Curves]:
 def _color_section(rows: Mapping[str, Row]) -> Section:
     table = paper.TABLES[2]
     heads = ["Row"]
-    for channel in paper.CHANNELS:
+    for channel in CHANNELS:
         heads += [channel.capitalize(), f"paper, {channel}"]
     cells = []
     for name, printed in table.rows.items():
         if name in rows:
             cells.append([Cell(rows[name].label)])
-            for channel in paper.CHANNELS:
-                cells[-1] += [_shift_cell(absolute_shifts(rows[name], channel)), paper_cell(printed.get(channel))]
+            for channel in CHANNELS:
+                cells[-1] += [_shift_cell(absolute_shifts(rows[name], channel)), _paper_cell(printed.get(channel))]
     tables = [Table("", heads, cells), *color_claim_tables(rows)]
     notes = [
         *_missing_note(2, rows),
@@ -125,6 +127,11 @@ def _over_base_cell(row: Row, score: str) -> Cell:
 def _direct_cell(winner: Row, loser: Row, score: str) -> Cell:
     seeds = [win_rate(model.scores[score], loser.scores(score)) for _, model in winner.members]
     return rate_cell(win_rate(winner.scores(score), loser.scores(score)), seeds)
+
+
+def _paper_cell(value: float | None) -> Cell:
+    """A number that the paper prints, in per cent, or a dash where it prints none."""
+    return Cell(DASH) if value is None else Cell(percent_points(value), values={"paper": value})
 
 
 def _shift_cell(shifts: Sequence[float]) -> Cell:

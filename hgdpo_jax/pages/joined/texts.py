@@ -1,12 +1,12 @@
 """A report as plain text, Markdown, LaTeX and JSON."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from hgdpo_jax.pages.joined.document import Cell, Document, Table
-from hgdpo_jax.pages.numbers import finite_or_none
+from hgdpo_jax.files import json_text
+from hgdpo_jax.pages.joined.document import Document
+from hgdpo_jax.pages.tables import Cell, Table
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -112,7 +112,7 @@ def as_json(document: Document) -> str:
         "notes": list(document.notes),
         "settings": dict(document.settings),
     }
-    return json.dumps(finite_or_none(values), indent=2, allow_nan=False) + "\n"
+    return json_text(values, sort_keys=False)
 
 
 def _cell_values(cell: Cell) -> dict[str, Any]:

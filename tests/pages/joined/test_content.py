@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from runs_on_disk import PROMPTS, make_results, make_sweep, rank_statistics, write_run
 
+from hgdpo_jax.evaluation.rank_statistics import RankStatistics
+from hgdpo_jax.evaluation.win_rate import wilson_interval
 from hgdpo_jax.pages.joined.content import build
 from hgdpo_jax.pages.joined.paper_figures import rank_verdict
-from hgdpo_jax.pages.joined.runs import RankStatistics, read_runs
+from hgdpo_jax.pages.joined.runs import read_runs
 
 
 def report(tmp_path, *results, sweeps=()):
@@ -139,6 +141,17 @@ def test_every_run_is_listed_with_its_scores_colours_and_diversity(tmp_path):
     assert row(table, "mine, another LoRA")["Diversity"].text == "–"
 
 
+def test_measures_stand_beside_the_scores_of_every_run(tmp_path):
+    results = make_results("mine", measures={"faces": {"kind": "share", "label": "One face", "description": ""}})
+    for model, share in zip(results["models"].values(), (0, 1), strict=True):
+        model["measures"] = {"faces": [[share, 1] for _ in PROMPTS]}
+    (table,) = section(report(tmp_path, results), "Runs").tables
+    found = [row(table, name)["One face"] for name in ("base", "mine")]
+    assert [cell.values["mean"] for cell in found] == [0.5, 1.0]
+    low, high = wilson_interval(0.5, len(PROMPTS))
+    assert f"{100 * low:.1f} to {100 * high:.1f}" in found[0].detail
+
+
 def test_each_score_of_a_kind_of_its_own_has_the_papers_number_beside_it(tmp_path):
     kinds = {"scorer": "pick_score", "hps": "hps_v2", "mine": "function", "clip": "clip_score"}
     scores = {name: {"kind": kind, "label": name, "description": ""} for name, kind in kinds.items()}
@@ -168,7 +181,7 @@ def shifts(tmp_path, n20, n20_sml):
         ([0.10, -0.12], [0.01, -0.02], "holds"),
         ([0.01, 0.02], [0.03, -0.04], "fails"),
         ([0.10, 0.12], [0.01, 0.11], "undecided"),
-        # There is no spread to compare.
+        # There is no range to compare.
         ([0.10], [0.01], "undecided"),
     ],
 )
@@ -197,15 +210,7 @@ def test_runs_of_a_row_that_differ_in_more_than_their_seed_are_named(tmp_path):
 
 
 def ranks(**changes):
-    values = {**rank_statistics(), **changes}
-    return RankStatistics(
-        values["prompts"],
-        values["ranks"],
-        *(
-            np.array(values[name], float)
-            for name in ("mean_distance", "mean_distance_error", "deviation_distance", "deviation_distance_error")
-        ),
-    )
+    return RankStatistics(**{**rank_statistics(), **changes})
 
 
 def test_means_that_drift_apart_are_a_colour_shift_to_cure():
@@ -215,14 +220,14 @@ def test_means_that_drift_apart_are_a_colour_shift_to_cure():
 
 
 def test_means_that_drift_apart_no_more_than_the_deviations_are_told_as_such():
-    assert "no more than the deviations" in rank_verdict(ranks(deviation_distance=np.linspace(0.01, 0.06, 8)))
+    assert "no more than the deviations" in rank_verdict(ranks(deviation_distance=np.linspace(0.01, 0.06, 8).tolist()))
 
 
 def test_growth_within_two_standard_errors_is_no_colour_shift():
     # The two ends have an error of 0.02 each: 0.05 is less than twice 0.0283.
     verdict = rank_verdict(ranks(mean_distance_error=[0.02] * 8))
     assert "no colour shift to cure" in verdict
-    assert "no colour shift to cure" in rank_verdict(ranks(mean_distance=np.linspace(0.06, 0.01, 8)))
+    assert "no colour shift to cure" in rank_verdict(ranks(mean_distance=np.linspace(0.06, 0.01, 8).tolist()))
 
 
 def test_pools_of_two_images_tell_nothing_of_the_rank():
@@ -233,15 +238,15 @@ def test_pools_of_two_images_tell_nothing_of_the_rank():
 def test_figure_5b_is_that_of_the_largest_pool(tmp_path):
     found = report(
         tmp_path,
-        make_results("n5", rank_statistics=rank_statistics(ranks=4)),
-        make_results("n20", rank_statistics=rank_statistics(ranks=19)),
+        make_results("n5", ranks=rank_statistics(ranks=4)),
+        make_results("n20", ranks=rank_statistics(ranks=19)),
     )
     part = section(found, "Figure 5b")
     assert "the run n20" in part.notes[0] and len(part.tables[0].rows) == 19
     assert list(part.charts[0].series[0].x) == list(range(2, 21))
 
 
-def test_figure_8_shows_scores_and_diversity_by_weight_and_averages_training_seeds(tmp_path):
+def test_figure_8_shows_scores_and_diversity_by_scale_and_averages_training_seeds(tmp_path):
     found = report(
         tmp_path,
         make_results("n20_sml-1"),
@@ -254,7 +259,7 @@ def test_figure_8_shows_scores_and_diversity_by_weight_and_averages_training_see
         ],
     )
     titles = [part.title for part in found.sections if part.title.startswith("Figure 8")]
-    assert titles == ["Figure 8: Weight of the LoRA, N-20-SML (HG-DPO)", "Figure 8: Weight of the LoRA, mine"]
+    assert titles == ["Figure 8: Scale of the LoRA, N-20-SML (HG-DPO)", "Figure 8: Scale of the LoRA, mine"]
     part = section(found, titles[0])
     win_rate, mean, diversity = part.charts
     assert [series.label for series in win_rate.series] == ["Training scorer", "Held-out judge", "Attribute oracle"]
@@ -265,9 +270,9 @@ def test_figure_8_shows_scores_and_diversity_by_weight_and_averages_training_see
     assert row(part.tables[0], "0.5")["Held-out judge"].values["rate"] == pytest.approx(0.75)
     assert (len(part.grid.images), part.grid.columns) == (2, ["0", "0.5", "1"])
     # With one training seed the interval is there too.
-    alone = section(found, titles[1])
+    alone, (low, high) = section(found, titles[1]), wilson_interval(0.7, len(PROMPTS))
     assert (
-        "60.0 to 80.0" in row(alone.tables[0], "0.5")["Held-out judge"].detail
+        f"{100 * low:.1f} to {100 * high:.1f}" in row(alone.tables[0], "0.5")["Held-out judge"].detail
         and len(alone.charts[0].series[1].low) == 3
     )
 

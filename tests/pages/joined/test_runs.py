@@ -29,15 +29,18 @@ def changed(results, **entries):
 def test_a_run_has_what_was_written(tmp_path):
     results = make_results("n20-3", lead=0.5)
     (run,) = read_runs([write_run(tmp_path, results, make_sweep("n20-3"))])
-    assert (run.name, run.row, run.headline, list(run.scores)) == (
+    assert (run.name, run.row, run.results.headline, list(run.results.scores)) == (
         "n20-3",
         "n20",
         "judge",
         ["scorer", "judge", "oracle"],
     )
-    np.testing.assert_array_equal(run.models["tuned"].scores["judge"], results["models"]["tuned"]["scores"]["judge"])
+    np.testing.assert_array_equal(
+        run.results.models["tuned"].scores["judge"], results["models"]["tuned"]["scores"]["judge"]
+    )
     assert run.base.scores["judge"].shape == (len(PROMPTS), 2) and run.base.colors.saturation == 0.40
-    assert [point.scale for point in run.sweep.points] == [0.0, 0.5, 1.0] and len(run.sweep.images) == 2
+    scales = [model.scale for model in run.sweep.models.values() if model.pictures]
+    assert scales == [0.0, 0.5, 1.0] and (run.sweep_folder / "images" / "1-2.png").is_file()
 
 
 def test_an_unusable_image_is_null_in_the_results_and_left_out_of_the_tables(tmp_path):
@@ -46,7 +49,7 @@ def test_an_unusable_image_is_null_in_the_results_and_left_out_of_the_tables(tmp
         each["models"]["base"]["scores"]["judge"][0] = [None, 1.0]
         each["models"]["tuned"]["scores"]["judge"][1] = [None, None]
     runs = read_runs([write_run(tmp_path, each) for each in results])
-    base, tuned = (runs[0].models[name].scores["judge"] for name in ("base", "tuned"))
+    base, tuned = (runs[0].results.models[name].scores["judge"] for name in ("base", "tuned"))
     assert win_rate(tuned, base).prompts == len(PROMPTS) - 1
     assert "NaN" not in as_json(build(runs))
     results[1]["models"]["base"]["scores"]["judge"][0] = [2.0, 1.0]
@@ -69,7 +72,7 @@ def test_training_seeds_lie_side_by_side_in_a_row(tmp_path):
     rows = rows_of(runs)
     assert list(rows) == ["n5", "n20"]
     expected = np.concatenate(
-        [runs[0].models["tuned"].scores["judge"], runs[2].models["tuned"].scores["judge"]], axis=1
+        [runs[0].results.models["tuned"].scores["judge"], runs[2].results.models["tuned"].scores["judge"]], axis=1
     )
     np.testing.assert_array_equal(rows["n20"].scores("judge"), expected)
 
@@ -99,7 +102,7 @@ def test_different_settings_are_refused_by_name(tmp_path):
         make_results("n20"),
         make_results("n5", settings={**SETTINGS, "pool.steps": 50, "dtype": "float32"}),
     )
-    assert "n20 and n5" in message and "pool.steps 20 and 50" in message and 'dtype (none) and "float32"' in message
+    assert "n20 and n5" in message and "pool.steps 20 -> 50" in message and 'dtype (none) -> "float32"' in message
     assert "weights.base" not in message
 
 
@@ -107,7 +110,7 @@ def test_different_prompts_scores_or_headlines_are_refused(tmp_path):
     first = make_results("n20")
     other_prompts = ["another prompt", *PROMPTS[1:]]
     assert "different prompts" in refused(tmp_path / "a", first, make_results("n5", prompts=other_prompts))
-    assert 'headline "judge" and "scorer"' in refused(tmp_path / "b", first, make_results("n5", headline="scorer"))
+    assert 'headline "judge" -> "scorer"' in refused(tmp_path / "b", first, make_results("n5", headline="scorer"))
     two_scores = {name: first["scores"][name] for name in ("scorer", "judge")}
     assert "oracle" in refused(tmp_path / "c", first, make_results("n5", scores=two_scores))
 
@@ -143,12 +146,6 @@ def cut(text):
     return text[:100]
 
 
-def without_base(text):
-    values = json.loads(text)
-    del values["models"]["base"]
-    return json.dumps(values)
-
-
 def with_a_gap(text):
     values = json.loads(text)
     values["models"]["tuned"]["scores"]["judge"] = [[None, None] for _ in PROMPTS]
@@ -167,9 +164,7 @@ def with_a_seed_less(text):
     return json.dumps(values)
 
 
-@pytest.mark.parametrize(
-    "damage", [cut, without_base, with_a_gap, with_a_prompt_less, with_a_seed_less, lambda _: "[]"]
-)
+@pytest.mark.parametrize("damage", [cut, with_a_gap, with_a_prompt_less, with_a_seed_less, lambda _: "[]"])
 def test_a_damaged_file_is_named_with_what_to_run(tmp_path, damage):
     folder = write_run(tmp_path, make_results("n20"))
     path = folder / "evaluate_policy" / "results.json"
@@ -178,10 +173,25 @@ def test_a_damaged_file_is_named_with_what_to_run(tmp_path, damage):
         read_runs([folder])
 
 
+def test_results_of_another_version_are_refused_with_what_to_run(tmp_path):
+    results = make_results("n20")
+    del results["version"]
+    folder = write_run(tmp_path, results)
+    with pytest.raises(UserError, match=r"results.json has version 1, expected 2: delete .*evaluate_policy and run"):
+        read_runs([folder])
+
+
+def test_a_run_that_did_not_evaluate_the_base_is_refused(tmp_path):
+    results = make_results("n20")
+    results["models"]["other"] = results["models"].pop("base")
+    with pytest.raises(UserError, match="n20 was evaluated without the base: put base in evaluate.models"):
+        read_runs([write_run(tmp_path, results)])
+
+
 def test_a_sweep_without_its_images_is_damaged(tmp_path):
     folder = write_run(tmp_path, make_results("n20"), make_sweep("n20"))
     (folder / "sweep_scale" / "images" / "1-2.png").unlink()
-    with pytest.raises(UserError, match=r"sweep_scale/results.json is damaged \(1-2.png is missing\): .*sweep_scale"):
+    with pytest.raises(UserError, match=r"sweep_scale/results.json is damaged \(images/1-2.png is missing\): .*"):
         read_runs([folder])
 
 
@@ -191,5 +201,5 @@ def test_sweeps_with_different_settings_are_refused(tmp_path):
         write_run(tmp_path, make_results("n20"), make_sweep("n20")),
         write_run(tmp_path, make_results("n5"), other),
     ]
-    with pytest.raises(UserError, match=r"sweep_scale of n20 and n5 .*sweep.prompts 32 and 8"):
+    with pytest.raises(UserError, match=r"sweep_scale of n20 and n5 .*sweep.prompts 32 -> 8"):
         read_runs(folders)

@@ -1,11 +1,11 @@
-"""The paired t on differences worked out by hand."""
+"""The t distribution on means worked out by hand."""
 
 import math
 
 import numpy as np
 import pytest
 
-from hgdpo_jax.evaluation.paired_difference import paired_difference
+from hgdpo_jax.evaluation.prompt_means import mean_of_images, paired_difference
 
 
 def column(*values):
@@ -54,3 +54,18 @@ def test_intervals_cover_the_truth_in_95_of_100_samples():
     generator = np.random.default_rng(0)
     found = [paired_difference(generator.normal(0.3, 1, (12, 1)), np.zeros((12, 1))) for _ in range(2000)]
     assert np.mean([each.low <= 0.3 <= each.high for each in found]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_a_mean_is_over_prompts_and_leaves_out_unusable_images():
+    values = np.array([[1.0, 2.0], [4.0, np.nan], [np.nan, np.nan]])
+    found = mean_of_images(values, share=False)
+    # Prompts of 1.5 and 4: t of one degree at 97.5 %, standard error 1.25.
+    assert (found.mean, found.prompts) == (2.75, 2)
+    assert found.high == pytest.approx(2.75 + 12.7062047 * 1.25)
+
+
+def test_a_share_has_an_interval_within_0_and_1():
+    none, all_of_them = (mean_of_images(np.full((20, 2), value), share=True) for value in (0.0, 1.0))
+    assert (none.mean, none.low, all_of_them.mean, all_of_them.high) == (0.0, 0.0, 1.0, 1.0)
+    # Wilson: z^2 / (n + z^2), of the prompts and not of the images.
+    assert none.high == pytest.approx(0.1611252) == 1 - all_of_them.low

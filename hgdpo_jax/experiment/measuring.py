@@ -1,4 +1,4 @@
-"""Measuring the images of a model: scores, colours and embeddings, kept part by part, so that a run can go on."""
+"""Measuring the images of a model: scores, measures, colours and embeddings, kept part by part for a run to resume."""
 
 import contextlib
 import dataclasses
@@ -13,11 +13,14 @@ from hgdpo_jax import hosts, leases
 from hgdpo_jax.batching import finite_rows
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, write_behind
 from hgdpo_jax.data.unusable import Unusable, image_of
+from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.color_shift import HSVMeans, hsv_of_images, means_of
 from hgdpo_jax.evaluation.diversity import diversity
-from hgdpo_jax.evaluation.scores import Score
+from hgdpo_jax.evaluation.measures import Measure
 from hgdpo_jax.run_log import progress
 
+# With a blank, which no name of a score or measure has.
+_COLORS, _EMBEDDINGS = "HSV means", "image embeddings"
 ImagesOfPrompts = UInt8[np.ndarray, "prompts height width 3"]
 
 
@@ -41,17 +44,19 @@ class ImageSource(Protocol):
 class Measured:
     """What was measured of a model's images; `examples` are the first images of the first prompts.
 
-    Scores are NaN where an image is unusable; the other measures leave it out.
+    Values of scores and measures are NaN where an image is unusable; colours and diversity leave it out.
     """
 
-    scores: Mapping[str, Float[np.ndarray, "prompts seeds"]]
+    values: Mapping[str, Float[np.ndarray, "prompts seeds"]]
     colors: HSVMeans
     diversity: float | None
     examples: UInt8[np.ndarray, "n height width 3"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Measure:
+class _Column:
+    """What is kept of each image: `function` of images and prompts, in `parts`."""
+
     parts: Parts
     function: Callable[[ImagesOfPrompts, Sequence[str]], np.ndarray]
 
@@ -60,7 +65,7 @@ def measure(
     source: ImageSource,
     blocks: Sequence[Block],
     seeds: int,
-    scores: Mapping[str, Score],
+    measures: Mapping[str, Measure],
     examples: int,
     unusable_limit: float,
 ) -> Measured | None:
@@ -68,56 +73,57 @@ def measure(
 
     Raises UserError where more than the share `unusable_limit` of the images are unusable.
     """
-    measures = _measures(source.folder, scores)
+    columns = _columns(source.folder, measures)
 
     def missing() -> dict[str, list[tuple[Block, int]]]:
-        found = {name: each.parts.missing_for_all(blocks, seeds) for name, each in measures.items()}
+        found = {name: each.parts.missing_for_all(blocks, seeds) for name, each in columns.items()}
         return {name: parts for name, parts in found.items() if parts}
 
     while True:
         source.complete(blocks, seeds)
         if missing():
             # One lease for everything that is measured: each image is decoded once for all of it.
-            with leases.held(measures["colors"].parts.folder, wait=True):
+            with leases.held(columns[_COLORS].parts.folder, wait=True):
                 found = missing()
                 todo = dict.fromkeys(part for parts in found.values() for part in parts)
                 wanted = {name: set(parts) for name, parts in found.items()}
                 images = seeds * sum(len(block.prompts) for block in blocks) // hosts.count()
-                _measure(source, measures, wanted, hosts.own(list(todo)), Unusable(unusable_limit, images))
+                _measure(source, columns, wanted, hosts.own(list(todo)), Unusable(unusable_limit, images))
             continue
-        measured = None
-        if hosts.is_first():
+
+        def read() -> Measured | None:
             # What is damaged is made again in the next round.
             with contextlib.suppress(DamagedPartError):
-                measured = _read(source, measures, blocks, seeds, scores, examples)
+                return _read(source, columns, blocks, seeds, measures, examples)
+            return None
+
+        measured = hosts.by_first(read)
         if hosts.from_first(measured is not None):
             return measured
 
 
-def _measures(folder: epath.Path, scores: Mapping[str, Score]) -> dict[str, _Measure]:
-    measures = {
-        name: _Measure(Parts(folder / f"scores-{score.fingerprint}", "scores", np.float32), score.function)
-        for name, score in scores.items()
+def _columns(folder: epath.Path, measures: Mapping[str, Measure]) -> dict[str, _Column]:
+    columns = {
+        name: _Column(Parts(folder / f"scores-{measure.fingerprint}", "scores", np.float32), measure.function)
+        for name, measure in measures.items()
     }
-    measures["colors"] = _Measure(
-        Parts(folder / "colors", "colors", np.float32), lambda images, _: hsv_of_images(images)
-    )
-    if embedder := diversity_score(scores):
+    columns[_COLORS] = _Column(Parts(folder / "colors", "colors", np.float32), lambda images, _: hsv_of_images(images))
+    if embedder := diversity_score(measures):
         embed: Any = embedder.embed
         parts = Parts(folder / f"embeddings-{embedder.fingerprint}", "embeddings", np.float32)
-        measures["embeddings"] = _Measure(parts, lambda images, _: embed(images))
-    return measures
+        columns[_EMBEDDINGS] = _Column(parts, lambda images, _: embed(images))
+    return columns
 
 
-def diversity_score(scores: Mapping[str, Score]) -> Score | None:
+def diversity_score(measures: Mapping[str, Measure]) -> Measure | None:
     """The score whose image embeddings tell how different images are: CLIP's, else the last that has embeddings."""
-    able = [score for score in scores.values() if score.embed]
-    return next((score for score in able if score.kind == "clip_score"), able[-1] if able else None)
+    able = [measure for measure in measures.values() if measure.embed]
+    return next((measure for measure in able if measure.about.kind == "clip_score"), able[-1] if able else None)
 
 
 def _measure(
     source: ImageSource,
-    measures: Mapping[str, _Measure],
+    columns: Mapping[str, _Column],
     missing: Mapping[str, set[tuple[Block, int]]],
     parts: Sequence[tuple[Block, int]],
     unusable: Unusable,
@@ -128,7 +134,7 @@ def _measure(
             with contextlib.suppress(DamagedPartError):
                 images, usable = source.images(block, index)
                 what, measured = f"the pictures of {source.name}", {}
-                for name, each in measures.items():
+                for name, each in columns.items():
                     if (block, index) in missing.get(name, ()):
                         values = each.parts.stored(each.function(images, block.prompts))
                         values[~usable] = np.nan
@@ -138,31 +144,37 @@ def _measure(
                         usable, what = usable & finite_rows(values), f"the {name} of {source.name}"
                 unusable.add(usable, what, image_of(block.prompts, index))
                 for name, values in measured.items():
-                    write(measures[name].parts.write, block, index, values)
+                    write(columns[name].parts.write, block, index, values)
                 bar.update(len(images))
     unusable.warn()
 
 
 def _read(
     source: ImageSource,
-    measures: Mapping[str, _Measure],
+    columns: Mapping[str, _Column],
     blocks: Sequence[Block],
     seeds: int,
-    scores: Mapping[str, Score],
+    measures: Mapping[str, Measure],
     examples: int,
 ) -> Measured:
     values = {
         name: np.concatenate([each.parts.read_block(block, seeds) for block in blocks])
-        for name, each in measures.items()
+        for name, each in columns.items()
     }
-    colors = values["colors"].reshape(-1, values["colors"].shape[-1])
+    for name, found in values.items():
+        if not np.isfinite(found).any():
+            raise UserError(
+                f"none of the {len(found) * seeds:,} images of {source.name} is usable, their {name} are not finite: "
+                "check its weights, or give --config.dtype=float32"
+            )
+    colors = values[_COLORS].reshape(-1, values[_COLORS].shape[-1])
     shown: list[np.ndarray] = []
     for block in blocks:
         if len(shown) < examples:
             shown += list(source.images(block, 0)[0][: examples - len(shown)])
     return Measured(
-        scores={name: np.where(np.isfinite(values[name]), values[name], np.nan) for name in scores},
+        values={name: np.where(np.isfinite(values[name]), values[name], np.nan) for name in measures},
         colors=means_of(colors[finite_rows(colors)]),
-        diversity=diversity(values["embeddings"]) if "embeddings" in values else None,
+        diversity=diversity(values[_EMBEDDINGS]) if _EMBEDDINGS in values else None,
         examples=np.stack(shown),
     )

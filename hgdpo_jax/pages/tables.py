@@ -1,0 +1,123 @@
+"""Tables as plain values, which every format writes in its own way, and what stands in the cells of all of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hgdpo_jax.evaluation.color_shift import CHANNELS, ColorShift
+from hgdpo_jax.evaluation.comparison import Comparison, MeasureComparison
+from hgdpo_jax.evaluation.measures import SHARE, About
+from hgdpo_jax.evaluation.prompt_means import Mean
+from hgdpo_jax.evaluation.results import Results
+from hgdpo_jax.evaluation.win_rate import WinRate
+from hgdpo_jax.pages.numbers import DASH, format_score, p_value, percent, signed, signed_percent, span
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What a cell shows, smaller remarks below it parted by "; ", and the figures behind both; `mark` is a verdict."""
+
+    text: str
+    detail: str = ""
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of one cell a column; `folded` says that it is long and only looked up."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    folded: bool = False
+
+
+def model_heads(results: Results) -> list[str]:
+    """Heads of the columns that `model_cells` fills."""
+    named = [*results.scores.values(), *results.measures.values()]
+    return [*(about.label for about in named), *(channel.capitalize() for channel in CHANNELS), "Diversity"]
+
+
+def model_cells(compared: Comparison) -> list[Cell]:
+    """A model's win rates, measures, colour shift and diversity."""
+    cells = []
+    for score in compared.scores.values():
+        detail = f"{interval(score.win_rate)}; mean {format_score(score.tuned_mean)}"
+        values = {**rate_values(score.win_rate), "mean": score.tuned_mean}
+        cells.append(Cell(percent(score.win_rate.rate), detail, values))
+    cells += [mean_cell(measure.about, measure.tuned) for measure in compared.measures.values()]
+    for channel in CHANNELS:
+        change = getattr(compared.color_shift, f"signed_{channel}")
+        cells.append(Cell(signed_percent(change), values={"shift": change}))
+    return [*cells, number_cell("diversity", [compared.diversity])]
+
+
+def base_cells(compared: Comparison) -> list[Cell]:
+    """In the same columns, the model that it is compared with."""
+    means = [score.base_mean for score in compared.scores.values()]
+    cells = [Cell(DASH, f"mean {format_score(mean)}", {"mean": mean}) for mean in means]
+    cells += [mean_cell(measure.about, measure.base) for measure in compared.measures.values()]
+    return [*cells, *(Cell(DASH) for _ in CHANNELS), number_cell("diversity", [compared.base_diversity])]
+
+
+def color_table(labels: Sequence[str], shift: ColorShift) -> Table:
+    """Mean hue, saturation and value of both models, whose labels are given, and their changes."""
+    rows = []
+    for channel in CHANNELS:
+        means = [Cell(f"{getattr(model, channel):.4f}") for model in (shift.base, shift.tuned)]
+        rows.append([Cell(channel.capitalize()), *means, Cell(signed_percent(getattr(shift, f"signed_{channel}")))])
+    degrees = [f"{shift.base.hue_degrees:.1f}", f"{shift.tuned.hue_degrees:.1f}", signed(shift.hue_degrees, 2)]
+    rows.append([Cell("Hue, circular"), *(Cell(f"{each}°") for each in degrees)])
+    return Table("", ["Channel", *labels, "Change"], rows)
+
+
+def measure_table(labels: Sequence[str], measures: Mapping[str, MeasureComparison]) -> Table:
+    """Every measure of both models, and the difference prompt by prompt."""
+    rows = []
+    for measure in measures.values():
+        factor, unit = (100, " points") if measure.about.kind == SHARE else (1, "")
+        mean, low, high = (signed(factor * getattr(measure.difference, name)) for name in ("mean", "low", "high"))
+        change = Cell(f"{mean}{unit}", f"{low} to {high}; {p_value(measure.difference.p_value)}")
+        both = [mean_cell(measure.about, model) for model in (measure.base, measure.tuned)]
+        rows.append([Cell(measure.about.label, measure.about.description), *both, change])
+    return Table("", ["Measure", *labels, "Difference"], rows)
+
+
+def mean_cell(about: About, mean: Mean) -> Cell:
+    """A measure of one model with its interval."""
+    values = dataclasses.asdict(mean)
+    if about.kind == SHARE:
+        return Cell(percent(mean.mean), span(mean.low, mean.high), values)
+    return Cell(format_score(mean.mean), f"{format_score(mean.low)} to {format_score(mean.high)}", values)
+
+
+def rate_cell(rate: WinRate, seeds: Sequence[WinRate]) -> Cell:
+    """A win rate with its interval, and its range over training seeds where there are several."""
+    rates = [each.rate for each in seeds]
+    detail = interval(rate)
+    if len(rates) > 1:
+        detail += f"; {len(rates)} seeds {span(min(rates), max(rates))}"
+    return Cell(percent(rate.rate), detail, {**rate_values(rate), "training_seeds": rates})
+
+
+def number_cell(name: str, values: Sequence[float | None]) -> Cell:
+    """The mean of what is there of these values, in four digits after the point."""
+    found = [value for value in values if value is not None]
+    mean = mean_of(found) if found else None
+    return Cell(DASH if mean is None else f"{mean:.4f}", values={name: mean})
+
+
+def rate_values(rate: WinRate) -> dict[str, Any]:
+    """A win rate as plain values."""
+    return {**dataclasses.asdict(rate), "p_value": rate.p_value}
+
+
+def interval(rate: WinRate) -> str:
+    """The 95 % interval of a win rate."""
+    return span(rate.low, rate.high)
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Their mean; there must be some."""
+    return sum(values) / len(values)

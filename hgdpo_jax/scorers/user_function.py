@@ -1,0 +1,49 @@
+"""A function of the user's own, of images and prompts: a scorer, or a measure."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+
+from hgdpo_jax.arguments import images_of, of_one_length, texts_of
+from hgdpo_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class UserFunction:
+    """Calls `function(images, prompts)`, which returns a number for each image; `source` names it in messages."""
+
+    function: Callable[[UInt8[np.ndarray, "n height width 3"], Sequence[str]], Any]
+    source: str
+
+    def try_out(self, prompt: str, width: int, height: int) -> Shaped[np.ndarray, "2"]:
+        """What it returns for black pictures; raises UserError where it fails, or that is not finite."""
+        values = self._values(np.zeros((2, height, width, 3), np.uint8), [prompt, prompt])
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.source} returned {values.tolist()} for black pictures, expected finite numbers")
+        return values
+
+    def score(
+        self, images: UInt8[np.ndarray, "n height width 3"], prompts: str | Sequence[str], device_batch: int = 16
+    ) -> Float[np.ndarray, "n"]:
+        """What the function says of each image; raises UserError where that is not a number for each."""
+        return self._values(images, prompts).astype(np.float32)
+
+    def _values(self, images: np.ndarray, prompts: str | Sequence[str]) -> Shaped[np.ndarray, "n"]:
+        images, prompts = of_one_length(images=images_of(images), prompts=texts_of(prompts))
+        try:
+            values = np.asarray(self.function(images, prompts))
+            values.astype(np.float32)
+        except UserError:
+            raise
+        # The user's own code may raise anything.
+        except Exception as error:
+            raise UserError(f"{self.source} failed with {type(error).__name__}: {error}") from error
+        if values.shape != (len(images),):
+            raise UserError(
+                f"{self.source} returned an array of shape {list(values.shape)} for {len(images)} images, expected a "
+                "number for each"
+            )
+        return values
