@@ -73,7 +73,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
 
     log = RunLog(run.folder)
     checkpoints = Checkpoints(run.folder / "checkpoints")
-    best = Best(run.folder, model)
+    best = Best(run.folder, type(model))
     first_evaluated = min(experiment.train.evaluate_every, experiment.train.steps)
     if not best.is_there() and was_evaluated(checkpoints, log, first_evaluated):
         if hosts.is_first():

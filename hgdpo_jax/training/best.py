@@ -19,8 +19,8 @@ BEST_FILE = "best.safetensors"
 class Best:
     """The LoRA of the evaluated step with the highest validation win rate, the later of two equal ones, in a file."""
 
-    def __init__(self, folder: epath.Path, model: Family):
-        self.path, self._save = folder / BEST_FILE, model.save_adapter
+    def __init__(self, folder: epath.Path, family: type[Family]):
+        self.path, self._save = folder / BEST_FILE, family.save_adapter
         self.win_rate = -math.inf
 
     def is_there(self) -> bool:

@@ -23,32 +23,32 @@ def adapter(value):
 
 
 def test_the_later_of_two_equally_good_steps_is_kept_also_when_the_run_goes_on_between_them(tmp_path):
-    best = Best(tmp_path)
+    best = Best(tmp_path, StableDiffusion)
     assert not best.is_there()
     for step, win_rate in ((6, 0.5), (12, 0.75), (18, 0.25)):
         best.offer(adapter(step), step, win_rate)
-    resumed = Best(tmp_path)
+    resumed = Best(tmp_path, StableDiffusion)
     assert resumed.is_there()
     for step, win_rate in ((24, 0.75), (30, 0.5)):
         resumed.offer(adapter(step), step, win_rate)
-    kept, step = best_adapter(tmp_path)
+    kept, step = best_adapter(tmp_path, StableDiffusion)
     assert step == 24
     np.testing.assert_array_equal(kept["mid_block.attentions.0.proj_in"]["down"], 24)
 
 
 @pytest.mark.parametrize("content", [lambda whole: whole[:-1], lambda whole: whole[:-1] + b"!"])
 def test_a_damaged_file_is_not_taken_for_a_best(tmp_path, content):
-    Best(tmp_path).offer(adapter(1), 6, 0.5)
+    Best(tmp_path, StableDiffusion).offer(adapter(1), 6, 0.5)
     path = tmp_path / BEST_FILE
     path.write_bytes(content(path.read_bytes()))
-    assert not Best(tmp_path).is_there()
+    assert not Best(tmp_path, StableDiffusion).is_there()
 
 
 def test_all_processes_go_by_what_the_first_one_finds_of_a_best(tmp_path, monkeypatch):
-    Best(tmp_path).offer(adapter(1), 6, 0.5)
+    Best(tmp_path, StableDiffusion).offer(adapter(1), 6, 0.5)
     monkeypatch.setattr(hosts, "from_first", lambda own: not own)
-    assert not Best(tmp_path).is_there()
-    assert Best(tmp_path / "elsewhere").is_there()
+    assert not Best(tmp_path, StableDiffusion).is_there()
+    assert Best(tmp_path / "elsewhere", StableDiffusion).is_there()
 
 
 def test_the_first_evaluated_step_counts_as_evaluated_only_after_its_evaluation(tmp_path):
