@@ -95,7 +95,7 @@ class NoiseSchedule:
             if (given := config.get(name, default)) not in expected:
                 raise UserError(
                     f"the scheduler's {name} is {given!r}, expected {' or '.join(map(repr, expected))}: "
-                    "give a checkpoint of the Stable Diffusion 1.x family"
+                    "give a checkpoint that was trained so"
                 )
         if missing := sorted({"beta_start", "beta_end"} - config.keys()):
             raise UserError(f"the scheduler's configuration lacks {' and '.join(missing)}: give a complete one")

@@ -1,1 +1,1 @@
-"""Flax modules of the Stable Diffusion 1.5 family and of CLIP, named as their PyTorch originals are."""
+"""Flax modules that families and scorers share, named as their PyTorch originals are."""

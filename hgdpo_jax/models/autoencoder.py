@@ -1,4 +1,4 @@
-"""The variational autoencoder of Stable Diffusion 1.x (diffusers `AutoencoderKL`)."""
+"""The variational autoencoder of latent diffusion (diffusers `AutoencoderKL`)."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -146,6 +146,7 @@ def test_a_file_of_any_sampler_as_diffusers_writes_it_is_understood(name):
         {"use_dynamic_shifting": True},
         {"timestep_type": "continuous"},
         {"a_field_of_later_versions": 7},
+        {"": 7},
         {"_class_name": "LCMScheduler"},
     ],
 )

@@ -24,6 +24,13 @@ def test_a_text_names_a_model(text, expected):
     assert found == expected
 
 
+def test_a_folder_that_is_there_is_that_of_a_lora(tmp_path):
+    (tmp_path / "style").mkdir()
+    model = ComparedModel.parse(f"{tmp_path}/style/@0.7", 0.5, False)
+    assert (model.name, model.label, model.scale) == ("style_0_7", "style at 0.7", 0.7)
+    assert model.adapter.rstrip("/") == f"{tmp_path}/style"
+
+
 def test_latent_normalization_of_the_config_holds_for_adapters_alone():
     base, tuned = compared_models(("base", "tuned"), 0.5, True)
     assert tuned.latent_normalization and not base.latent_normalization
@@ -34,7 +41,10 @@ def test_latent_normalization_of_the_config_holds_for_adapters_alone():
     [
         (("base",), "at least two"),
         (("base", "tuned", "tuned"), "put NAME= before one"),
-        (("base", "tunde"), r"expected base, tuned, a LoRA's file \(.safetensors, .bin, .*\), or folder:PATH"),
+        (
+            ("base", "tunde"),
+            r"expected base, tuned, a LoRA's file \(.safetensors, .*\) or folder, or folder:PATH",
+        ),
         (("base@0.5", "tuned"), "only a LoRA has a weight"),
         (("base", "folder:x+lan"), "only a LoRA has a weight"),
     ],

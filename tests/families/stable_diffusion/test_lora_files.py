@@ -169,6 +169,7 @@ def test_a_peft_folder_is_read_with_the_alpha_of_its_config(adapter, tmp_path):
 def test_the_fingerprint_of_a_peft_lora_follows_its_config(adapter, tmp_path):
     save_adapter(adapter, tmp_path / "adapter_model.safetensors")
     prints = {adapter_fingerprint(tmp_path / "adapter_model.safetensors")}
+    assert prints == {adapter_fingerprint(tmp_path)}
     for alpha in (1, 2):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": alpha}))
         prints.add(adapter_fingerprint(tmp_path / "adapter_model.safetensors"))
