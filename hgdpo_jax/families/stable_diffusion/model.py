@@ -53,7 +53,7 @@ class StableDiffusion(Model):
     def load(
         cls, source: str, dtype: str = "float32", tokenizer: str = "", vae: str = "", attention: str = "auto"
     ) -> Self:
-        """Reads a diffusers folder, a repository of the hub, a single file, or "toon"; weights are in `dtype`.
+        """Reads a diffusers folder, a repository of the hub, one file, or what a plugin names; weights are in `dtype`.
 
         `tokenizer`, a folder, and `vae`, a diffusers folder or a file, replace the checkpoint's own; a single file has
         no tokenizer. `attention` is the U-Net's, as in `models/attention.py`. Raises UserError where something is
