@@ -12,9 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from etils import epath
-from jaxtyping import UInt8
 from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -72,15 +70,14 @@ class RunLog:
             file.write(json.dumps({"step": step, **numbers}) + "\n")
         self._write(step, [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()])
 
-    def image(self, step: int, name: str, picture: UInt8[np.ndarray, "height width 3"] | bytes) -> None:
-        """Logs a picture, given as pixels or as the content of a PNG file, also as images/NAME-STEP.png."""
+    def image(self, step: int, name: str, picture: bytes) -> None:
+        """Logs a picture, the content of a PNG file, also as images/NAME-STEP.png."""
         if not hosts.is_first():
             return
-        encoded = picture if isinstance(picture, bytes) else _png(picture)
-        write_bytes(self._folder / "images" / f"{name}-{step:06d}.png", encoded)
-        with Image.open(io.BytesIO(encoded)) as opened:
+        write_bytes(self._folder / "images" / f"{name}-{step:06d}.png", picture)
+        with Image.open(io.BytesIO(picture)) as opened:
             width, height = opened.size
-        content = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=encoded)
+        content = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=picture)
         self._write(step, [Summary.Value(tag=name, image=content)])
 
     def flush(self) -> None:
@@ -193,12 +190,6 @@ class _Lines(io.TextIOBase):
         if line := text.strip():
             print(line, file=sys.stderr, flush=True)
         return len(text)
-
-
-def _png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "png")
-    return encoded.getvalue()
 
 
 def _read_lines(folder: epath.Path) -> list[str]:

@@ -1,6 +1,7 @@
 """What texts of others must be before anything is done with them, and how messages show them."""
 
 import io
+import re
 import sys
 
 from hgdpo_jax.errors import UserError
@@ -11,6 +12,11 @@ _SHOWN = 30
 def shortened(text: str, most: int = 40) -> str:
     """A text for a message of one line: its beginning where it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def slug(text: str, joiner: str) -> str:
+    """The letters and digits of a text as part of a name."""
+    return re.sub(r"[\W_]+", joiner, text).strip(joiner)
 
 
 def show_all_characters() -> None:

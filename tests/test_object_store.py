@@ -26,6 +26,7 @@ from hgdpo_jax.data.pairs import open_pairs, write_pairs
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import cached_copy, require_store, write_text, written_whole
 from hgdpo_jax.main import main
+from hgdpo_jax.pages.pictures import png_bytes
 from hgdpo_jax.run_log import RunLog, read_scalars
 from hgdpo_jax.weights.tensor_files import load_tensors, map_tensors, save_tensors
 
@@ -221,7 +222,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     resumed = RunLog(bucket)
     resumed.resume(2)
     resumed.scalars(3, {"loss": 30})
-    resumed.image(3, "samples", np.zeros((4, 5, 3), np.uint8))
+    resumed.image(3, "samples", png_bytes(np.zeros((4, 5, 3), np.uint8)))
     resumed.close()
     assert [(line["step"], line["loss"]) for line in read_scalars(bucket)] == [(1, 1), (2, 2), (3, 30)]
     assert len(names_in(bucket / "tensorboard")) == 2

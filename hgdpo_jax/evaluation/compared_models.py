@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import expanded
+from hgdpo_jax.texts import slug
 from hgdpo_jax.weights.folders import PICKLED
 
 BASE, TUNED, FOLDER = "base", "tuned", "folder:"
@@ -49,7 +50,7 @@ class ComparedModel:
             if match["scale"] or lan:
                 raise UserError(f"evaluate.models has {text!r}: only a LoRA has a weight, or +lan")
             stem = target.removeprefix(FOLDER).rstrip("/").rpartition("/")[2]
-            name = match["name"] or _slug(stem)
+            name = match["name"] or slug(stem, "_")
             folder = str(expanded(target.removeprefix(FOLDER))) if target.startswith(FOLDER) else ""
             return cls(text, name, match["name"] or stem, folder=folder)
         if target != TUNED and not target.endswith(_ENDINGS) and not expanded(target).is_dir():
@@ -64,7 +65,7 @@ class ComparedModel:
         label = match["name"] or f"{'LoRA' if target == TUNED else stem} at {weight:g}{', LAN' if lan else ''}"
         return cls(
             text=text,
-            name=match["name"] or _slug(f"{stem}{given}{match['lan'] or ''}"),
+            name=match["name"] or slug(f"{stem}{given}{match['lan'] or ''}", "_"),
             label=label,
             adapter=str(expanded(target)),
             scale=weight,
@@ -81,7 +82,3 @@ def compared_models(texts: Sequence[str], scale: float, latent_normalization: bo
     if twice := [model.text for model in models if names.count(model.name) > 1]:
         raise UserError(f"evaluate.models has {' and '.join(twice)} under one name: put NAME= before one of them")
     return models
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"\W+", "_", text).strip("_")

@@ -16,6 +16,7 @@ from hgdpo_jax.pages.charts import PALETTE
 from hgdpo_jax.pages.numbers import format_score
 
 SHOWN = "shown.json"
+_BAND = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ def read_shown_pairs(folder: epath.Path) -> dict[str, list[ImagePair]]:
     """The pairs that `check_pairs` shows, winner first: the "best", set apart furthest, and the "worst"."""
 
     def image(entry: dict) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO((folder / entry["image"]).read_bytes())))
+        return read_image(folder / entry["image"])
 
     return {
         kind: [
@@ -59,10 +60,15 @@ def resize_for_display(image: np.ndarray, height: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def png_bytes(image: np.ndarray) -> bytes:
-    """A uint8 image [height, width, 3] as a PNG file."""
+def read_image(path: epath.Path) -> np.ndarray:
+    """A picture file as uint8 [height, width, 3]."""
+    return np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
+
+
+def png_bytes(picture: np.ndarray | Image.Image) -> bytes:
+    """A picture, or a uint8 image [height, width, 3], as a PNG file."""
     stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(stream, "PNG", optimize=True)
     return stream.getvalue()
 
 
@@ -73,25 +79,28 @@ def data_uri(image: np.ndarray, height: int) -> str:
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def contact_sheet(images: np.ndarray, columns: int, enlarge: int = 1) -> np.ndarray:
-    """Pictures uint8 `[n, h, w, 3]` in rows of `columns`, each enlarged by a whole factor; white where none is left."""
+def contact_sheet(images: np.ndarray, columns: int, enlarge: int = 1) -> bytes:
+    """A PNG of pictures uint8 [n, h, w, 3] in rows of `columns`, each enlarged by a whole factor."""
     count = -len(images) % columns
     filled = np.concatenate([images, np.full((count, *images.shape[1:]), 255, np.uint8)])
-    sheet = rearrange(filled, "(r c) h w rgb -> (r h) (c w) rgb", c=columns)
-    size = (sheet.shape[1] * enlarge, sheet.shape[0] * enlarge)
-    return np.asarray(Image.fromarray(sheet).resize(size, Image.Resampling.BICUBIC))
+    sheet = Image.fromarray(rearrange(filled, "(r c) h w rgb -> (r h) (c w) rgb", c=columns))
+    return png_bytes(sheet.resize((sheet.width * enlarge, sheet.height * enlarge), Image.Resampling.BICUBIC))
 
 
-def pair_grid(
-    pairs: Sequence[ImagePair],
-    first_label: str,
-    second_label: str,
-    score: str,
-    height: int = 192,
-) -> bytes:
-    """A PNG with one column a pair: the first image above the second, each with its `score`, the prompt below."""
-    if not pairs:
-        raise ValueError("a grid needs at least one pair")
+def pair_grid(pairs: Sequence[ImagePair], first_label: str, second_label: str, score: str, height: int = 192) -> bytes:
+    """A PNG in bands of eight columns, one a pair: the first image above the second, each with its `score`.
+
+    There must be a pair.
+    """
+    count = range(0, len(pairs), _BAND)
+    bands = [_pair_band(pairs[first : first + _BAND], first_label, second_label, score, height) for first in count]
+    sheet = Image.new("RGB", (bands[0].width, sum(band.height for band in bands)), "white")
+    for row, band in enumerate(bands):
+        sheet.paste(band, (0, row * bands[0].height))
+    return png_bytes(sheet)
+
+
+def _pair_band(pairs: Sequence[ImagePair], first_label: str, second_label: str, score: str, height: int) -> Image.Image:
     tiles = [[resize_for_display(image, height) for image in (pair.first_image, pair.second_image)] for pair in pairs]
     width, height = tiles[0][0].size
     gap, score_height, line_height, prompt_lines = 12, 20, 15, 5
@@ -133,9 +142,7 @@ def pair_grid(
         for line, text in enumerate(_wrap(pair.prompt, regular, width, prompt_lines)):
             top = gap + 2 * row_height + line * line_height
             draw.text((left, top), text, PALETTE["muted"], regular)
-    stream = io.BytesIO()
-    canvas.save(stream, "PNG", optimize=True)
-    return stream.getvalue()
+    return canvas
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

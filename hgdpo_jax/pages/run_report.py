@@ -62,33 +62,25 @@ class RunReport:
         left_out = f"; {unusable:,} unusable images left out" if unusable else ""
         return f"{len(self.results.prompts):,} held-out prompts, {seeds} images each{left_out}"
 
+    @property
+    def title(self) -> str:
+        """Which models of which experiment."""
+        return f"{self.results.experiment}: {self.labels[1]} against {self.labels[0]}"
+
+    @functools.cached_property
+    def models(self) -> tables.Table:
+        """The first model, and all others against it."""
+        rows = [[tables.Cell(self.labels[0]), *tables.base_cells(self.compared[0])]]
+        rows += [[tables.Cell(model.label), *tables.model_cells(model)] for model in self.compared]
+        return tables.Table("", ["Model", *tables.model_heads(self.results)], rows)
+
     def __str__(self) -> str:
-        """What one wants to know first, in a few lines."""
-        lines = []
-        for model in self.compared:
-            lines.append(f"{model.label} against {self.labels[0]}, {self.subtitle}")
-            for score in model.scores.values():
-                rate = score.win_rate
-                lines.append(
-                    f"  {score.about.label:16}  win rate {100 * rate.rate:5.1f} % (95 % interval {100 * rate.low:.1f} "
-                    f"to {100 * rate.high:.1f}), image by image {100 * score.per_image_win_rate:.1f} %, mean "
-                    f"{score.base_mean:.2f} -> {score.tuned_mean:.2f}"
-                )
-            for measure in model.measures.values():
-                lines.append(
-                    f"  {measure.about.label:16}  {measure.about.kind} {measure.base.mean:.4g} -> "
-                    f"{measure.tuned.mean:.4g} (95 % interval {measure.tuned.low:.4g} to {measure.tuned.high:.4g})"
-                )
-            shift = model.color_shift
-            lines.append(
-                f"  colour shift      hue {shift.signed_hue:+.2f} %, saturation {shift.signed_saturation:+.2f} %, "
-                f"value {shift.signed_value:+.2f} %; mean hue {shift.hue_degrees:+.1f} degrees"
-            )
-            if model.diversity is not None and model.base_diversity is not None:
-                lines.append(f"  diversity         {model.base_diversity:.4f} -> {model.diversity:.4f}")
+        """What one wants to know first, for a terminal: a column a model."""
+        columns = self.models.lines
+        lines = tables.aligned(list(zip(*columns, strict=True)))
         if self.results.pair_check:
-            lines += [f"  {line}" for line in str(self.results.pair_check).splitlines()]
-        return "\n".join(lines)
+            lines += str(self.results.pair_check).splitlines()
+        return "\n  ".join([f"{self.title}, {self.subtitle}", *lines])
 
 
 def example_pairs(results: Results, first_images: np.ndarray, second_images: np.ndarray) -> list[ImagePair]:
@@ -151,14 +143,10 @@ def render_page(report: RunReport) -> str:
     """The report as one HTML page that needs no other file."""
     compared, labels = report.compared[0], report.labels
     drawn = [(chart, charts.chart_svg(chart, report.training)) for chart in charts.charts_with_data(report.training)]
-    models = [
-        [tables.Cell(labels[0]), *tables.base_cells(compared)],
-        *([tables.Cell(model.label), *tables.model_cells(model)] for model in report.compared),
-    ]
     return render(
         "run_report.html.jinja",
         lambda image: pictures.data_uri(image, _IMAGE_HEIGHT),
-        title=f"{report.results.experiment}: {labels[1]} against {labels[0]}",
+        title=report.title,
         subtitle=report.subtitle,
         report=report,
         labels=labels,
@@ -168,7 +156,6 @@ def render_page(report: RunReport) -> str:
         others=[score for name, score in compared.scores.items() if name != report.results.headline],
         hero=report.examples[:HERO_PAIRS],
         check=report.results.pair_check,
-        models=tables.Table("", ["Model", *tables.model_heads(report.results)], models),
         measures=tables.measure_table(labels, compared.measures),
         colors=tables.color_table(labels, compared.color_shift),
         charts=drawn,

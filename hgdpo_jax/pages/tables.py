@@ -22,6 +22,11 @@ class Cell:
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     mark: str = ""
 
+    @property
+    def line(self) -> str:
+        """What it shows in one line."""
+        return f"{self.text} ({self.detail})" if self.text and self.detail else self.text or self.detail
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -31,6 +36,17 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     folded: bool = False
+
+    @property
+    def lines(self) -> list[Sequence[str]]:
+        """The texts of its heads and rows."""
+        return [self.columns, *([cell.line for cell in row] for row in self.rows)]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def model_heads(results: Results) -> list[str]:

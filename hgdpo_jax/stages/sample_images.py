@@ -1,13 +1,10 @@
 """Draws prompts with the base and with the trained LoRA from the same noise, for the eye."""
 
-import io
-import re
 from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
@@ -21,12 +18,12 @@ from hgdpo_jax.files import write_bytes, write_json
 from hgdpo_jax.pages.pictures import ImagePair, pair_grid, png_bytes, resize_for_display
 from hgdpo_jax.run_log import progress
 from hgdpo_jax.settings import decisive
+from hgdpo_jax.texts import slug
 from hgdpo_jax.weights import lora_files
 
 INPUTS = ("export_adapter",)
 EVERY_HOST = True
 _TEST_PROMPTS = 8
-_SHEET_COLUMNS = 8
 _SHEET_HEIGHT = 256
 
 
@@ -57,7 +54,8 @@ def run(experiment: Experiment, run: StageRun) -> None:
         usable = drawn.base_usable & drawn.tuned_usable
         shown = (rows[usable] for rows in (drawn.prompts, drawn.seeds, drawn.base, drawn.tuned))
         for i, seed, base, tuned in zip(*shown, strict=True):
-            names = {model: f"images/{i:03d}-{_slug(prompts[i])}-{seed}-{model}.png" for model in ("base", "tuned")}
+            words = slug(prompts[i].lower().encode("ascii", "ignore").decode(), "-")[:40]
+            names = {model: f"images/{i:03d}-{words}-{seed}-{model}.png" for model in ("base", "tuned")}
             write_bytes(run.folder / names["base"], png_bytes(base))
             write_bytes(run.folder / names["tuned"], png_bytes(tuned))
             listed[i]["images"].append(names)
@@ -68,7 +66,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
         unusable.warn()
         unusable.require_rest(len(pairs))
         write_json(run.folder / "prompts.json", listed)
-        write_bytes(run.folder / "sheet.png", _sheet(pairs))
+        write_bytes(run.folder / "sheet.png", pair_grid(pairs, "Base", "Tuned", "", _SHEET_HEIGHT))
 
 
 def draw(
@@ -90,20 +88,3 @@ def draw(
 
 def _prompts(experiment: Experiment) -> list[str]:
     return list(experiment.sample.prompts) or test_prompts(experiment)[:_TEST_PROMPTS]
-
-
-def _slug(prompt: str) -> str:
-    """The prompt's first words as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:40].strip("-")
-
-
-def _sheet(pairs: list[ImagePair]) -> bytes:
-    """Bands of pairs, the base above the tuned image, as a PNG."""
-    bands = [
-        Image.open(io.BytesIO(pair_grid(pairs[i : i + _SHEET_COLUMNS], "Base", "Tuned", "", _SHEET_HEIGHT)))
-        for i in range(0, len(pairs), _SHEET_COLUMNS)
-    ]
-    sheet = Image.new("RGB", (bands[0].width, sum(band.height for band in bands)), "white")
-    for row, band in enumerate(bands):
-        sheet.paste(band, (0, row * bands[0].height))
-    return png_bytes(np.asarray(sheet))

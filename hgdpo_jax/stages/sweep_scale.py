@@ -55,7 +55,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
             write_bytes(run.folder / name, png_bytes(image))
         models_with_pictures[model.name] = dataclasses.replace(results.models[model.name], pictures=names)
     sheet = contact_sheet(np.stack(shown, axis=1).reshape(-1, *shown[0].shape[1:]), len(scales))
-    write_bytes(run.folder / "sheet.png", png_bytes(sheet))
+    write_bytes(run.folder / "sheet.png", sheet)
     settings = {**results.settings, "sweep.prompts": experiment.sweep.prompts}
     write_results(run.folder, dataclasses.replace(results, settings=settings, models=models_with_pictures))
 

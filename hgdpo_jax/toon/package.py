@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from hgdpo_jax.families.stable_diffusion import files
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
@@ -58,7 +57,7 @@ def _write_samples() -> None:
     noise = np.asarray(image_noise(0, texts, np.zeros(_SAMPLES, np.int32), model.latent_shape(48, 64)))
     latents = model.generate_latents(texts, noise, steps=12, guidance=3.0, device_batch=_SAMPLES)
     sheet = contact_sheet(model.decode_latents(latents, _SAMPLES), columns=8, enlarge=2)
-    Image.fromarray(sheet).save(WEIGHTS / "samples.png", optimize=True)
+    (WEIGHTS / "samples.png").write_bytes(sheet)
 
 
 def _card(runs: epath.Path) -> str:

@@ -40,6 +40,12 @@ def test_grid_has_a_column_for_every_pair_and_is_the_same_each_time():
     assert pictures.pair_grid(pairs, "Base", "Tuned", "judge") == pictures.pair_grid(pairs, "Base", "Tuned", "judge")
 
 
+def test_more_than_eight_pairs_stand_in_bands():
+    pairs = [ImagePair("a man", picture(), picture(seed=1), {}, {})] * 9
+    one, two = (Image.open(io.BytesIO(pictures.pair_grid(pairs[:n], "Base", "Tuned", ""))) for n in (8, 9))
+    assert two.width == one.width and two.height == 2 * one.height
+
+
 def test_a_grid_shows_its_labels_whole():
     pair = ImagePair("a man", np.full((64, 48, 3), 255, np.uint8), np.full((64, 48, 3), 255, np.uint8), {}, {})
     widths = [

@@ -148,7 +148,7 @@ def test_measures_are_shown_with_their_intervals_and_the_difference():
         assert words in text.replace("\N{NO-BREAK SPACE}", " ")
     found = summarize(report)["measures"]["bright"]
     assert (found["base"]["mean"], found["tuned"]["mean"], found["difference"]["mean"]) == (0.0, 1.0, 1.0)
-    assert "brightness        mean 7.5 -> 10 (95 % interval 7.516 to 12.48)" in str(report)
+    assert "bright images 0.0 % (0.0 to 56.1 %) 100.0 % (43.9 to 100.0 %)" in " ".join(str(report).split())
 
 
 def test_page_shows_pairs_settings_accuracy_and_attribution(report):

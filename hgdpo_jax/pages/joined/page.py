@@ -1,14 +1,8 @@
 """A report as one HTML page that needs no other file."""
 
-import io
-
-import numpy as np
-from etils import epath
-from PIL import Image
-
 from hgdpo_jax.pages.charts import curves_svg
 from hgdpo_jax.pages.joined.document import Document
-from hgdpo_jax.pages.pictures import data_uri
+from hgdpo_jax.pages.pictures import data_uri, read_image
 from hgdpo_jax.pages.templates import render
 
 # A grid has dozens of images.
@@ -19,7 +13,7 @@ def as_page(document: Document) -> str:
     """The report with its charts and images."""
     return render(
         "joined/joined.html.jinja",
-        _picture,
+        lambda path: data_uri(read_image(path), _IMAGE_HEIGHT),
         title=document.title,
         subtitle=document.subtitle,
         document=document,
@@ -30,8 +24,3 @@ def as_page(document: Document) -> str:
         settings_title="Settings that all runs share",
         settings=document.settings,
     )
-
-
-def _picture(path: epath.Path) -> str:
-    image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
-    return data_uri(np.asarray(image), _IMAGE_HEIGHT)

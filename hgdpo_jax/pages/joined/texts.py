@@ -1,12 +1,11 @@
 """A report as plain text, Markdown, LaTeX and JSON."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from hgdpo_jax.files import json_text
 from hgdpo_jax.pages.joined.document import Document
-from hgdpo_jax.pages.tables import Cell, Table
+from hgdpo_jax.pages.tables import Cell, aligned
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -35,7 +34,7 @@ def as_plain_text(document: Document) -> str:
         lines += ["", section.title]
         lines += [section.lead] if section.lead else []
         for table in section.tables:
-            lines += ["", *([table.title] if table.title else []), *_aligned(table)]
+            lines += ["", *([table.title] if table.title else []), *aligned(table.lines)]
         lines += ["", *section.notes] if section.notes else []
     return "\n".join([*lines, "", *document.notes]) + "\n"
 
@@ -49,8 +48,7 @@ def as_markdown(document: Document) -> str:
         for table in section.tables:
             blocks += [f"### {_markdown(table.title)}"] if table.title else []
             ruler = "|---|" + "---:|" * (len(table.columns) - 1)
-            rows = [[_joined(cell) for cell in row] for row in table.rows]
-            lines = ["| " + " | ".join(_markdown(text) for text in row) + " |" for row in [table.columns, *rows]]
+            lines = ["| " + " | ".join(map(_markdown, row)) + " |" for row in table.lines]
             blocks.append("\n".join([lines[0], ruler, *lines[1:]]))
         blocks += [_markdown(note) for note in section.notes]
     blocks += ["## Reading", *(_markdown(note) for note in document.notes)]
@@ -63,8 +61,7 @@ def as_latex(document: Document) -> str:
     for section in document.sections:
         for table in section.tables:
             caption = ". ".join(text for text in (section.title, table.title) if text)
-            rows = [[_latex(_joined(cell)) for cell in row] for row in table.rows]
-            lines = [" & ".join(row) + r" \\" for row in [[_latex(text) for text in table.columns], *rows]]
+            lines = [" & ".join(map(_latex, row)) + r" \\" for row in table.lines]
             blocks.append(
                 "\n".join(
                     [
@@ -117,20 +114,6 @@ def as_json(document: Document) -> str:
 
 def _cell_values(cell: Cell) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(cell).items() if value not in ("", {})}
-
-
-def _joined(cell: Cell) -> str:
-    return f"{cell.text} ({cell.detail})" if cell.text and cell.detail else cell.text or cell.detail
-
-
-def _aligned(table: Table) -> list[str]:
-    rows = [list(table.columns), *([_joined(cell) for cell in row] for row in table.rows)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
-    return ["  ".join(_padded(row, widths)).rstrip() for row in rows]
-
-
-def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [text.ljust(width) for text, width in zip(row, widths, strict=True)]
 
 
 def _markdown(text: str) -> str:
