@@ -7,5 +7,5 @@ from configs.n20_sml import get_config as n20_sml_config
 
 def get_config() -> ConfigDict:
     config = n20_sml_config()
-    config.loss.statistic_weight = 0.0
+    config.dpo.statistic_weight = 0.0
     return config

@@ -7,5 +7,5 @@ from configs.n20 import get_config as n20_config
 
 def get_config() -> ConfigDict:
     config = n20_config()
-    config.loss.beta *= 20
+    config.dpo.beta *= 20
     return config

@@ -23,13 +23,12 @@ def get_config(row: str = "n20_sml-0") -> ConfigDict:
     config.train.seed = int(seed or 0)
     config.pool.size = paper.pool.size
     config.pairs.loser_rank = paper.pairs.loser_rank
-    config.loss.kind = paper.loss.kind
-    config.loss.beta = paper.loss.beta
-    config.loss.statistic_weight = paper.loss.statistic_weight
-    if config.loss.statistic_weight:
+    config.objective = paper.objective
+    config.dpo.update(paper.dpo)
+    if config.dpo.statistic_weight:
         # As one of 50 sampler steps: back to the step before, as the paper is worded, the loss is too weak to be seen
         # in so short a training.
-        config.loss.statistic_stride = 20
+        config.dpo.statistic_stride = 20
     config.sample.latent_normalization = paper.sample.latent_normalization
     config.prompts.train_count = round(PROMPTS * paper.prompts.train_count / _PAPERS_PROMPTS)
     config.prompts.test_count = 320

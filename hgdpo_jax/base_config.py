@@ -10,9 +10,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from hgdpo_jax import objectives
 from hgdpo_jax.diffusion.sampling import Sampling
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.settings import free, named
+from hgdpo_jax.objectives import Objective
+from hgdpo_jax.objectives.dpo import DPO
+from hgdpo_jax.settings import free, named, setting, signed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,26 +72,26 @@ class Pool:
     """
 
     # Images a prompt, N. Not part of the pool's fingerprint: more images are added to those there are.
-    size: int = 20
+    size: int = setting(20, least=1)
     # DPM-Solver++ steps.
-    steps: int = 50
+    steps: int = setting(50, least=1)
     # Scale of classifier-free guidance.
-    guidance: float = 5.0
+    guidance: float = signed(5.0)
     # What guidance leads away from, the same text for all images; empty: the empty prompt (not stated).
     negative_prompt: str = ""
     # Last layers of the text encoder that are skipped for prompts, while sampling and in training, counted as in
     # diffusers: what other programs call "clip skip 2" is 1. Negative prompts see all layers, as there (not stated).
     clip_skip: int = 0
     # Pixels.
-    width: int = 704
-    height: int = 1024
+    width: int = setting(704, least=1, most=1 << 14)
+    height: int = setting(1024, least=1, most=1 << 14)
     # Prompts a file of the pool: what is lost at most when the run is killed, times one image.
-    block: int = 64
+    block: int = setting(64, least=1)
     # Images drawn at once on one device; changes speed and memory, not the images.
-    device_batch: int = free(8)
+    device_batch: int = free(8, least=1)
     # Share of a stage's images that may be unusable, because their latents, pixels or scores are not finite, before the
     # stage stops. They are left out and counted; a few of them never stop a stage. Changes no results.
-    unusable_limit: float = free(0.01)
+    unusable_limit: float = free(0.01, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Scoring:
     # it loses 31 % of a 704x1024 portrait), or "pad" it.
     framing: str = "crop"
     # Images scored, and encoded by the VAE, at once on one device.
-    device_batch: int = free(16)
+    device_batch: int = free(16, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,24 +125,9 @@ class Adapter:
     """The LoRA on to_q, to_k, to_v and to_out of every attention (Sec. 3.2)."""
 
     # Rank; alpha equals it.
-    rank: int = 8
+    rank: int = setting(8, least=1)
     # Weight of the LoRA when sampling, 0 to 1 (Sec. 3.2: 0.5; 0.8 gives the best poses and less diversity).
-    scale: float = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """"""
-
-    # "dpo" learns from winner and loser by Diffusion-DPO and statistic matching (Eq. 9); "sft" predicts the noise in
-    # the winner and never sees the loser (Table 1: SFT on the winners).
-    kind: str = "dpo"
-    # Regularisation beta of Diffusion-DPO (Eq. 3) on errors averaged over the latent.
-    beta: float = 2500.0
-    # Weight lambda_stat of statistic matching (Eq. 8 and 9); 0: DPO alone.
-    statistic_weight: float = 10000.0
-    # Noise steps that statistic matching goes back: 1 as the paper writes, 20 as one of 50 sampler steps.
-    statistic_stride: int = 1
+    scale: float = signed(0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +138,11 @@ class Train:
     # experiment is trained anew on the same pool and evaluated on the same noise.
     seed: int = 0
     # Optimiser steps (not stated; here 100,000 pairs once).
-    steps: int = 6250
+    steps: int = setting(6250, least=1)
     # Pairs a step over all devices.
-    batch_size: int = 16
+    batch_size: int = setting(16, least=1)
     # Pairs at once on one device; the rest of a batch is accumulated.
-    device_batch: int = free(4)
+    device_batch: int = free(4, least=1)
     # Neighbouring devices that share one copy of the frozen base. 1: each has its own; 0: all of a host share one.
     fsdp: int = free(1)
     # What the gradient makes again instead of keeping it: "activations" makes norms, activations and gates again, which
@@ -172,9 +160,9 @@ class Train:
     # Gradients are scaled down to this norm; 0: never (not stated).
     max_gradient_norm: float = 1.0
     # Steps between evaluations on the validation prompts; the best of them is exported.
-    evaluate_every: int = 250
+    evaluate_every: int = setting(250, least=1)
     # Steps between checkpoints: what is lost at most when the run is killed.
-    checkpoint_every: int = free(50)
+    checkpoint_every: int = free(50, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,11 +176,11 @@ class Finetune:
     # The column with the captions; the paper's are LLaVA's.
     caption_column: str = named("text")
     # Optimiser steps (not stated; here the paper's 322,461 images once).
-    steps: int = 10_000
+    steps: int = setting(10_000, least=1)
     # Images a step over all devices (not stated).
-    batch_size: int = 32
+    batch_size: int = setting(32, least=1)
     # Images at once on one device; the rest of a batch is accumulated. 4 of 704x1024 pixels take 24 GB on an A100.
-    device_batch: int = free(4)
+    device_batch: int = free(4, least=1)
     # Neighbouring devices that share one copy of weights and optimiser state. 1: each has its own; 0: all of a host
     # share one.
     fsdp: int = free(0)
@@ -209,11 +197,11 @@ class Finetune:
     # Gradients are scaled down to this norm; 0: never (not stated).
     max_gradient_norm: float = 1.0
     # Share of captions replaced by the empty prompt, which guidance needs (not stated; that of Stable Diffusion 1.5).
-    empty_captions: float = 0.1
+    empty_captions: float = setting(0.1, most=1)
     # Steps between samples of a few captions, for the eye.
-    evaluate_every: int = free(1000)
+    evaluate_every: int = free(1000, least=1)
     # Steps between checkpoints, of 5.2 GB each: what is lost at most when the run is killed.
-    checkpoint_every: int = free(250)
+    checkpoint_every: int = free(250, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +211,7 @@ class Sample:
     # Prompts; empty: the test prompts.
     prompts: tuple[str, ...] = named(())
     # Images a prompt.
-    seeds: int = 4
+    seeds: int = setting(4, least=1)
     # Latent adaptive normalisation while sampling (Eq. 7); doubles the cost.
     latent_normalization: bool = False
 
@@ -244,16 +232,16 @@ class Evaluate:
     # share of images, one that returns numbers a mean (hgdpo_jax/evaluation/measures.py).
     measures: tuple[str, ...] = named(())
     # Images a prompt and model; their scores are averaged within the prompt.
-    seeds: int = 4
+    seeds: int = setting(4, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
     """How strong the LoRA should be (Fig. 8): `sweep_scale` draws the first test prompts at each of these scales."""
 
-    scales: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    scales: tuple[float, ...] = signed((0.0, 0.25, 0.5, 0.75, 1.0))
     # Prompts, counted from the first; each has `evaluate.seeds` images.
-    prompts: int = 32
+    prompts: int = setting(32, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +256,7 @@ class Preflight:
     largest_batch: bool = True
     # Shares of the roofline's speed that programs may reach; each gives an estimate of the hours. Empty: what
     # `python -m benchmarks.accelerator` measured on this kind of device, or 0.3 and 0.5 (assumed) where it did not run.
-    efficiencies: tuple[float, ...] = ()
+    efficiencies: tuple[float, ...] = signed(())
     # What one device costs an hour, in any currency; 0: no price.
     price_per_hour: float = 0.0
 
@@ -280,7 +268,7 @@ class Experiment:
     # Name of the experiment, its folder in WORKDIR/runs; empty: the name of the config file.
     name: str = free("")
     # All random numbers derive from it: pool images, training noise, initial LoRA.
-    seed: int = 0
+    seed: int = setting(0, most=(1 << 32) - 1)
     # Compute type of the frozen models: "bfloat16" or "float32". LoRA, optimiser and losses are always float32.
     # "float32" is full precision on GPUs and TPUs too, at a small share of their speed.
     dtype: str = "bfloat16"
@@ -309,7 +297,10 @@ class Experiment:
     scoring: Scoring = Scoring()
     pairs: Pairs = Pairs()
     adapter: Adapter = Adapter()
-    loss: Loss = Loss()
+    # What the LoRA learns from, a file in hgdpo_jax/objectives/ with settings of its own, such as dpo.beta: "dpo" is
+    # Diffusion-DPO with statistic matching (Eq. 9), "sft" predicts the noise in the winner and never sees the loser
+    # (Table 1: SFT on the winners).
+    objective: Objective = DPO()
     train: Train = Train()
     finetune: Finetune = Finetune()
     sample: Sample = Sample()
@@ -327,9 +318,17 @@ class Experiment:
 
 def base_config() -> ConfigDict:
     """The paper's settings; locked, so that a misspelt field is an error, and every field keeps its type."""
-    values = dataclasses.asdict(Experiment())
-    del values["extra"]
+    values = plain(Experiment())
+    for name in objectives.names():
+        values |= _section(objectives.find(name)())
     return ConfigDict(values).lock()
+
+
+def plain(experiment: Experiment) -> dict[str, Any]:
+    """An experiment as plain values, as its config has them; of objectives only the one that is chosen."""
+    values = dataclasses.asdict(experiment)
+    chosen = experiment.objective
+    return {**values, "objective": chosen.name(), **_section(chosen), **values.pop("extra")}
 
 
 def typed(config: ConfigDict) -> Experiment:
@@ -341,12 +340,23 @@ def typed(config: ConfigDict) -> Experiment:
         if field.name not in values:
             raise UserError(f"the config has no {field.name}: begin with config = base_config(), and change that")
         value = values.pop(field.name)
-        if dataclasses.is_dataclass(field.type):
-            names = {entry.name for entry in dataclasses.fields(field.type)}
-            if wrong := sorted(names ^ set(value if isinstance(value, dict) else ())):
-                what = "lacks" if wrong[0] in names else "does not know"
-                raise UserError(f"config.{field.name} {what} {wrong[0]}: begin with config = base_config()")
-            section: Any = field.type
-            value = section(**value)
+        if field.name == "objective":
+            sections = {name: values.pop(name, {}) for name in objectives.names()}
+            value = _read(objectives.find(value), sections.get(value, {}), value)
+        elif dataclasses.is_dataclass(field.type):
+            value = _read(field.type, value, field.name)
         known[field.name] = value
     return Experiment(**known, extra=values)
+
+
+def _section(objective: Objective) -> dict[str, Any]:
+    """The settings of an objective under its name, where it has some."""
+    options = dataclasses.asdict(objective)
+    return {objective.name(): options} if options else {}
+
+
+def _read(section: Any, values: Mapping[str, Any], name: str) -> Any:
+    if wrong := sorted({field.name for field in dataclasses.fields(section)} ^ set(values)):
+        what = "does not know" if wrong[0] in values else "lacks"
+        raise UserError(f"config.{name} {what} {wrong[0]}: begin with config = base_config()")
+    return section(**values)

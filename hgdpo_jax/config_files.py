@@ -53,8 +53,7 @@ def checked(config: ConfigDict) -> Experiment:
     """A config as typed values; raises UserError where it is not made of base_config(), or for an impossible value."""
     experiment = typed(config)
     require_compute_type(experiment.dtype, "config.dtype")
-    for name, value in _fields(config):
-        require_limits(name, value)
+    require_limits(experiment)
     return experiment
 
 

@@ -2,7 +2,7 @@
 
     hgdpo --config=toon
     hgdpo --config=configs/mine.py --plan
-    hgdpo --config=toon --config.name=milder --config.loss.beta=10000
+    hgdpo --config=toon --config.name=milder --config.dpo.beta=10000
     hgdpo --config=toon --stage=sample_images,evaluate_policy
 
 `python -m hgdpo_jax.main` is the same program.

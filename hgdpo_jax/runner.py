@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from hgdpo_jax import hosts, leases
 from hgdpo_jax.agreement import require_alike, require_workdir
 from hgdpo_jax.artifacts import TRACEBACK, StageRun, refuse_changes
-from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.base_config import Experiment, plain
 from hgdpo_jax.compilation import divide_cpu, keep_programs, spare_memory_of_cpu
 from hgdpo_jax.config_files import checked
 from hgdpo_jax.errors import UserError, first_line, outside_trouble
@@ -100,7 +100,7 @@ def run(
         # Not earlier: the other processes would wait for one that has ended.
         hosts.together(refuse_neighbour)
     loaded = hosts.together(lambda: _load(experiment, stages, workdir))
-    require_alike(dataclasses.asdict(experiment), [stage.run for stage in loaded])
+    require_alike(plain(experiment), [stage.run for stage in loaded])
     hosts.together(lambda: refuse_changes([stage.run for stage in loaded]))
     # Whoever comes later would see what the first one has finished meanwhile.
     undone = hosts.from_first([stage.run.name for stage in loaded if not stage.run.is_done()])

@@ -1,26 +1,54 @@
-"""Settings as typed values: which of a dataclass's fields decide a result."""
+"""Settings as typed values: what a dataclass's fields may hold, and which of them decide a result."""
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from typing import Any
 
-_DECIDES = "decides"
+# Of numbers of which nothing is said.
+LARGEST = (1 << 31) - 1
 
 
-def free(default: Any) -> Any:
+def setting(default: Any, *, least: float = 0, most: float = LARGEST, decides: bool = True) -> Any:
+    """A field that holds numbers from `least` to `most`; without it, from 0 on."""
+    return dataclasses.field(default=default, metadata={"limits": (least, most), "decides": decides})
+
+
+def signed(default: Any) -> Any:
+    """A field that holds any finite numbers."""
+    return setting(default, least=-math.inf, most=math.inf)
+
+
+def free(default: Any, *, least: float = 0, most: float = LARGEST) -> Any:
     """A field that changes no result, such as how many images a device takes at once."""
-    return dataclasses.field(default=default, metadata={_DECIDES: False})
+    return setting(default, least=least, most=most, decides=False)
 
 
 def named(default: Any) -> Any:
     """A field that names files: their content decides the result, and whoever reads them adds its fingerprint."""
-    return dataclasses.field(default=default, metadata={_DECIDES: False})
+    return setting(default, decides=False)
+
+
+def limits(field: dataclasses.Field) -> tuple[float, float]:
+    """The least and the largest number that a field may hold."""
+    return field.metadata.get("limits", (0, LARGEST))
 
 
 def decisive(value: Any) -> dict[str, Any]:
     """The fields of a typed value that decide a result, as plain values; nested ones likewise."""
     found = {}
     for field in dataclasses.fields(value):
-        if field.metadata.get(_DECIDES, True):
+        if field.metadata.get("decides", True):
             entry = getattr(value, field.name)
             found[field.name] = decisive(entry) if dataclasses.is_dataclass(entry) else entry
     return found
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """Dotted name, field and value of everything that a typed value holds, but for what holds values itself."""
+    for field in dataclasses.fields(value):
+        entry = getattr(value, field.name)
+        if dataclasses.is_dataclass(entry):
+            yield from leaves(entry, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field, entry

@@ -109,7 +109,7 @@ def test_a_file_of_weights_that_is_none_is_refused_in_one_line(tiny_base, tmp_pa
     [
         ("--config.train.adam_bits=16", ("train.adam_bits is 16", "8 or 32")),
         # It would be no statistic matching at all.
-        ("--config.loss.statistic_stride=0", ("loss.statistic_stride is 0", "at least 1")),
+        ("--config.dpo.statistic_stride=0", ("dpo.statistic_stride is 0", "at least 1")),
     ],
 )
 def test_a_training_that_cannot_be_is_refused_before_any_image_is_drawn(start, tmp_path, change, words):

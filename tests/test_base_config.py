@@ -1,6 +1,5 @@
 """Settings as typed values, and what they decide."""
 
-import dataclasses
 import importlib
 
 import pytest
@@ -8,23 +7,18 @@ from PIL import Image
 
 from hgdpo_jax.base_config import Experiment, base_config, typed
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.settings import decisive
+from hgdpo_jax.settings import leaves
 
 STAGES = ("generate_pool", "score_pool", "select_pairs", "check_pairs", "train_policy", "sample_images")
 STAGES += ("evaluate_policy", "sweep_scale", "encode_images", "finetune_base")
 
 
-def fields(value=None, prefix=""):
-    """Every field that holds no further ones: its dotted name, its value, and whether it decides results."""
-    for field in dataclasses.fields(value):
-        entry = getattr(value, field.name)
-        if dataclasses.is_dataclass(entry):
-            yield from fields(entry, f"{prefix}{field.name}.")
-        elif field.name != "extra":
-            yield f"{prefix}{field.name}", entry, field.name in decisive(value)
-
-
-DECISIVE = {name: value for name, value, decides in fields(Experiment()) if decides}
+# Every field that decides results, by its name in a config.
+DECISIVE = {
+    name.replace("objective.", "dpo."): value
+    for name, field, value in leaves(Experiment())
+    if field.metadata.get("decides", True) and name != "extra"
+} | {"objective": "sft"}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +54,8 @@ def test_a_setting_that_is_not_declared_free_changes_the_fingerprint_of_some_sta
     changed = base_config()
     changed.update(config)
     with changed.unlocked():
-        changed.update_from_flattened_dict({name: other(DECISIVE[name] if "count" not in name else 1)})
+        value = "sft" if name == "objective" else 1 if name.endswith("count") else other(DECISIVE[name])
+        changed.update_from_flattened_dict({name: value})
     assert settings(changed) != settings(config)
 
 

@@ -12,10 +12,11 @@ import functools, json, re, sys
 import jax, jax.numpy as jnp, numpy as np
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.batching import on_devices
-from hgdpo_jax.pipelines.preference_step import pair_losses
+from hgdpo_jax.objectives.dpo import DPO
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.sharding import data_mesh, replicate, shard_batch
+from hgdpo_jax.objectives import policy_losses
 from hgdpo_jax.training.policy_step import make_policy_step
 from hgdpo_jax.training.optimizer import make_optimizer
 
@@ -50,9 +51,9 @@ optimizer = make_optimizer(learning_rate=1e-4, max_gradient_norm=1.0)
 state = replicate({"parameters": adapter, "optimizer": optimizer.init(adapter)}, data_mesh())
 batch = {name: np.zeros((rows, *shape), np.float32) for name in ("winner_latents", "loser_latents")}
 batch, key = shard_batch((batch | {"tokens": np.zeros((rows, 77), np.int32)}, training_key(0, 1)), data_mesh())
-losses = functools.partial(pair_losses, model, beta=2500.0, statistic_weight=1e4, statistic_stride=1)
+losses = functools.partial(policy_losses, DPO(), model)
 for parts in (1, 2):
-    step = make_policy_step(losses, optimizer, 1000, parts, data_mesh())
+    step = make_policy_step(losses, functools.partial(DPO().draw, timesteps=1000), optimizer, parts, data_mesh())
     results[f"step in {parts}"] = collectives(step.lower(state, model.parameters, batch, key).compile())
 results["gradients"] = sum(leaf.size for leaf in jax.tree.leaves(adapter))
 print(json.dumps(results))

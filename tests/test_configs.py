@@ -21,7 +21,7 @@ SCORERS = (
     "clip_score:openai/clip-vit-large-patch14",
 )
 SHARED = {"prompts.train_count": 100_000, "pool.block": 125, "evaluate.scorers": SCORERS}
-DPO_ONLY = SHARED | {"loss.statistic_weight": 0.0}
+DPO_ONLY = SHARED | {"dpo.statistic_weight": 0.0}
 # What differs from base_config, whose values are the paper's.
 EXPERIMENTS = {
     "n2": DPO_ONLY | {"pool.size": 2},
@@ -33,11 +33,11 @@ EXPERIMENTS = {
     "n20_l10": DPO_ONLY | {"pairs.loser_rank": 10},
     "n20_2k": DPO_ONLY | {"prompts.train_count": 2_000},
     "n20_50k": DPO_ONLY | {"prompts.train_count": 50_000},
-    "n20_beta4x": DPO_ONLY | {"loss.beta": 10_000.0},
-    "n20_beta20x": DPO_ONLY | {"loss.beta": 50_000.0},
+    "n20_beta4x": DPO_ONLY | {"dpo.beta": 10_000.0},
+    "n20_beta20x": DPO_ONLY | {"dpo.beta": 50_000.0},
     "n20_lan": DPO_ONLY | {"sample.latent_normalization": True},
     "n20_sml": SHARED,
-    "sft_winners": DPO_ONLY | {"loss.kind": "sft"},
+    "sft_winners": DPO_ONLY | {"objective": "sft"},
     "pilot": SHARED
     | {
         "prompts.train_count": 500,
@@ -80,9 +80,9 @@ def test_a_row_in_miniature_differs_from_the_others_as_its_paper_experiment_does
     )
     assert {field for field in sml if sml[field] != beta[field]} == {
         "name",
-        "loss.beta",
-        "loss.statistic_weight",
-        "loss.statistic_stride",
+        "dpo.beta",
+        "dpo.statistic_weight",
+        "dpo.statistic_stride",
         "train.seed",
     }
     assert (sml["prompts.train_count"], data["prompts.train_count"], beta["train.seed"]) == (384, 8, 2)

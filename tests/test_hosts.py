@@ -35,7 +35,7 @@ def get_config():
     config.prompts.train = config.prompts.validation = config.prompts.test = {prompts!r}
     config.prompts.validation_count = config.prompts.test_count = 3
     # So weak that a loss does not magnify the last digit of its errors.
-    config.loss.beta = 100.0
+    config.dpo.beta = 100.0
     config.pool.update(size=3, steps=3, width=48, height=64, block=2, device_batch=2)
     config.train.update(steps=6, batch_size=4, device_batch=1, checkpoint_every=2, evaluate_every=3)
     config.train.update(learning_rate=1e-3, warmup_steps=1)
@@ -166,8 +166,8 @@ def test_the_report_holds_all_images(folders):
 
 
 def test_hosts_with_unequal_settings_all_end_with_the_difference(start):
-    processes = start("unequal", 2, last=["--config.loss.beta=1", "--config.train.learning_rate=0.5"])
-    words = "process 1 differs from process 0: config.loss.beta 100.0 -> 1.0, config.train.learning_rate 0.001 -> 0.5;"
+    processes = start("unequal", 2, last=["--config.dpo.beta=1", "--config.train.learning_rate=0.5"])
+    words = "process 1 differs from process 0: config.dpo.beta 100.0 -> 1.0, config.train.learning_rate 0.001 -> 0.5;"
     for output, process in [(process.communicate(timeout=300)[0], process) for process in processes]:
         assert process.returncode == 2 and f"error: {words}" in output, output
 

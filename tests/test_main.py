@@ -101,7 +101,7 @@ def test_what_a_stage_cannot_do_is_said_before_any_stage_runs(command, tmp_path)
 @pytest.mark.parametrize(
     "argument, words",
     [
-        ("--config.loss.betta=3", "config has no field loss.betta: did you mean loss.beta?"),
+        ("--config.dpo.betta=3", "config has no field dpo.betta: did you mean dpo.beta?"),
         ("--config.zzzzzz=3", "config has no field zzzzzz: the fields are in"),
         ("--config.pool.steps=many", "--config.pool.steps=many"),
         ("--config=missing.py", "config file missing.py does not exist"),
@@ -146,7 +146,7 @@ def test_no_experiment_is_one_line_that_helps(capsys):
 
 def test_a_misspelt_field_in_a_config_file_is_one_line_that_names_the_file(command, tmp_path):
     (tmp_path / "tiny.py").write_text(
-        small_stages.CONFIG.replace("    return", "    config.loss.betta = 1.0\n    return")
+        small_stages.CONFIG.replace("    return", "    config.dpo.betta = 1.0\n    return")
     )
     status, _, errors = command()
     assert status == 2

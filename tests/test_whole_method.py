@@ -95,7 +95,7 @@ def test_a_second_start_of_every_stage_compiles_nothing(workdir):
 def test_sft_on_the_winners_trains_on_the_pool_that_is_there(workdir):
     pool = {path: path.stat().st_mtime_ns for path in workdir.glob("pools/**/*.safetensors")}
     stages = "--stage=generate_pool,score_pool,select_pairs,train_policy"
-    run(workdir, "--config.name=sft", "--config.loss.kind=sft", stages)
+    run(workdir, "--config.name=sft", "--config.objective=sft", stages)
     assert {path: path.stat().st_mtime_ns for path in workdir.glob("pools/**/*.safetensors")} == pool
     dpo, sft = (
         hg.load_adapter(workdir / f"runs/{name}/train_policy/best.safetensors") for name in ("toon_smoke", "sft")

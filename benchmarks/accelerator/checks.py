@@ -26,7 +26,8 @@ from benchmarks.accelerator.programs import Compiler
 from benchmarks.accelerator.rows import Result, Row
 from hgdpo_jax.models.attention import attention
 from hgdpo_jax.models.parameters import apply
-from hgdpo_jax.pipelines.preference_step import pair_losses
+from hgdpo_jax.objectives import policy_losses
+from hgdpo_jax.objectives.dpo import DPO
 from hgdpo_jax.preflight.least import least_step_flops
 from hgdpo_jax.sharding import data_mesh
 from hgdpo_jax.training.optimizer import make_optimizer
@@ -75,9 +76,8 @@ class Bench:
         """Operations that a training step needs at the least for a pair of portraits."""
         models = self.models
         base = models.base("bfloat16").with_parameters(**models.parameters("bfloat16", "unet", "text_encoder"))
-        return least_step_flops(
-            base, models.adapter(trained=False), pairs=1, latent_shape=models.latent_shape(self.size.portrait)
-        )
+        shape = models.latent_shape(self.size.portrait)
+        return least_step_flops(base, models.adapter(trained=False), DPO(), rows=1, latent_shape=shape)
 
 
 # Each subject is a function of (models, dtype) that returns a pure function and its arguments.
@@ -144,8 +144,7 @@ def _gradient(models: Models, dtype: str, remat: str = "activations"):
     def gradient(adapter, base, batch):
         def loss(adapter):
             # Diffusion-DPO alone, as PyTorch's example has it.
-            options = {"beta": CHECK_BETA, "statistic_weight": 0.0, "statistic_stride": 1}
-            return pair_losses(model, adapter, base, batch, **options)["loss"].mean()
+            return policy_losses(DPO(CHECK_BETA, 0.0), model, adapter, base, batch)["loss"].mean()
 
         return jax.grad(loss)(adapter)
 
@@ -301,15 +300,11 @@ def _check_gradient(bench: Bench) -> Generator[None, None, Result]:
 def make_step(models: Models, dtype: str):
     """The training step of configs/n20_sml.py, its optimiser and its mesh."""
     mesh = data_mesh(jax.devices()[:1])
-    losses = functools.partial(
-        pair_losses,
-        models.base(dtype).with_remat("activations"),
-        beta=BETA,
-        statistic_weight=STATISTIC_WEIGHT,
-        statistic_stride=1,
-    )
+    objective = DPO(BETA, STATISTIC_WEIGHT)
+    losses = functools.partial(policy_losses, objective, models.base(dtype).with_remat("activations"))
+    draw = functools.partial(objective.draw, timesteps=1000)
     optimizer = make_optimizer(learning_rate=LEARNING_RATE, max_gradient_norm=1.0)
-    return make_policy_step(losses, optimizer, 1000, parts=1, mesh=mesh), optimizer
+    return make_policy_step(losses, draw, optimizer, parts=1, mesh=mesh), optimizer
 
 
 def step_arguments(models: Models, optimizer, pairs: int, pixels: tuple[int, int], dtype: str, trained: bool = False):

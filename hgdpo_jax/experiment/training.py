@@ -1,7 +1,6 @@
 """What trainings of an experiment share: their settings checked, their states and steps made."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import optax
@@ -12,14 +11,11 @@ from hgdpo_jax.base_config import Experiment, Finetune, Train
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.models.remat import REMAT
-from hgdpo_jax.pipelines.preference_step import pair_losses
-from hgdpo_jax.pipelines.winner_step import winner_losses
+from hgdpo_jax.objectives import policy_losses
 from hgdpo_jax.training.accumulation import accumulation_steps
 from hgdpo_jax.training.finetune_step import make_finetune_step
 from hgdpo_jax.training.optimizer import make_optimizer
 from hgdpo_jax.training.policy_step import make_policy_step
-
-LOSSES = ("dpo", "sft")
 
 
 def check_training(options: Train | Finetune, name: str) -> None:
@@ -54,37 +50,21 @@ def optimizer_of(options: Train | Finetune) -> optax.GradientTransformation:
     )
 
 
-def make_losses(experiment: Experiment, model: Model) -> Callable[..., dict[str, jax.Array]]:
-    """The function `(lora, base, batch)` that `loss.kind` names; its values, one a pair, have "loss" among them."""
-    # The pool's images were drawn from these states, and later ones will be: the LoRA must learn from no others.
-    clip_skip = experiment.pool.clip_skip
-    # Weights are an argument of the loss: to hold them here would keep a copy beside the one that training divides.
-    model = model.with_remat(experiment.train.remat).with_parameters(denoiser={}, text={})
-    if experiment.loss.kind == "sft":
-        return functools.partial(winner_losses, model, clip_skip=clip_skip)
-    return functools.partial(
-        pair_losses,
-        model,
-        beta=experiment.loss.beta,
-        statistic_weight=experiment.loss.statistic_weight,
-        statistic_stride=experiment.loss.statistic_stride,
-        clip_skip=clip_skip,
-    )
-
-
 def make_training(experiment: Experiment, model: Model, mesh: Mesh):
     """What makes the state that training begins with, and its step (`make_policy_step`) on a mesh."""
-    optimizer = optimizer_of(experiment.train)
+    optimizer, targets = optimizer_of(experiment.train), model.lora_targets
 
     def initial_state():
-        key = jax.random.key(training_seed(experiment))
-        parameters = lora.initialize(key, model.lora_targets, experiment.adapter.rank)
+        parameters = lora.initialize(jax.random.key(training_seed(experiment)), targets, experiment.adapter.rank)
         return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
 
+    # Weights are an argument of the loss: to hold them here would keep a copy beside the one that training divides.
+    model = model.with_remat(experiment.train.remat).with_parameters(denoiser={}, text={})
+    # The pool's images were drawn from this conditioning, and later ones will be: the LoRA must learn from no other.
+    losses = functools.partial(policy_losses, experiment.objective, model, clip_skip=experiment.pool.clip_skip)
+    draw = functools.partial(experiment.objective.draw, timesteps=len(model.schedule.betas))
     parts = accumulation_steps(experiment.train.batch_size, experiment.train.device_batch, mesh.size)
-    return initial_state, make_policy_step(
-        make_losses(experiment, model), optimizer, len(model.schedule.betas), parts, mesh
-    )
+    return initial_state, make_policy_step(losses, draw, optimizer, parts, mesh)
 
 
 def make_finetuning(experiment: Experiment, model: Model, mesh: Mesh):

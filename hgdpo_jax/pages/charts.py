@@ -12,6 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hgdpo_jax import objectives
+from hgdpo_jax.objectives import Chart
+
 # Colours of the figures; the report replaces each by its CSS variable, so that inlined curves follow the dark mode.
 PALETTE = {
     "ink": "#23262b",
@@ -22,17 +25,6 @@ PALETTE = {
     "series-3": "#4f46e5",
     "series-4": "#a16207",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Chart:
-    """What one small chart of the training curves shows: a title, the series (key -> label), and a level to mark."""
-
-    title: str
-    note: str
-    series: Mapping[str, str]
-    level: float | None = None
-    percent: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,47 +51,8 @@ class Curves:
     log_x: bool = False
 
 
-CHARTS = (
-    Chart(
-        "DPO loss",
-        "Dotted: log 2, where training starts.",
-        {"dpo_loss": "DPO term", "loss": "total"},
-        np.log(2),
-    ),
-    Chart(
-        "Statistic matching loss",
-        "Squared distance of channel means.",
-        {"statistic_loss": "statistic term"},
-    ),
-    Chart(
-        "Implicit accuracy",
-        "Share of pairs leaning to the winner.",
-        {"implicit_accuracy": "training pairs"},
-        0.5,
-        percent=True,
-    ),
-    Chart(
-        "Margin",
-        "Implicit reward, winner less loser.",
-        {"margin": "training pairs"},
-        0.0,
-    ),
-    Chart(
-        "Noise prediction error",
-        "Dashes: the reference on the same noise.",
-        {
-            "policy_winner_error": "winner",
-            "policy_loser_error": "loser",
-            "reference_winner_error": "winner, reference",
-            "reference_loser_error": "loser, reference",
-        },
-    ),
-    Chart(
-        "Error against the reference",
-        "Policy minus reference, by image.",
-        {"winner_error_change": "winner", "loser_error_change": "loser"},
-        0.0,
-    ),
+# Of every training.
+_GENERAL = (
     Chart("Gradient norm", "Before clipping.", {"gradient_norm": "LoRA gradient"}),
     Chart(
         "Validation win rate",
@@ -121,9 +74,14 @@ CHARTS = (
 )
 
 
+def _charts() -> list[Chart]:
+    of_objectives = [chart for name in objectives.names() for chart in objectives.find(name).charts]
+    return list({chart.title: chart for chart in (*of_objectives, *_GENERAL)}.values())
+
+
 def charts_with_data(log: Sequence[Mapping[str, float]]) -> list[Chart]:
     """The charts whose first series has at least one value in the log, one mapping of scalars a step."""
-    return [chart for chart in CHARTS if len(_series(log, next(iter(chart.series)))[0])]
+    return [chart for chart in _charts() if len(_series(log, next(iter(chart.series)))[0])]
 
 
 def chart_svg(chart: Chart, log: Sequence[Mapping[str, float]]) -> markupsafe.Markup:

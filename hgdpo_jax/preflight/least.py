@@ -7,30 +7,29 @@ import jax
 import jax.numpy as jnp
 
 from hgdpo_jax.families.model import Model
+from hgdpo_jax.objectives import Objective
 from hgdpo_jax.preflight.arithmetic import least_flops
 
 
 def least_step_flops(
     base: Model,
     adapter: Any,
+    objective: Objective,
     *,
-    pairs: int,
+    rows: int,
     latent_shape: tuple[int, int, int],
     clip_skip: int = 0,
-    winners_alone: bool = False,
 ) -> float:
-    """Operations that learning from so many pairs takes at the least; `adapter` may be shapes.
+    """Operations that learning from so many rows takes at the least; `adapter` may be shapes.
 
-    The prompts once through the text encoder, the images once through the reference, and once through the policy with
-    its gradient to activations and LoRA; learning from winners alone needs neither reference nor losers.
+    The prompts once through the text encoder, the objective's images once through the reference, and once through the
+    policy with its gradient to activations and LoRA.
     """
-    images = pairs if winners_alone else 2 * pairs
-    inputs = (
-        jax.ShapeDtypeStruct((images, *latent_shape), jnp.float32),
-        jax.ShapeDtypeStruct((images,), jnp.int32),
-        base.conditioning_shapes(images),
-    )
     parameters = {name: base.parameters[name] for name in ("denoiser", "text")}
+
+    def inputs(images: int) -> tuple:
+        noisy = jax.ShapeDtypeStruct((images, *latent_shape), jnp.float32)
+        return noisy, jax.ShapeDtypeStruct((images,), jnp.int32), base.conditioning_shapes(images)
 
     def least(function, *arguments, tuned=0):
         """The first `tuned` arrays are those that are trained."""
@@ -40,6 +39,7 @@ def least_step_flops(
     def policy(adapter, *arguments):
         return base.prediction(*arguments, adapters=[(adapter, 1.0)])
 
-    conditioning = least(functools.partial(base.condition, clip_skip=clip_skip), parameters, base.token_shapes(pairs))
-    tuned = least(policy, adapter, parameters, *inputs, tuned=len(jax.tree.leaves(adapter)))
-    return conditioning + tuned + (0.0 if winners_alone else least(base.prediction, parameters, *inputs))
+    conditioning = least(functools.partial(base.condition, clip_skip=clip_skip), parameters, base.token_shapes(rows))
+    trained, compared = inputs(rows * objective.trained_images), inputs(rows * objective.reference_images)
+    tuned = least(policy, adapter, parameters, *trained, tuned=len(jax.tree.leaves(adapter)))
+    return conditioning + tuned + (least(base.prediction, parameters, *compared) if objective.reference_images else 0.0)

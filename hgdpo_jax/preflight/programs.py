@@ -145,10 +145,10 @@ def _least_training_flops(setup: Setup) -> float:
     return least_step_flops(
         setup.base,
         _adapter(setup),
-        pairs=setup.parts * setup.device_batch,
+        setup.experiment.objective,
+        rows=setup.parts * setup.device_batch,
         latent_shape=_latent_shape(setup),
         clip_skip=setup.experiment.pool.clip_skip,
-        winners_alone=setup.experiment.loss.kind == "sft",
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from hgdpo_jax.artifacts import StageRun, flat
-from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.base_config import Experiment, plain
 from hgdpo_jax.data.pool import blocks_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.compared_models import TUNED, ComparedModel
@@ -81,7 +81,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
         results,
         example_pairs(results, first, second),
         training=read_scalars(run.input("train_policy", LOG)) if "train_policy" in run.inputs else (),
-        settings=dataclasses.asdict(experiment),
+        settings=plain(experiment),
         attribution=plugin_of(experiment.prompts.test)[0].attribution,
     )
     if "check_pairs" in run.inputs:
@@ -96,8 +96,10 @@ def _trained(experiment: Experiment, run: StageRun, results: Results) -> Results
     ranks = check = None
     training: dict[str, Any] = {}
     if "train_policy" in run.inputs:
-        sections = {name: decisive(getattr(experiment, name)) for name in ("pool", "pairs", "loss", "train")}
-        training = flat({**sections, "adapter.rank": experiment.adapter.rank})
+        objective = experiment.objective
+        sections = {name: decisive(getattr(experiment, name)) for name in ("pool", "pairs", "train")}
+        of_objective = {"objective": objective.name(), objective.name(): decisive(objective)}
+        training = flat({**sections, **of_objective, "adapter.rank": experiment.adapter.rank})
     if "select_pairs" in run.inputs:
         statistics = read_statistics(run.input("select_pairs", STATISTICS))
         training |= {"prompts.train_count": statistics["prompts"], "pairs": statistics["pairs"]}

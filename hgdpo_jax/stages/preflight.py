@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hgdpo_jax.artifacts import StageRun
-from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.base_config import Experiment, plain
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import write_json, write_text
 from hgdpo_jax.preflight.apart import compiler_environment, require_compiler, run_apart
@@ -24,7 +24,7 @@ INPUTS = ()
 
 def settings(experiment: Experiment) -> dict:
     # All that may decide a shape or a sum: this folder is cheap to make again.
-    return dataclasses.asdict(dataclasses.replace(experiment, name="", cpu_devices=0))
+    return plain(dataclasses.replace(experiment, name="", cpu_devices=0))
 
 
 def check(experiment: Experiment) -> None:

@@ -1,4 +1,4 @@
-"""Trains the LoRA on the pairs: Diffusion-DPO with statistic matching (HG-DPO, Sec. 3.2), or SFT on the winners."""
+"""Trains the LoRA on the pairs by the objective of the experiment (HG-DPO, Sec. 3.2)."""
 
 import sys
 
@@ -7,12 +7,11 @@ from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.pair_loader import PairLoader
-from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.drawing import drawing_settings
 from hgdpo_jax.experiment.models import load_base
 from hgdpo_jax.experiment.prompts import prompts_fingerprint, train_prompts, validation_prompts
 from hgdpo_jax.experiment.scoring import scoring_settings
-from hgdpo_jax.experiment.training import LOSSES, check_training, make_training, training_seed
+from hgdpo_jax.experiment.training import check_training, make_training, training_seed
 from hgdpo_jax.experiment.validation import Validation
 from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.run_log import RunLog
@@ -21,8 +20,13 @@ from hgdpo_jax.sharding import on_each_device, shard_parameters, training_mesh
 from hgdpo_jax.training.best import Best, was_evaluated
 from hgdpo_jax.training.loop import train
 
-INPUTS = ("select_pairs",)
 EVERY_HOST = True
+# The stages that make the rows of objectives, and what loads them.
+_ROWS = {"pair": ("select_pairs", PairLoader)}
+
+
+def inputs(experiment: Experiment) -> tuple[str, ...]:
+    return (_ROWS[experiment.objective.rows][0],)
 
 
 def settings(experiment: Experiment) -> dict:
@@ -30,7 +34,8 @@ def settings(experiment: Experiment) -> dict:
         **drawing_settings(experiment),
         **scoring_settings(experiment),
         "adapter": decisive(experiment.adapter),
-        "loss": decisive(experiment.loss),
+        "objective": experiment.objective.name(),
+        experiment.objective.name(): decisive(experiment.objective),
         "train": decisive(experiment.train),
         "prompts.validation": prompts_fingerprint(validation_prompts(experiment)),
     }
@@ -45,15 +50,14 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where the loss is unknown, or a setting of the training cannot be."""
-    if experiment.loss.kind not in LOSSES:
-        raise UserError(f"loss.kind is {experiment.loss.kind!r}, expected {' or '.join(map(repr, LOSSES))}")
+    """Raises UserError where a setting of the training cannot be."""
     check_training(experiment.train, "train")
 
 
 def run(experiment: Experiment, run: StageRun) -> None:
     model = load_base(experiment)
-    pairs = PairLoader(run.local_input("select_pairs"), experiment.train.batch_size, training_seed(experiment))
+    source, loader = _ROWS[experiment.objective.rows]
+    rows = loader(run.local_input(source), experiment.train.batch_size, training_seed(experiment))
     mesh = training_mesh(experiment.train.fsdp)
     initial_state, step_function = make_training(experiment, model, mesh)
     state = initial_state()
@@ -63,13 +67,9 @@ def run(experiment: Experiment, run: StageRun) -> None:
     model = model.with_parameters(denoiser={}, text={})
 
     def batch_at(step):
-        batch = pairs.batch(step)
-        arrays = {
-            "winner_latents": batch["winner_latents"],
-            "loser_latents": batch["loser_latents"],
-            "tokens": model.tokenize(batch["prompts"]),
-        }
-        return arrays, training_key(training_seed(experiment), step)
+        batch = rows.batch(step)
+        batch["tokens"] = model.tokenize(batch.pop("prompts"))
+        return batch, training_key(training_seed(experiment), step)
 
     log = RunLog(run.folder)
     checkpoints = Checkpoints(run.folder / "checkpoints")

@@ -1,6 +1,7 @@
-"""The training step of a LoRA on preference pairs."""
+"""The training step of a LoRA."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -12,20 +13,17 @@ from hgdpo_jax.training.accumulation import make_accumulating_step
 _ROUND_AS_WRITTEN = {"xla_allow_excess_precision": False}
 
 
-def make_policy_step(losses: Callable[..., dict[str, jax.Array]], optimizer, timesteps: int, parts: int, mesh: Mesh):
-    """One compiled step `(state, base, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged."""
+def make_policy_step(
+    losses: Callable[..., dict[str, jax.Array]], draw: Callable[..., Any], optimizer, parts: int, mesh: Mesh
+):
+    """One compiled step `(state, base, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged.
+
+    `draw(batch, key)` adds what is random in a batch, `losses(lora, base, batch)` has a value for each of its rows.
+    """
 
     def loss_function(parameters, base, batch):
         values = losses(parameters, base, batch)
         means = {name: value.mean() for name, value in values.items()}
         return means["loss"], means
-
-    def draw(batch, key):
-        noise_key, time_key = jax.random.split(key)
-        shape = batch["winner_latents"].shape
-        return batch | {
-            "noise": jax.random.normal(noise_key, shape),
-            "timesteps": jax.random.randint(time_key, shape[:1], 0, timesteps),
-        }
 
     return make_accumulating_step(loss_function, optimizer, draw, parts, mesh, _ROUND_AS_WRITTEN)

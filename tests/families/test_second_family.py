@@ -17,7 +17,8 @@ from hgdpo_jax.base_config import base_config, typed
 from hgdpo_jax.batching import rows_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.models import base_fingerprints, load_base
-from hgdpo_jax.pipelines.preference_step import pair_losses
+from hgdpo_jax.objectives import policy_losses
+from hgdpo_jax.objectives.dpo import DPO
 from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.sharding import shard_batch, training_mesh
 from hgdpo_jax.training.optimizer import make_optimizer
@@ -143,10 +144,12 @@ def test_a_pair_step_trains_the_lora_from_log_two(model):
     batch = {"winner_latents": latents[0], "loser_latents": latents[1], "tokens": tokens}
     optimizer = make_optimizer(learning_rate=1e-3, max_gradient_norm=1.0)
     pure = dataclasses.replace(model.with_remat("activations"), parameters={})
-    losses = functools.partial(pair_losses, pure, beta=100.0, statistic_weight=1e4, statistic_stride=1)
+    objective = DPO(beta=100.0)
+    losses = functools.partial(policy_losses, objective, pure)
+    draw = functools.partial(objective.draw, timesteps=len(model.schedule.betas))
     lora_of = lora.initialize(jax.random.key(0), model.lora_targets, rank=2)
     state = {"parameters": lora_of, "optimizer": optimizer.init(lora_of)}
-    step = make_policy_step(losses, optimizer, len(model.schedule.betas), 2, mesh)
+    step = make_policy_step(losses, draw, optimizer, 2, mesh)
     found = []
     for number in range(8):
         arguments = shard_batch((batch, training_key(0, number)), mesh)

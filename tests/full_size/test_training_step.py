@@ -12,7 +12,8 @@ import pytest
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion, targets_of
 from hgdpo_jax.families.stable_diffusion.unet import UNet, UNetConfig
-from hgdpo_jax.pipelines.preference_step import pair_losses
+from hgdpo_jax.objectives import policy_losses
+from hgdpo_jax.objectives.dpo import DPO
 from hgdpo_jax.training.optimizer import make_optimizer
 
 pytestmark = pytest.mark.slow
@@ -145,8 +146,7 @@ def found(base_folder, batch, adapter, expected):
     model = StableDiffusion.load(base_folder)
 
     def terms(adapter, base):
-        options = {"beta": BETA, "statistic_weight": STATISTIC_WEIGHT, "statistic_stride": 1}
-        values = pair_losses(model, adapter, base, batch, **options)
+        values = policy_losses(DPO(BETA, STATISTIC_WEIGHT), model, adapter, base, batch)
         values = {name: values[name].mean() for name in TERMS}
         return values, values
 

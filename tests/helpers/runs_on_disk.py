@@ -41,7 +41,7 @@ def make_results(name, *, lead=0.0, noise=0.3, shift=0.0, scores=SCORES, seeds=2
         "version": 2,
         "experiment": name,
         "settings": SETTINGS,
-        "training": {"prompts.train_count": 384, "pairs": 384, "loss.beta": 2500.0, "train.seed": 0},
+        "training": {"prompts.train_count": 384, "pairs": 384, "dpo.beta": 2500.0, "train.seed": 0},
         "prompts": PROMPTS,
         "scores": scores,
         "measures": {},

@@ -88,7 +88,7 @@ def report():
         training=[{"step": step, "loss": 0.7, "dpo_loss": 0.69, "validation_win_rate": 0.6} for step in (1, 2, 3)],
         best_pairs=examples[:1],
         worst_pairs=examples[1:2],
-        settings={"name": "n", "loss": {"beta": 2500, "note": HOSTILE}},
+        settings={"name": "n", "dpo": {"beta": 2500, "note": HOSTILE}},
         attribution="Drawn by someone. " + "an/address/that/does/not/break/" * 3,
     )
 
@@ -153,7 +153,7 @@ def test_measures_are_shown_with_their_intervals_and_the_difference():
 
 def test_page_shows_pairs_settings_accuracy_and_attribution(report):
     text = Page(render_page(report)).text
-    for words in ("+14.50", "loss.beta 2500", "right on 97.0", "Drawn by someone.", "DPO loss", "0.2500"):
+    for words in ("+14.50", "dpo.beta 2500", "right on 97.0", "Drawn by someone.", "DPO loss", "0.2500"):
         assert words in text
 
 

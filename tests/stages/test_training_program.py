@@ -11,7 +11,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from configs.n20_sml import get_config as n20_sml
 from configs.sft_winners import get_config as sft_winners
 from hgdpo_jax.base_config import typed
-from hgdpo_jax.pipelines.preference_step import pair_losses
+from hgdpo_jax.objectives import policy_losses
+from hgdpo_jax.objectives.dpo import DPO
 from hgdpo_jax.preflight import programs
 from hgdpo_jax.preflight.arithmetic import matrix_products, total_flops
 from hgdpo_jax.preflight.compilation import measure
@@ -116,8 +117,7 @@ def test_the_statistic_loss_adds_less_than_a_thousandth_of_the_operations(small)
         }
 
         def loss(lora, base, batch):
-            values = pair_losses(model, lora, base, batch, beta=2500.0, statistic_weight=1e4, statistic_stride=1)
-            return values[name].mean()
+            return policy_losses(DPO(), model, lora, base, batch)[name].mean()
 
         # Before the compiler, which merges and repeats small things as it pleases.
         gradient = jax.jit(jax.grad(loss)).lower(state["parameters"], base, batch)

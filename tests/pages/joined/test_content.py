@@ -204,9 +204,9 @@ def test_colours_are_undecided_where_one_channel_disagrees(tmp_path):
 
 def test_runs_of_a_row_that_differ_in_more_than_their_seed_are_named(tmp_path):
     first, second = make_results("n20-1"), make_results("n20-2")
-    second["training"] = first["training"] | {"loss.beta": 50.0, "train.seed": 9}
+    second["training"] = first["training"] | {"dpo.beta": 50.0, "train.seed": 9}
     notes = report(tmp_path, first, second).notes
-    assert "The runs of N-20 differ in more than their seed: loss.beta." in notes
+    assert "The runs of N-20 differ in more than their seed: dpo.beta." in notes
 
 
 def ranks(**changes):

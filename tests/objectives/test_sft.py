@@ -6,7 +6,8 @@ import pytest
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.diffusion.schedule import add_noise
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
-from hgdpo_jax.pipelines.winner_step import winner_losses
+from hgdpo_jax.objectives import policy_losses
+from hgdpo_jax.objectives.sft import SFT
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_loss_is_the_squared_error_of_the_noise_in_the_winner_with_the_lora_on(m
     }
     adapter = lora.initialize(jax.random.key(0), model.lora_targets, rank=4)
     adapter = jax.tree.map(lambda x: x + 0.1, adapter)
-    values = jax.jit(lambda tree: winner_losses(model, tree, model.parameters, batch, clip_skip=1))(adapter)
+    values = jax.jit(lambda tree: policy_losses(SFT(), model, tree, model.parameters, batch, clip_skip=1))(adapter)
 
     noisy = add_noise(model.schedule, jnp.asarray(batch["winner_latents"]), batch["noise"], batch["timesteps"])
     states = model.encode_prompts(["a man", "a woman with red hair"], clip_skip=1)

@@ -10,9 +10,8 @@ from hgdpo_jax.adapters import lora
 from hgdpo_jax.diffusion import ddpm
 from hgdpo_jax.diffusion.schedule import add_noise, training_target
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
-from hgdpo_jax.pipelines.preference_step import pair_losses
-
-OPTIONS = {"beta": 2500.0, "statistic_weight": 1e4, "statistic_stride": 1}
+from hgdpo_jax.objectives import policy_losses
+from hgdpo_jax.objectives.dpo import DPO
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def adapter(model):
 
 def test_loss_is_log_two_while_the_lora_changes_nothing(model, batch):
     fresh = lora.initialize(jax.random.key(0), model.lora_targets, rank=4)
-    values = jax.jit(lambda tree: pair_losses(model, tree, model.parameters, batch, **OPTIONS))(fresh)
+    values = jax.jit(lambda tree: policy_losses(DPO(), model, tree, model.parameters, batch))(fresh)
     # beta = 2500 times the rounding of two equal sums of float32.
     np.testing.assert_allclose(values["loss"], np.log(2), rtol=1e-3)
     np.testing.assert_array_equal(values["statistic_loss"], 0)
@@ -54,8 +53,7 @@ def test_terms_equal_their_definitions_on_separate_unet_calls_and_explicit_sampl
     model = dataclasses.replace(
         model, schedule=dataclasses.replace(model.schedule, prediction_type=prediction_type), programs=None
     )
-    options = OPTIONS | {"clip_skip": 1}
-    values = jax.jit(lambda tree: pair_losses(model, tree, model.parameters, batch, **options))(adapter)
+    values = jax.jit(lambda tree: policy_losses(DPO(), model, tree, model.parameters, batch, clip_skip=1))(adapter)
     states = model.condition(model.parameters, batch["tokens"], clip_skip=1)
     timesteps, noise = jnp.asarray(batch["timesteps"]), jnp.asarray(batch["noise"])
 
@@ -80,7 +78,7 @@ def test_terms_equal_their_definitions_on_separate_unet_calls_and_explicit_sampl
 
 def test_gradient_reaches_every_low_rank_factor(model, batch, adapter):
     def loss(tree):
-        return pair_losses(model, tree, model.parameters, batch, **OPTIONS)["loss"].mean()
+        return policy_losses(DPO(), model, tree, model.parameters, batch)["loss"].mean()
 
     gradients = jax.jit(jax.grad(loss))(adapter)
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradients))
