@@ -49,12 +49,12 @@ def sample(
 
     def advance(carry, step):
         latents, previous_clean = carry
-        timestep, signal, spread, keep, move, curve = step
+        timestep, signal, sigma, keep, move, curve = step
         prediction = predict(latents, timestep).astype(jnp.float32)
         if schedule.prediction_type == "epsilon":
-            clean = (latents - spread * prediction) / signal
+            clean = (latents - sigma * prediction) / signal
         else:
-            clean = signal * latents - spread * prediction
+            clean = signal * latents - sigma * prediction
         latents = keep * latents + move * clean + curve * (clean - previous_clean)
         return (after_step(latents) if after_step else latents, clean), None
 
@@ -65,7 +65,7 @@ def sample(
 
 
 def _coefficients(schedule: NoiseSchedule, steps: int) -> tuple[Float[np.ndarray, " steps"], ...]:
-    """Signal and spread of the latents at every step, and the weights that lead to the next ones, float32.
+    """Signal and sigma of the latents at every step, and the weights that lead to the next ones, float32.
 
     `next = keep * latents + move * clean + curve * (clean - previous_clean)`, with the predicted clean image.
     """
@@ -77,14 +77,14 @@ def _coefficients(schedule: NoiseSchedule, steps: int) -> tuple[Float[np.ndarray
         ratios = np.interp(timesteps(schedule, steps), np.arange(len(trained)), trained)
     ratios = np.append(ratios, 0.0)  # The sampler ends without noise.
     signal = 1 / np.sqrt(ratios**2 + 1)
-    spread = ratios * signal
-    keep = spread[1:] / spread[:-1]
+    sigma = ratios * signal
+    keep = sigma[1:] / sigma[:-1]
     move = signal[1:] * (1 - ratios[1:] / ratios[:-1])
     # The first step knows no previous prediction, and the last one, to infinite log-SNR, cannot weigh it.
     curve = np.zeros(steps)
     widths = -np.diff(np.log(ratios[:-1]))
     curve[1:-1] = 0.5 * move[1:-1] * widths[1:] / widths[:-1]
-    return tuple(array.astype(np.float32) for array in (signal[:-1], spread[:-1], keep, move, curve))
+    return tuple(array.astype(np.float32) for array in (signal[:-1], sigma[:-1], keep, move, curve))
 
 
 def _noise_to_signal(schedule: NoiseSchedule) -> Float[np.ndarray, " t"]:

@@ -160,8 +160,8 @@ def add_noise(
 ) -> Float[Array, "n h w c"]:
     """The forward process, with a timestep of its own for each image (HG-DPO, Sec. 3.2)."""
     signal = at_timesteps(np.sqrt(schedule.alphas_cumprod), timesteps)
-    spread = at_timesteps(np.sqrt(1 - schedule.alphas_cumprod), timesteps)
-    return signal * clean.astype(jnp.float32) + spread * noise.astype(jnp.float32)
+    sigma = at_timesteps(np.sqrt(1 - schedule.alphas_cumprod), timesteps)
+    return signal * clean.astype(jnp.float32) + sigma * noise.astype(jnp.float32)
 
 
 def training_target(
@@ -174,8 +174,8 @@ def training_target(
     if schedule.prediction_type == "epsilon":
         return noise
     signal = at_timesteps(np.sqrt(schedule.alphas_cumprod), timesteps)
-    spread = at_timesteps(np.sqrt(1 - schedule.alphas_cumprod), timesteps)
-    return signal * noise.astype(jnp.float32) - spread * clean.astype(jnp.float32)
+    sigma = at_timesteps(np.sqrt(1 - schedule.alphas_cumprod), timesteps)
+    return signal * noise.astype(jnp.float32) - sigma * clean.astype(jnp.float32)
 
 
 def predicted_image(
@@ -187,11 +187,11 @@ def predicted_image(
     """The clean latents that follow from a network's prediction for noisy ones, float32."""
     # Float64: 1 - x cancels all but four digits of float32 at small t.
     alphas_cumprod = schedule.alphas_cumprod.astype(np.float64)
-    signal, spread = (at_timesteps(np.sqrt(share), timesteps) for share in (alphas_cumprod, 1 - alphas_cumprod))
+    signal, sigma = (at_timesteps(np.sqrt(share), timesteps) for share in (alphas_cumprod, 1 - alphas_cumprod))
     latents, prediction = latents.astype(jnp.float32), prediction.astype(jnp.float32)
     if schedule.prediction_type == "epsilon":
-        return (latents - spread * prediction) / signal
-    return signal * latents - spread * prediction
+        return (latents - sigma * prediction) / signal
+    return signal * latents - sigma * prediction
 
 
 def predicted_noise(
@@ -205,8 +205,8 @@ def predicted_noise(
     if schedule.prediction_type == "epsilon":
         return prediction
     signal = at_timesteps(np.sqrt(schedule.alphas_cumprod), timesteps)
-    spread = at_timesteps(np.sqrt(1 - schedule.alphas_cumprod), timesteps)
-    return signal * prediction + spread * latents.astype(jnp.float32)
+    sigma = at_timesteps(np.sqrt(1 - schedule.alphas_cumprod), timesteps)
+    return signal * prediction + sigma * latents.astype(jnp.float32)
 
 
 def at_timesteps(table: Float[np.ndarray, " t"], timesteps: Int[Array, " n"]) -> Float[jax.Array, "n 1 1 1"]:

@@ -33,7 +33,7 @@ class CLIPScorer(Scorer):
     clip: CLIP
     tokenizer: Any
     mean: tuple[float, ...]
-    spread: tuple[float, ...]
+    deviation: tuple[float, ...]
     framing: str
 
     @classmethod
@@ -73,7 +73,7 @@ class CLIPScorer(Scorer):
             parameters=shapes,
             tokenizer=None,
             mean=tuple(preprocessor["image_mean"]),
-            spread=tuple(preprocessor["image_std"]),
+            deviation=tuple(preprocessor["image_std"]),
             framing=framing,
         )
 
@@ -85,7 +85,7 @@ class CLIPScorer(Scorer):
 
     def preprocess(self, pixels: UInt8[Array, "n height width 3"]) -> Float[Array, "n size size 3"]:
         """Images as the image tower wants them."""
-        return preprocess(pixels, self.clip.config.vision.image_size, self.framing, self.mean, self.spread)
+        return preprocess(pixels, self.clip.config.vision.image_size, self.framing, self.mean, self.deviation)
 
     def embed_pixels(self, parameters, pixels: UInt8[Array, "n height width 3"]) -> Float[Array, "n p"]:
         """Unit embeddings of images."""

@@ -45,7 +45,7 @@ class HPSv2(CLIPScorer):
             x = jax.image.resize(x, (x.shape[0], rows, columns, 3), method="cubic", antialias=True)
         top, left = (size - rows) // 2, (size - columns) // 2
         x = jnp.pad(x, ((0, 0), (top, size - rows - top), (left, size - columns - left), (0, 0)))
-        return (x - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.spread, jnp.float32)
+        return (x - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.deviation, jnp.float32)
 
     def score_pixels(
         self, parameters, pixels: UInt8[Array, "n height width 3"], prompts: Float[Array, "n p"]

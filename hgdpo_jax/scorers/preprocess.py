@@ -12,7 +12,7 @@ def preprocess(
     size: int,
     framing: str,
     mean: Sequence[float],
-    spread: Sequence[float],
+    deviation: Sequence[float],
     half: Callable[[int], int] = lambda margin: margin // 2,
 ) -> Float[Array, "n size size 3"]:
     """Pixels in [0, 255] to CLIP's input: bicubic with antialiasing, then cropped or padded to a square.
@@ -31,7 +31,7 @@ def preprocess(
         if x.shape[1:3] != shape:
             x = jax.image.resize(x, (x.shape[0], *shape, 3), method="cubic", antialias=True)
             x = jnp.round(jnp.clip(x, 0.0, 255.0))
-    x = (x / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(spread, jnp.float32)
+    x = (x / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(deviation, jnp.float32)
     if framing == "crop":
         top, left = half(rows - size), half(columns - size)
         return x[:, top : top + size, left : left + size]

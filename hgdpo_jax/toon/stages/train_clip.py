@@ -117,7 +117,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
 
 
 def _statistics() -> dict:
-    return {"mean": PREPROCESSOR["image_mean"], "spread": PREPROCESSOR["image_std"]}
+    return {"mean": PREPROCESSOR["image_mean"], "deviation": PREPROCESSOR["image_std"]}
 
 
 def _options(experiment: Experiment) -> CLIPTraining:

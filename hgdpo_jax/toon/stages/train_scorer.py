@@ -68,7 +68,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
     token_ids = crop_padding(start.tokenize(pairs.prompts))
 
     def scores_of(parameters, ids, pixels):
-        inputs = preprocess(pixels, start.clip.config.vision.image_size, "pad", start.mean, start.spread)
+        inputs = preprocess(pixels, start.clip.config.vision.image_size, "pad", start.mean, start.deviation)
         text, image, logit_scale = start.clip.apply({"params": parameters}, ids, inputs)
         return text, jnp.split(image, 2), jnp.exp(logit_scale)
 
