@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.encoding import make_encode, make_reencode
 from hgdpo_jax.experiment.models import base_shapes
 from hgdpo_jax.experiment.scoring import make_score
@@ -23,6 +22,7 @@ from hgdpo_jax.preflight.least import least_step_flops
 from hgdpo_jax.preflight.published import PICK_SCORE, PREPROCESSOR
 from hgdpo_jax.preflight.targets import Chip
 from hgdpo_jax.scorers.pick_score import PickScore
+from hgdpo_jax.scorers.scorer import Scorer
 from hgdpo_jax.scorers.sources import ScorerSource
 from hgdpo_jax.sharding import batch_shapes, parameter_shapes, replicated_shapes, training_mesh
 from hgdpo_jax.training.accumulation import accumulation_steps
@@ -52,14 +52,13 @@ def measure_program(
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What decides a program beside its devices: models without weights.
+    """What decides a program beside its devices: the base without weights.
 
     A device has `device_batch` rows at once, in training in each of `parts` parts of a step.
     """
 
     experiment: Experiment
     base: Model
-    scorer: PickScore
     device_batch: int
     parts: int
 
@@ -70,17 +69,27 @@ def make_setup(experiment: Experiment, name: str, device_batch: int, devices: in
     if section := TRAINING.get(name):
         options = getattr(experiment, section)
         parts = accumulation_steps(options.batch_size, options.device_batch, devices)
-    return Setup(experiment, base_shapes(experiment), _scorer(experiment), device_batch, parts)
+    return Setup(experiment, base_shapes(experiment), device_batch, parts)
 
 
-def _scorer(experiment: Experiment) -> PickScore:
-    source, files = experiment.weights.scorer, PICK_SCORE
-    if source:
-        parsed = ScorerSource.parse(source)
-        if parsed.kind != "pick_score":
-            raise UserError(f"preflight knows PickScore alone, not {source!r}: set config.weights.scorer to '' for it")
+def _scorer(experiment: Experiment) -> tuple[Scorer, jax.ShapeDtypeStruct]:
+    """The scorer that chooses the pairs, with shapes for weights, and the shape of an encoded prompt.
+
+    Of a PickScore its config is enough; weights of other kinds are read.
+    """
+    source, framing = experiment.weights.scorer, experiment.scoring.framing
+    parsed = ScorerSource.parse(source) if source else None
+    if parsed and parsed.kind != "pick_score":
+        loaded = parsed.load(experiment.dtype, framing)
+        assert isinstance(loaded, Scorer), "a function of the user's own has no program"
+        prompt = loaded.encode_prompts("a portrait")[0]
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), loaded.parameters)
+        return dataclasses.replace(loaded, parameters=shapes), jax.ShapeDtypeStruct(prompt.shape, prompt.dtype)
+    files = PICK_SCORE
+    if parsed:
         files = folders.read_json(resolve_source(parsed.source, weights=()) / "config.json")
-    return PickScore.without_weights(files, PREPROCESSOR, experiment.dtype, experiment.scoring.framing)
+    scorer = PickScore.without_weights(files, PREPROCESSOR, experiment.dtype, framing)
+    return scorer, jax.ShapeDtypeStruct((scorer.clip.config.projection_dim,), jnp.float32)
 
 
 def build_program(name: str, setup: Setup, mesh: Mesh) -> Program:
@@ -110,11 +119,11 @@ def _build_evaluation(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
 
 
 def _build_scoring(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
-    weights = ({"autoencoder": parameters["autoencoder"]}, replicated_shapes(setup.scorer.parameters, mesh))
-    embeddings = _rows((setup.scorer.clip.config.projection_dim,), setup, mesh)
-    function = make_score(setup.base, setup.scorer)
-    arguments = (*weights, _latents(setup, mesh, jnp.float16), embeddings)
-    return Program(function, arguments, weights=weights)
+    scorer, prompt = _scorer(setup.experiment)
+    weights = ({"autoencoder": parameters["autoencoder"]}, replicated_shapes(scorer.parameters, mesh))
+    prompts = _rows(prompt.shape, setup, mesh, prompt.dtype)
+    arguments = (*weights, _latents(setup, mesh, jnp.float16), prompts)
+    return Program(make_score(setup.base, scorer), arguments, weights=weights)
 
 
 def _build_selection(setup: Setup, parameters: dict, mesh: Mesh) -> Program:

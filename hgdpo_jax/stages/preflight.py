@@ -17,6 +17,7 @@ from hgdpo_jax.preflight.measured import efficiencies
 from hgdpo_jax.preflight.programs import BATCH_SETTINGS, TRAINING, measure_program
 from hgdpo_jax.preflight.report import as_json, as_table
 from hgdpo_jax.preflight.targets import Target, parse_target, target_devices
+from hgdpo_jax.scorers.sources import FUNCTION, ScorerSource
 from hgdpo_jax.training.accumulation import accumulation_steps
 
 INPUTS = ()
@@ -104,6 +105,10 @@ def program_names(experiment: Experiment) -> list[str]:
     if experiment.pairs.latents == "sampled" and "select_pairs" in names:
         # It decodes and encodes nothing then.
         names.remove("select_pairs")
+    scorer = experiment.weights.scorer
+    if scorer and ScorerSource.parse(scorer).kind == FUNCTION and "score_pool" in names:
+        # It runs as it is; its images stand under what is not counted.
+        names.remove("score_pool")
     if not names:
         raise UserError(f"no program to compile: the config's stages are {', '.join(experiment.stages)}")
     return names

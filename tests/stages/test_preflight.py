@@ -80,6 +80,16 @@ def test_programs_are_compiled_and_reported(small):
     assert json.loads(json.dumps(values)) == values
 
 
+def test_every_kind_of_scorer_has_its_program_and_a_function_of_ones_own_none(small, tiny_scorer):
+    config = small(n20_sml())
+    chosen = flops(config, "score_pool", 2)
+    config.weights.scorer = f"clip_score:{tiny_scorer}"
+    # The same towers, read with their weights instead of their config alone.
+    assert flops(config, "score_pool", 2) == chosen
+    config.weights.scorer = "os.path:basename"
+    assert "score_pool" not in preflight.program_names(typed(config))
+
+
 def test_what_a_stage_holds_is_an_argument_of_its_program_or_lies_beside_it(small, tiny_base, tiny_scorer):
     config, base, scorer = small(n20_sml()), StableDiffusion.load(str(tiny_base)), PickScore.load(str(tiny_scorer))
     sizes = {name: bytes_of(tree) for name, tree in base.parameters.items()} | {"scorer": bytes_of(scorer.parameters)}
