@@ -7,7 +7,7 @@ from single_file import PREFIXES, SD15, diffusers_names, make_models, single_fil
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.stable_diffusion.files import read_checkpoint
 from hgdpo_jax.families.stable_diffusion.ldm_file import convert_checkpoint, convert_vae
-from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
+from hgdpo_jax.families.stable_diffusion.model import StableDiffusion, by_file
 from hgdpo_jax.families.stable_diffusion.unet import UNetConfig
 from hgdpo_jax.models.autoencoder import AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig
@@ -84,7 +84,7 @@ def small_file(small, tmp_path_factory):
 def test_a_single_file_fills_the_models(small, small_file, tokenizer_folder):
     model = StableDiffusion.load(small_file, tokenizer=str(tokenizer_folder))
     for part, reference in small[0].items():
-        found = from_tree(jax.device_get(model.parameters[part]))
+        found = from_tree(jax.device_get(by_file(model.parameters)[part]))
         expected = {key.removeprefix("text_model."): value for key, value in reference.state_dict().items()}
         assert found.keys() == {key for key in expected if "position_ids" not in key}
         assert all(np.array_equal(array, expected[key].half().float().numpy()) for key, array in found.items())
