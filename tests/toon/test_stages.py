@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 import hgdpo_jax as hg
-from hgdpo_jax.config_files import read_config
+from hgdpo_jax.config_files import load_config
 from hgdpo_jax.main import main
 from hgdpo_jax.toon import package
 from hgdpo_jax.toon.oracle import AttributeOracle
@@ -56,7 +56,7 @@ def test_contrastive_batches_hold_training_portraits_that_colours_do_not_tell_ap
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_configs_of_the_weights_are_read_with_their_own_settings(name):
-    assert read_config(str(CONFIGS / f"{name}.py"), []).seed == list(SMALL).index(name)
+    assert load_config(str(CONFIGS / f"{name}.py")).seed == list(SMALL).index(name)
 
 
 @pytest.mark.slow
