@@ -20,7 +20,7 @@ from hgdpo_jax.objectives import policy_losses
 from hgdpo_jax.training.policy_step import make_policy_step
 from hgdpo_jax.training.optimizer import make_optimizer
 
-model = StableDiffusion.load(sys.argv[1])
+model, rounded = (StableDiffusion.load(sys.argv[1], dtype=dtype) for dtype in ("float32", "bfloat16"))
 shape = model.latent_shape(48, 64)
 rows = 16
 assert data_mesh().size == 8
@@ -51,10 +51,10 @@ optimizer = make_optimizer(learning_rate=1e-4, max_gradient_norm=1.0)
 state = replicate({"parameters": adapter, "optimizer": optimizer.init(adapter)}, data_mesh())
 batch = {name: np.zeros((rows, *shape), np.float32) for name in ("winner_latents", "loser_latents")}
 batch, key = shard_batch((batch | {"tokens": np.zeros((rows, 77), np.int32)}, training_key(0, 1)), data_mesh())
-losses = functools.partial(policy_losses, DPO(), model)
-for parts in (1, 2):
-    step = make_policy_step(losses, functools.partial(DPO().draw, timesteps=1000), optimizer, parts, data_mesh())
-    results[f"step in {parts}"] = collectives(step.lower(state, model.parameters, batch, key).compile())
+draw = functools.partial(DPO().draw, timesteps=1000)
+for of, dtype, parts in ((model, "float32", 1), (model, "float32", 2), (rounded, "bfloat16", 1)):
+    step = make_policy_step(functools.partial(policy_losses, DPO(), of), draw, optimizer, parts, data_mesh())
+    results[f"step in {parts}, {dtype}"] = collectives(step.lower(state, of.parameters, batch, key).compile())
 results["gradients"] = sum(leaf.size for leaf in jax.tree.leaves(adapter))
 print(json.dumps(results))
 """
@@ -74,9 +74,10 @@ def test_devices_draw_and_encode_images_without_a_word_to_each_other(collectives
     assert collectives["sample"] == collectives["decode"] == {}
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_training_step_shares_its_gradients_and_what_is_logged_and_nothing_else(collectives, parts):
-    step = collectives[f"step in {parts}"]
+# In bfloat16 policy and reference are rounds of a loop.
+@pytest.mark.parametrize(("parts", "dtype"), [(1, "float32"), (2, "float32"), (1, "bfloat16")])
+def test_a_training_step_shares_its_gradients_and_what_is_logged_and_nothing_else(collectives, parts, dtype):
+    step = collectives[f"step in {parts}, {dtype}"]
     assert step.keys() == {"all-reduce"}
     # At most as many scalars as are logged.
     assert 0 <= step["all-reduce"] - collectives["gradients"] <= 16

@@ -1,6 +1,6 @@
 """Training steps whose batch goes through the devices in parts, because its gradient as a whole does not fit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +25,6 @@ def make_accumulating_step(
     draw: Callable[[Any, jax.Array], Any],
     parts: int,
     mesh: Mesh,
-    compiler_options: Mapping[str, Any] | None = None,
 ):
     """One compiled step `(state, frozen, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged.
 
@@ -65,7 +64,7 @@ def make_accumulating_step(
         # Else the compiler may leave whole what comes divided, and nothing would be reused.
         return _divided(state, mesh), scalars | {"gradient_norm": optax.tree.norm(gradients)}
 
-    return jax.jit(step, donate_argnums=0, compiler_options=dict(compiler_options or {}) or None)
+    return jax.jit(step, donate_argnums=0)
 
 
 def _whole(tree, mesh: Mesh):

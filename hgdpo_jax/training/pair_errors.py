@@ -11,6 +11,7 @@ from hgdpo_jax import losses
 from hgdpo_jax.diffusion import ddpm
 from hgdpo_jax.diffusion.schedule import NoiseSchedule, add_noise, training_target
 from hgdpo_jax.families.model import Model
+from hgdpo_jax.training.policy_and_reference import policy_and_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,17 @@ def pair_errors(model: Model, lora: dict, base: dict, batch: dict[str, Any], con
     noisy_losers = add_noise(model.schedule, losers, noise, timesteps)
     both = jax.tree.map(_interleaved, conditioning, conditioning)
     inputs = _interleaved(noisy_winners, noisy_losers), _interleaved(timesteps, timesteps), both
-    policy = model.prediction(base, *inputs, adapters=[(lora, 1.0)])
-    reference = jax.lax.stop_gradient(model.prediction(base, *inputs))
+    # The base is stored in the type that it computes in.
+    if jax.tree.leaves(base["denoiser"])[0].dtype == jnp.bfloat16:
+
+        def predict(lora, scale, frozen):
+            base, inputs = frozen
+            return model.prediction(base, *inputs, adapters=[(lora, scale)])
+
+        policy, reference = policy_and_reference(predict, lora, (base, inputs))
+    else:
+        policy = model.prediction(base, *inputs, adapters=[(lora, 1.0)])
+        reference = jax.lax.stop_gradient(model.prediction(base, *inputs))
     policy_winner, policy_loser = _sides(policy)
     reference_winner, reference_loser = _sides(reference)
     winner_target = training_target(model.schedule, winners, noise, timesteps)

@@ -1,8 +1,10 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from hgdpo_jax import losses
@@ -12,6 +14,9 @@ from hgdpo_jax.diffusion.schedule import add_noise, training_target
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.objectives import policy_losses
 from hgdpo_jax.objectives.dpo import DPO
+from hgdpo_jax.sharding import data_mesh
+from hgdpo_jax.training.optimizer import make_optimizer
+from hgdpo_jax.training.policy_step import make_policy_step
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,43 @@ def test_loss_is_log_two_while_the_lora_changes_nothing(model, batch):
     # beta = 2500 times the rounding of two equal sums of float32.
     np.testing.assert_allclose(values["loss"], np.log(2), rtol=1e-3)
     np.testing.assert_array_equal(values["statistic_loss"], 0)
+
+
+# Where the gradient rematerialises activations, two calls would be compiled most differently.
+@pytest.mark.parametrize("remat", ["none", "activations"])
+def test_in_bfloat16_policy_and_reference_are_the_same_while_the_lora_changes_nothing(tiny_base, batch, remat):
+    model = StableDiffusion.load(tiny_base, dtype="bfloat16").with_remat(remat)
+    optimizer = make_optimizer(learning_rate=0.0)
+    fresh = lora.initialize(jax.random.key(0), model.lora_targets, rank=4)
+    state = {"parameters": fresh, "optimizer": optimizer.init(fresh)}
+    losses, draw = functools.partial(policy_losses, DPO(), model), functools.partial(DPO().draw, timesteps=1000)
+    step = make_policy_step(losses, draw, optimizer, 1, data_mesh(jax.devices()[:1]))
+    for seed in range(4):
+        state, scalars = step(state, model.parameters, batch, jax.random.key(seed))
+        # beta = 2500 times the rounding of two equal sums of float32.
+        assert abs(scalars["margin"]) < 1e-3
+        assert scalars["statistic_loss"] == 0
+
+
+def test_in_bfloat16_errors_and_gradients_are_those_of_float32_but_for_rounding(tiny_base, model, batch, adapter):
+    # A LoRA whose policy differs by more than rounding.
+    adapter = jax.tree.map(lambda x: 3 * x, adapter)
+
+    def terms_and_gradients(model):
+        def loss(tree):
+            # With the method's beta rounding would move the sigmoid.
+            values = policy_losses(DPO(1.0, 1.0), model, tree, model.parameters, batch)
+            return values["loss"].mean(), {name: values[name] for name in values if name.endswith("_error")}
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(adapter)
+
+    (_, rounded), gradients = terms_and_gradients(StableDiffusion.load(tiny_base, dtype="bfloat16"))
+    (_, expected), expected_gradients = terms_and_gradients(model)
+    # bfloat16 has 8 bits.
+    for name in expected:
+        np.testing.assert_allclose(rounded[name], expected[name], rtol=5e-3)
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, gradients, expected_gradients))
+    assert difference < 0.05 * optax.tree.norm(expected_gradients)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
