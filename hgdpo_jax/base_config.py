@@ -15,7 +15,7 @@ from hgdpo_jax.diffusion.sampling import Sampling
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.objectives import Objective
 from hgdpo_jax.objectives.dpo import DPO
-from hgdpo_jax.settings import free, named, setting, signed
+from hgdpo_jax.settings import free, named, read, setting, signed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,15 +320,14 @@ def base_config() -> ConfigDict:
     """The paper's settings; locked, so that a misspelt field is an error, and every field keeps its type."""
     values = plain(Experiment())
     for name in objectives.names():
-        values |= _section(objectives.find(name)())
+        values |= objectives.find(name)().section()
     return ConfigDict(values).lock()
 
 
 def plain(experiment: Experiment) -> dict[str, Any]:
     """An experiment as plain values, as its config has them; of objectives only the one that is chosen."""
-    values = dataclasses.asdict(experiment)
-    chosen = experiment.objective
-    return {**values, "objective": chosen.name(), **_section(chosen), **values.pop("extra")}
+    values, chosen = dataclasses.asdict(experiment), experiment.objective
+    return values.pop("extra") | values | {"objective": chosen.name(), **chosen.section()}
 
 
 def typed(config: ConfigDict) -> Experiment:
@@ -338,25 +337,12 @@ def typed(config: ConfigDict) -> Experiment:
         if field.name == "extra":
             continue
         if field.name not in values:
-            raise UserError(f"the config has no {field.name}: begin with config = base_config(), and change that")
+            raise UserError(f"the config has no {field.name}: begin with config = base_config()")
         value = values.pop(field.name)
         if field.name == "objective":
             sections = {name: values.pop(name, {}) for name in objectives.names()}
-            value = _read(objectives.find(value), sections.get(value, {}), value)
-        elif dataclasses.is_dataclass(field.type):
-            value = _read(field.type, value, field.name)
+            value = read(objectives.find(value), sections.get(value, {}), value)
+        elif dataclasses.is_dataclass(section := field.type):
+            value = read(section, value, field.name)  # type: ignore[arg-type]
         known[field.name] = value
     return Experiment(**known, extra=values)
-
-
-def _section(objective: Objective) -> dict[str, Any]:
-    """The settings of an objective under its name, where it has some."""
-    options = dataclasses.asdict(objective)
-    return {objective.name(): options} if options else {}
-
-
-def _read(section: Any, values: Mapping[str, Any], name: str) -> Any:
-    if wrong := sorted({field.name for field in dataclasses.fields(section)} ^ set(values)):
-        what = "does not know" if wrong[0] in values else "lacks"
-        raise UserError(f"config.{name} {what} {wrong[0]}: begin with config = base_config()")
-    return section(**values)

@@ -14,7 +14,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from hgdpo_jax.base_config import Experiment, typed
+from hgdpo_jax.base_config import Experiment, base_config, typed
 from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.config_limits import require_limits
 from hgdpo_jax.errors import UserError, first_line
@@ -40,9 +40,7 @@ def load_config(path: str, changes: Sequence[str] = ()) -> ConfigDict:
         for change in changes:
             name = re.sub(r"^--?(no)?config\.", "", change.split("=")[0])
             if name not in fields and not any(field.startswith(f"{name}.") for field in fields):
-                near = difflib.get_close_matches(name, fields, 1, 0.4)
-                hint = f"did you mean {near[0]}?" if near else f"the fields are in {_base_config_path()}"
-                raise UserError(f"config has no field {name}: {hint}")
+                raise UserError(f"config has no field {name}: {_hint(name, fields)}")
         config = _parse_config(path, changes)
     config.name = config.name or file.stem
     checked(config)
@@ -131,7 +129,19 @@ def _parse_config(path: str, changes: Sequence[str]) -> ConfigDict:
             raise UserError(f"config file {path} failed with {str(error).strip().splitlines()[-1]}") from error
         raise UserError(f"{first_line(error)}; its meaning and unit are in {_base_config_path()}") from error
     except Exception as error:
+        # ml_collections says no more than the name.
+        name = first_line(error).strip("\"'")
+        if isinstance(error, AttributeError) and name.isidentifier():
+            fields = [field for field, _ in _fields(base_config())]
+            raise UserError(f"config file {path}: config has no field {name}: {_hint(name, fields)}") from error
         raise UserError(f"config file {path} failed with {type(error).__name__}: {first_line(error)}") from error
+
+
+def _hint(name: str, fields: Sequence[str]) -> str:
+    if name.split(".")[0] == "loss":
+        return "loss.kind is now objective, and loss.beta is dpo.beta"
+    near = difflib.get_close_matches(name, fields, 1, 0.4)
+    return f"did you mean {near[0]}?" if near else f"the fields are in {_base_config_path()}"
 
 
 def _fields(config: ConfigDict, prefix: str = "") -> list[tuple[str, object]]:

@@ -2,8 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from hgdpo_jax.errors import UserError
+
+T = TypeVar("T")
 
 # Of numbers of which nothing is said.
 LARGEST = (1 << 31) - 1
@@ -52,3 +56,12 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fiel
             yield from leaves(entry, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", field, entry
+
+
+def read(kind: type[T], values: Mapping[str, Any], name: str) -> T:
+    """The settings of a config's section called `name`; raises UserError where it lacks one or has one too many."""
+    values = values if isinstance(values, Mapping) else {}
+    if wrong := sorted({field.name for field in dataclasses.fields(kind)} ^ set(values)):  # type: ignore[arg-type]
+        what = "does not know" if wrong[0] in values else "lacks"
+        raise UserError(f"config.{name} {what} {wrong[0]}: begin with config = base_config()")
+    return kind(**values)

@@ -93,3 +93,13 @@ def test_a_config_that_is_not_made_of_base_config_is_one_line_that_says_so(elsew
     with pytest.raises(UserError) as caught:
         hg.load_config("bare.py", ["--config.seed=2"])
     assert str(caught.value).startswith("config file bare.py") and words in str(caught.value)
+
+
+def test_a_field_of_the_former_loss_says_what_it_is_now(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from hgdpo_jax.base_config import base_config\ndef get_config():\n    config = base_config()\n"
+        "    config.loss.beta = 3.0\n    return config\n"
+    )
+    for path, changes in ((tmp_path / "mine.py", ()), ("toon", ("--config.loss.beta=3",))):
+        with pytest.raises(UserError, match="no field loss.*loss.beta is dpo.beta"):
+            load_config(str(path), changes)

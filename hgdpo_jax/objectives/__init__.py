@@ -42,6 +42,11 @@ class Objective:
         """That of the module, by which configs choose it."""
         return cls.__module__.rpartition(".")[2]
 
+    def section(self) -> dict[str, dict[str, Any]]:
+        """Its settings under its name, where it has some."""
+        options = dataclasses.asdict(self)
+        return {self.name(): options} if options else {}
+
     def draw(self, batch: dict[str, Any], key: PRNGKeyArray, timesteps: int) -> dict[str, Any]:
         """The batch with what is random in it, one `noise` and one of so many `timesteps` a row."""
         noise_key, time_key = jax.random.split(key)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from hgdpo_jax import settings
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.settings import free
@@ -139,4 +140,4 @@ def read(experiment: Experiment, section: str, kind: type[T]) -> T:
     """A section as typed values; raises UserError where the config has none."""
     if section not in experiment.extra:
         raise UserError(f"the config has no section {section}: run this stage by configs/toon_base.py or its like")
-    return kind(**experiment.extra[section])
+    return settings.read(kind, experiment.extra[section], section)
