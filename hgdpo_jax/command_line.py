@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from hgdpo_jax.config_files import load_config
 from hgdpo_jax.errors import UserError, first_line
 
 
@@ -43,4 +42,7 @@ def given_config(
         raise UserError(f"{' '.join(rest)} is not a flag; --help lists the flags")
     if not values.config:
         raise UserError("no experiment given, expected --config=FILE, or one that ships, for example --config=toon")
+    # Not at the top: --help does not wait for JAX, which objectives need.
+    from hgdpo_jax.config_files import load_config
+
     return load_config(values.config, changes)

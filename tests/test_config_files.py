@@ -102,4 +102,4 @@ def test_a_field_of_the_former_loss_says_what_it_is_now(tmp_path):
     )
     for path, changes in ((tmp_path / "mine.py", ()), ("toon", ("--config.loss.beta=3",))):
         with pytest.raises(UserError, match="no field loss.*loss.beta is dpo.beta"):
-            load_config(str(path), changes)
+            hg.load_config(str(path), changes)
