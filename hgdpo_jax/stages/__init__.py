@@ -16,10 +16,14 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from hgdpo_jax import plugins
-from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
+
+if TYPE_CHECKING:
+    # --help does not wait for JAX.
+    from hgdpo_jax.base_config import Experiment
 
 
 def stage_names() -> list[str]:
@@ -41,7 +45,7 @@ def load_stage(name: str) -> ModuleType:
     return importlib.import_module(_modules()[name])
 
 
-def inputs_of(module: ModuleType, experiment: Experiment) -> Sequence[str]:
+def inputs_of(module: ModuleType, experiment: "Experiment") -> Sequence[str]:
     """Names of the stages that a stage reads in an experiment."""
     return module.inputs(experiment) if hasattr(module, "inputs") else module.INPUTS
 
