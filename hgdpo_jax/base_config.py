@@ -126,7 +126,7 @@ class Adapter:
 
     # Rank; alpha equals it.
     rank: int = setting(8, least=1)
-    # Weight of the LoRA when sampling, 0 to 1 (Sec. 3.2: 0.5; 0.8 gives the best poses and less diversity).
+    # LoRA scale when sampling, 0 to 1 (Sec. 3.2: 0.5; 0.8 gives the best poses and less diversity).
     scale: float = signed(0.5)
 
 
@@ -222,7 +222,7 @@ class Evaluate:
 
     # The first is what all others are compared with: "base"; "tuned", with this experiment's LoRA at adapter.scale;
     # another LoRA file; "folder:PATH", images that are there already (metadata.jsonl gives "file_name" and, as "text",
-    # the prompt). "@0.8" behind a LoRA gives its weight, "+lan" samples with latent adaptive normalisation, "NAME="
+    # the prompt). "@0.8" behind a LoRA gives its scale, "+lan" samples with latent adaptive normalisation, "NAME="
     # before it names it: ("base", "tuned", "tuned@0.8", "tuned+lan", "old=loras/old.safetensors@0.5").
     models: tuple[str, ...] = named(("base", "tuned"))
     # Scores besides the training scorer's, written as weights.scorer, none of which chooses pairs; the first one leads
@@ -298,8 +298,8 @@ class Experiment:
     pairs: Pairs = Pairs()
     adapter: Adapter = Adapter()
     # What the LoRA learns from, a file in hgdpo_jax/objectives/ with settings of its own, such as dpo.beta: "dpo" is
-    # Diffusion-DPO with statistic matching (Eq. 9), "sft" predicts the noise in the winner and never sees the loser
-    # (Table 1: SFT on the winners).
+    # Diffusion-DPO with statistic matching (Eq. 9), "ipo" regresses the margin to a finite target, "sft" predicts the
+    # noise in the winner and never sees the loser (Table 1: SFT on the winners).
     objective: Objective = DPO()
     train: Train = Train()
     finetune: Finetune = Finetune()

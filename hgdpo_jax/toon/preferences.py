@@ -15,7 +15,7 @@ from hgdpo_jax.toon.portraits import Portrait, portrait, render_many
 _SEEDS_APART = 1_000_000
 # Share of each kind of pair in a batch.
 KINDS = {"damaged": 0.2, "altered": 0.45, "mismatch": 0.05, "weak": 0.1, "swapped": 0.2}
-# Strongest noise on the latents of both pictures of an altered pair; a latent's own spread is 1.
+# Strongest noise on the latents of both pictures of an altered pair; a latent's own standard deviation is 1.
 _ROUGHEST = 0.5
 
 

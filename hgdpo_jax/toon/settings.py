@@ -35,7 +35,7 @@ class AutoencoderTraining(Training):
     batch_size: int = 16
     steps: int = 1800
     # Strong enough that latents are near a unit normal and a small error of the U-Net stays small in the picture: with
-    # 1e-5 a tenth of the latents' spread in noise made a face unrecognisable.
+    # 1e-5 noise of a tenth of the latents' standard deviation made a face unrecognisable.
     divergence_weight: float = 2e-2
 
 

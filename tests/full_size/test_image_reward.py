@@ -25,5 +25,5 @@ def test_image_reward_of_a_portrait_is_the_references(tmp_path, report):
         with torch.no_grad():
             theirs = reference(images, scorer.encode_prompts(prompts)).numpy()
         difference = np.abs(scorer.score(images, prompts) - theirs).max() / theirs.std()
-        report(f"ImageReward, {name}, of the rewards' spread", difference)
+        report(f"ImageReward, {name}, of the rewards' standard deviation", difference)
         assert difference < limit, name
