@@ -103,6 +103,12 @@ def test_every_module_stands_in_a_known_room():
     assert {room for _, room, _ in rooms()} <= set(ROW_OF) | OUTSIDE
 
 
+def test_architecture_shows_these_rows():
+    page = (PACKAGE.parent / "ARCHITECTURE.md").read_text()
+    shown = re.findall(r"^\d+\. (`.*)$", page, re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", row)) for row in shown] == ROWS
+
+
 def test_imports_point_downwards():
     wrong = []
     for place, room, tree in rooms():
