@@ -1,13 +1,17 @@
 """What trainings of an experiment share: their settings checked, their states and steps made."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import optax
+from etils import epath
 from jax.sharding import Mesh
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.base_config import Experiment, Finetune, Train
+from hgdpo_jax.data.pair_loader import PairLoader
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.models.remat import REMAT
@@ -16,6 +20,19 @@ from hgdpo_jax.training.accumulation import accumulation_steps
 from hgdpo_jax.training.finetune_step import make_finetune_step
 from hgdpo_jax.training.optimizer import make_optimizer
 from hgdpo_jax.training.policy_step import make_policy_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What one kind of an objective's rows comes from: the stage that makes them, what loads them, their latents."""
+
+    stage: str
+    load: Callable[[epath.Path, int, int], PairLoader]
+    latents: tuple[str, ...]
+
+
+# By the names that objectives give their `rows`.
+ROWS = {"pair": Rows("select_pairs", PairLoader, ("winner_latents", "loser_latents"))}
 
 
 def check_training(options: Train | Finetune, name: str) -> None:

@@ -15,7 +15,7 @@ from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.experiment.encoding import make_encode, make_reencode
 from hgdpo_jax.experiment.models import base_shapes
 from hgdpo_jax.experiment.scoring import make_score
-from hgdpo_jax.experiment.training import make_finetuning, make_training
+from hgdpo_jax.experiment.training import ROWS, make_finetuning, make_training
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.preflight.compilation import Measurement, Program, measure
 from hgdpo_jax.preflight.least import least_step_flops
@@ -139,7 +139,7 @@ def _build_training(setup: Setup, parameters: dict, mesh: Mesh) -> Program:
     base = parameter_shapes({name: parameters.pop(name) for name in ("denoiser", "text")}, mesh)
     latents = _latents(setup, mesh)
     tokens = batch_shapes(setup.base.token_shapes(_row_count(setup, mesh)), mesh)
-    batch = {"winner_latents": latents, "loser_latents": latents, "tokens": tokens}
+    batch = dict.fromkeys(ROWS[setup.experiment.objective.rows].latents, latents) | {"tokens": tokens}
     return Program(
         step,
         (state, base, batch, _key(mesh)),

@@ -34,6 +34,7 @@ def settings(experiment: Experiment) -> dict:
     return {
         "seed": experiment.seed,
         "dtype": experiment.dtype,
+        "attention": experiment.attention,
         **base_fingerprints(experiment),
         "finetune": decisive(experiment.finetune),
     }

@@ -13,6 +13,7 @@ from hgdpo_jax.experiment.evaluating import comparable_settings, measure_models
 from hgdpo_jax.experiment.prompts import test_prompts
 from hgdpo_jax.files import write_bytes
 from hgdpo_jax.pages.pictures import contact_sheet, png_bytes
+from hgdpo_jax.settings import decisive
 
 INPUTS = ("export_adapter",)
 EVERY_HOST = True
@@ -22,8 +23,7 @@ _SHOWN_PROMPTS = 6
 def settings(experiment: Experiment) -> dict:
     return {
         **comparable_settings(experiment),
-        "sweep.scales": experiment.sweep.scales,
-        "sweep.prompts": experiment.sweep.prompts,
+        "sweep": decisive(experiment.sweep),
         "sample.latent_normalization": experiment.sample.latent_normalization,
     }
 

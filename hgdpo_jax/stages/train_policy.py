@@ -6,12 +6,11 @@ from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.checkpoints import Checkpoints
-from hgdpo_jax.data.pair_loader import PairLoader
 from hgdpo_jax.experiment.drawing import drawing_settings
 from hgdpo_jax.experiment.models import load_base
 from hgdpo_jax.experiment.prompts import prompts_fingerprint, train_prompts, validation_prompts
 from hgdpo_jax.experiment.scoring import scoring_settings
-from hgdpo_jax.experiment.training import check_training, make_training, training_seed
+from hgdpo_jax.experiment.training import ROWS, check_training, make_training, training_seed
 from hgdpo_jax.experiment.validation import Validation
 from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.run_log import RunLog
@@ -21,12 +20,10 @@ from hgdpo_jax.training.best import Best, was_evaluated
 from hgdpo_jax.training.loop import train
 
 EVERY_HOST = True
-# The stages that make the rows of objectives, and what loads them.
-_ROWS = {"pair": ("select_pairs", PairLoader)}
 
 
 def inputs(experiment: Experiment) -> tuple[str, ...]:
-    return (_ROWS[experiment.objective.rows][0],)
+    return (ROWS[experiment.objective.rows].stage,)
 
 
 def settings(experiment: Experiment) -> dict:
@@ -42,11 +39,10 @@ def settings(experiment: Experiment) -> dict:
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    prompts = len(train_prompts(experiment))
+    prompts, rows = len(train_prompts(experiment)), f"{experiment.objective.rows}s"
     steps, batch_size = experiment.train.steps, experiment.train.batch_size
-    return (
-        f"{steps:,} steps of {batch_size} pairs, of at most {prompts:,}: each {steps * batch_size / prompts:.3g} times"
-    )
+    times = f"{steps * batch_size / prompts:.3g} times"
+    return f"{steps:,} steps of {batch_size} {rows}, of at most {prompts:,}: each {times}"
 
 
 def check(experiment: Experiment) -> None:
@@ -56,8 +52,8 @@ def check(experiment: Experiment) -> None:
 
 def run(experiment: Experiment, run: StageRun) -> None:
     model = load_base(experiment)
-    source, loader = _ROWS[experiment.objective.rows]
-    rows = loader(run.local_input(source), experiment.train.batch_size, training_seed(experiment))
+    source = ROWS[experiment.objective.rows]
+    rows = source.load(run.local_input(source.stage), experiment.train.batch_size, training_seed(experiment))
     mesh = training_mesh(experiment.train.fsdp)
     initial_state, step_function = make_training(experiment, model, mesh)
     state = initial_state()
@@ -99,5 +95,5 @@ def run(experiment: Experiment, run: StageRun) -> None:
         evaluate=evaluate,
         evaluate_every=experiment.train.evaluate_every,
         samples_per_step=experiment.train.batch_size,
-        unit="pair",
+        unit=experiment.objective.rows,
     )
