@@ -167,7 +167,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
-    """Fine-tuning the whole U-Net of the base on captioned images (Sec. 2), which configs/finetune_base.py does. Images
+    """Fine-tuning the base's whole denoiser on captioned images (Sec. 2), which configs/finetune_base.py does. Images
     become pool.width x pool.height pixels, as large as those that are drawn later.
     """
 

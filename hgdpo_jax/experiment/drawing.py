@@ -173,7 +173,7 @@ def draw_parts(
         usable = finite_rows(stored)
         of_text = not text_finite[~usable].all()
         # Not written where there are too many: a device that is mended draws them again.
-        what = f"the values of {name_of(experiment, 'text encoder' if of_text else 'U-Net')}"
+        what = f"the values of {name_of(experiment, 'text encoder' if of_text else 'denoiser')}"
         unusable.add(usable, what, image_of(block.prompts, index))
         pool.latents.write(block, index, stored)
 

@@ -6,7 +6,8 @@
         --config.preflight.programs="('train_policy',)" --config.preflight.largest_batch=False
 
 The programs are compiled for that hardware and not run; each takes minutes. It needs the extra preflight-cuda for GPUs
-or preflight-tpu for TPUs. Without weights in the config the shapes are those of Stable Diffusion 1.5 and PickScore.
+or preflight-tpu for TPUs. Without weights in the config the shapes are those that the family is published with, and
+PickScore's.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Fine-tunes all weights of the base's U-Net on captioned images by noise prediction (HG-DPO, Sec. 2).
+"""Fine-tunes all weights of the base's denoiser on captioned images by noise prediction (HG-DPO, Sec. 2).
 
 The result is a checkpoint of its own, in float16, whose VAE and text encoder are those of the base.
 """
