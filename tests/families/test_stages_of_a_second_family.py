@@ -48,6 +48,7 @@ def test_the_whole_method_runs(of_second_family, tmp_path):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *adapters)
 
 
+@pytest.mark.slow
 def test_a_denoiser_is_fine_tuned_on_conditioning_of_several_parts(of_second_family, base, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
