@@ -167,7 +167,7 @@ def test_the_report_holds_all_images(folders):
 
 def test_hosts_with_unequal_settings_all_end_with_the_difference(start):
     processes = start("unequal", 2, last=["--config.dpo.beta=1", "--config.train.learning_rate=0.5"])
-    words = "process 1 differs from process 0: config.dpo.beta 100.0 -> 1.0, config.train.learning_rate 0.001 -> 0.5;"
+    words = "process 1 differs from process 0: config.train.learning_rate 0.001 -> 0.5, config.dpo.beta 100.0 -> 1.0;"
     for output, process in [(process.communicate(timeout=300)[0], process) for process in processes]:
         assert process.returncode == 2 and f"error: {words}" in output, output
 
