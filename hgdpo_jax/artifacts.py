@@ -98,6 +98,7 @@ class StageRun:
         changed = differences(marker["settings"], _as_json(self.settings))
         inputs = self._input_fingerprints()
         changed += [f"{name} made anew" for name in inputs if marker["inputs"].get(name) != inputs[name]]
+        changed += [f"{name} is read no longer" for name in marker["inputs"] if name not in inputs]
         return changed
 
     def start(self) -> None:

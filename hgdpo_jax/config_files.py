@@ -19,6 +19,7 @@ from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.config_limits import require_limits
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import expanded
+from hgdpo_jax.models.attention import IMPLEMENTATIONS
 
 
 def load_config(path: str, changes: Sequence[str] = ()) -> ConfigDict:
@@ -51,6 +52,11 @@ def checked(config: ConfigDict) -> Experiment:
     """A config as typed values; raises UserError where it is not made of base_config(), or for an impossible value."""
     experiment = typed(config)
     require_compute_type(experiment.dtype, "config.dtype")
+    if experiment.attention not in IMPLEMENTATIONS:
+        expected = " or ".join(map(repr, IMPLEMENTATIONS))
+        raise UserError(f"config.attention is {experiment.attention!r}, expected {expected}")
+    if "loss" in experiment.extra:
+        raise UserError(f"config has no field loss: {_hint('loss', ())}")
     require_limits(experiment)
     return experiment
 

@@ -157,3 +157,9 @@ def test_starting_clears_what_a_killed_run_left_half_written(stage):
     run.finish()
     assert list(json.loads((run.folder / "done.json").read_text())["files"]) == ["deep/latents"]
     assert [path.name for path in (run.folder / "deep").iterdir()] == ["latents"]
+
+
+def test_an_input_that_is_read_no_longer_is_a_change(tmp_path):
+    earlier = artifacts.StageRun("earlier", "test", epath.Path(tmp_path), {})
+    complete(artifacts.StageRun("later", "test", epath.Path(tmp_path), {}, {"earlier": earlier}))
+    assert artifacts.StageRun("later", "test", epath.Path(tmp_path), {}).changes() == ["earlier is read no longer"]

@@ -103,3 +103,8 @@ def test_a_field_of_the_former_loss_says_what_it_is_now(tmp_path):
     for path, changes in ((tmp_path / "mine.py", ()), ("toon", ("--config.loss.beta=3",))):
         with pytest.raises(UserError, match="no field loss.*loss.beta is dpo.beta"):
             hg.load_config(str(path), changes)
+
+
+def test_an_attention_that_does_not_exist_is_refused_before_anything_starts():
+    with pytest.raises(UserError, match="config.attention is 'foo', expected 'auto' or"):
+        hg.load_config("toon", ("--config.attention=foo",))
