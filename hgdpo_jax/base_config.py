@@ -342,7 +342,7 @@ def typed(config: ConfigDict) -> Experiment:
         if field.name == "objective":
             sections = {name: values.pop(name, {}) for name in objectives.names()}
             value = read(objectives.find(value), sections.get(value, {}), value)
-        elif dataclasses.is_dataclass(section := field.type):
-            value = read(section, value, field.name)  # type: ignore[arg-type]
+        elif dataclasses.is_dataclass(field.type):
+            value = read(field.type, value, field.name)
         known[field.name] = value
     return Experiment(**known, extra=values)

@@ -50,6 +50,8 @@ def load_config(path: str, changes: Sequence[str] = ()) -> ConfigDict:
 
 def checked(config: ConfigDict) -> Experiment:
     """A config as typed values; raises UserError where it is not made of base_config(), or for an impossible value."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"the config is {config!r:.60}, expected that of load_config(...) or base_config()")
     experiment = typed(config)
     require_compute_type(experiment.dtype, "config.dtype")
     if experiment.attention not in IMPLEMENTATIONS:

@@ -140,7 +140,7 @@ def _checked(
     require_store(folder)
     if folder.is_file():
         raise UserError(f"workdir {folder} is a file, expected a folder: give another with --workdir=DIR")
-    stages = stages or experiment.stages
+    stages = [stages] if isinstance(stages, str) and stages else stages or experiment.stages
     for name in stages:
         require_stage(name)
     return folder, stages

@@ -3,11 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from hgdpo_jax.errors import UserError
-
-T = TypeVar("T")
 
 # Of numbers of which nothing is said.
 LARGEST = (1 << 31) - 1
@@ -58,10 +56,10 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fiel
             yield f"{prefix}{field.name}", field, entry
 
 
-def read(kind: type[T], values: Mapping[str, Any], name: str) -> T:
-    """The settings of a config's section called `name`; raises UserError where it lacks one or has one too many."""
+def read(kind: Any, values: Mapping[str, Any], name: str) -> Any:
+    """The section `name` of a config as the dataclass `kind`; raises UserError where a setting is absent or unknown."""
     values = values if isinstance(values, Mapping) else {}
-    if wrong := sorted({field.name for field in dataclasses.fields(kind)} ^ set(values)):  # type: ignore[arg-type]
+    if wrong := sorted({field.name for field in dataclasses.fields(kind)} ^ set(values)):
         what = "does not know" if wrong[0] in values else "lacks"
         raise UserError(f"config.{name} {what} {wrong[0]}: begin with config = base_config()")
     return kind(**values)

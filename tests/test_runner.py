@@ -56,3 +56,9 @@ def test_the_public_name_is_the_function_whoever_was_imported_first():
     from hgdpo_jax import main, runner
 
     assert hg.run is runner.run and callable(main.main)
+
+
+def test_what_is_no_config_is_refused_and_one_stage_may_be_given_alone(config, tmp_path):
+    with pytest.raises(UserError, match=r"expected that of load_config\(...\)"):
+        hg.plan({"seed": 1})
+    assert [stage.name for stage in hg.plan(config, tmp_path / "work", "judge")] == ["judge"]

@@ -1,5 +1,6 @@
 """What a LoRA learns from: an objective is a module here with a class of its own, and found by the module's name."""
 
+import abc
 import dataclasses
 import functools
 import importlib
@@ -26,7 +27,7 @@ class Chart:
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
+class Objective(abc.ABC):
     """A loss, with its settings as fields: configs have them under the objective's name."""
 
     # What a row of a batch holds: "pair" (winner_latents and loser_latents).
@@ -56,6 +57,7 @@ class Objective:
             "timesteps": jax.random.randint(time_key, shape[:1], 0, timesteps),
         }
 
+    @abc.abstractmethod
     def losses(
         self, model: Model, lora: dict, base: dict, batch: dict[str, Any], conditioning: Any
     ) -> dict[str, Float[Array, "n"]]:
@@ -64,7 +66,6 @@ class Objective:
         `batch` is that of `draw`, `conditioning` has a row for each of its rows. A value may depend on means over the
         rows: these are all rows that the devices take at once.
         """
-        raise NotImplementedError
 
 
 def policy_losses(

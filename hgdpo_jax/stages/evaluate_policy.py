@@ -97,7 +97,11 @@ def _trained(experiment: Experiment, run: StageRun, results: Results) -> Results
     training: dict[str, Any] = {}
     if "train_policy" in run.inputs:
         objective = experiment.objective
-        sections = {name: decisive(getattr(experiment, name)) for name in ("pool", "pairs", "train")}
+        sections = {
+            "pool": {"size": experiment.pool.size, **decisive(experiment.sampling)},
+            "pairs": {"filter": experiment.pairs.filter, **decisive(experiment.pairs)},
+            "train": decisive(experiment.train),
+        }
         of_objective = {"objective": objective.name(), objective.name(): decisive(objective)}
         training = flat({**sections, **of_objective, "adapter.rank": experiment.adapter.rank})
     if "select_pairs" in run.inputs:

@@ -23,7 +23,7 @@ ENTRY %main.9 (state.1: f32[4,8], x.1: bf16[2,16,8,40]) -> f32[4,8] {
   %gradient.1 = (bf16[2,6,4,5]{3,2,1,0}, u8[0]{0}) custom-call(%strided.1, %kernel.1), window={size=3x3 stride=2x2 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput", backend_config={}
   ROOT %product.1 = (f32[4,4]{1,0}, s8[4194304]{0}) custom-call(%state.1, %state.1), custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(step)/dot_general"}, backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["1"]}}}
 }
-"""  # noqa: E501
+"""  # noqa: E501 - lines as XLA prints them
 TPU = """HloModule jit_f, is_scheduled=true
 
 %body.1 (argument.1: (s32[], bf16[8,4], bf16[4,4])) -> (s32[], bf16[8,4], bf16[4,4]) {
@@ -59,7 +59,7 @@ ENTRY %main.1 (x.1: bf16[2,64,320,1]) -> bf16[16,30,8] {
   %heads.1 = bf16[2,64,8,40]{3,1,2,0:T(8,128)(2,1)} convolution(%x.1, %w.1), window={size=1x8 pad=0_0x7_7 rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f
   ROOT %sum.1 = bf16[16,30,8]{2,1,0:T(8,128)(2,1)} convolution(%values.1, %weights.1), window={size=16 stride=16 pad=15_15 lhs_dilate=15 rhs_reversal=1}, dim_labels=0fb_0oi->0fb
 }
-"""  # noqa: E501
+"""  # noqa: E501 - lines as XLA prints them
 # Calls of its attention kernels, unbroken (E501), and of another kernel.
 TPU_KERNELS = """HloModule jit_f, is_scheduled=true
 
@@ -71,7 +71,7 @@ ENTRY %main.1 (q.1: bf16[4,40,256]) -> bf16[4,256,40] {
   ROOT %splash_mha_dkv_no_residuals.1 = (bf16[1,4,256,40]{3,2,1,0}, bf16[4,40,128]{2,1,0}) custom-call(%blocks.1, %blocks.1, %q.1, %k.1, %k.1, %q.1), custom_call_target="tpu_custom_call"
   %other_kernel.1 = bf16[4,256,40]{2,1,0} custom-call(%q.1), custom_call_target="tpu_custom_call"
 }
-"""  # noqa: E501
+"""  # noqa: E501 - lines as XLA prints them
 
 
 def shape(*sizes, dtype=jnp.float32):
