@@ -10,9 +10,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hgdpo_jax import objectives
+from hgdpo_jax import objectives, plugins
 from hgdpo_jax.diffusion.sampling import Sampling
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.models.attention import IMPLEMENTATIONS
+from hgdpo_jax.models.remat import REMAT
 from hgdpo_jax.objectives import Objective
 from hgdpo_jax.objectives.dpo import DPO
 from hgdpo_jax.settings import free, named, read, setting, signed
@@ -96,11 +98,11 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-    """"""
+    """Scoring the pool and the images of evaluations."""
 
     # How an image becomes the square that a scorer sees: "crop" its centre (PickScore's own way, and that of most;
     # it loses 31 % of a 704x1024 portrait), or "pad" it.
-    framing: str = "crop"
+    framing: str = setting("crop", among=("crop", "pad"))
     # Images scored, and encoded by the VAE, at once on one device.
     device_batch: int = free(16, least=1)
 
@@ -117,7 +119,7 @@ class Pairs:
     filter: str = named("")
     # What training sees: "encoded" decodes an image and encodes it with the VAE (the paper's way), "sampled" takes the
     # sampler's latents.
-    latents: str = "encoded"
+    latents: str = setting("encoded", among=("encoded", "sampled"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Train:
     fsdp: int = free(1)
     # What the gradient makes again instead of keeping it: "activations" makes norms, activations and gates again, which
     # costs no matrix product; "blocks" all within a block, a third more work; "none" nothing. Changes no results.
-    remat: str = free("activations")
+    remat: str = free("activations", among=REMAT)
     # Peak learning rate of AdamW (0.9, 0.999).
     learning_rate: float = 1e-5
     # Steps of linear warm-up (not stated).
@@ -156,7 +158,7 @@ class Train:
     weight_decay: float = 0.0
     # Bits of each of Adam's two moments: 8 is the paper's, as in bitsandbytes. Here 32: 8 saves 8 MB of 13 for SD1.5's
     # LoRA, and is coarse for elements whose gradients are a thousand times smaller than others in their block of 256.
-    adam_bits: int = 32
+    adam_bits: int = setting(32, among=(8, 32))
     # Gradients are scaled down to this norm; 0: never (not stated).
     max_gradient_norm: float = 1.0
     # Steps between evaluations on the validation prompts; the best of them is exported.
@@ -185,7 +187,7 @@ class Finetune:
     # share one.
     fsdp: int = free(0)
     # As train.remat.
-    remat: str = free("activations")
+    remat: str = free("activations", among=REMAT)
     # Peak learning rate of AdamW (0.9, 0.999) (not stated; as usual for Stable Diffusion 1.5).
     learning_rate: float = 1e-5
     # Steps of linear warm-up (not stated).
@@ -193,7 +195,7 @@ class Finetune:
     # Decoupled weight decay (not stated; that of the usual AdamW).
     weight_decay: float = 0.01
     # Bits of each of Adam's two moments, 8 or 32 (the paper's LoRA has 8): 32 take 5.1 GB more.
-    adam_bits: int = 8
+    adam_bits: int = setting(8, among=(8, 32))
     # Gradients are scaled down to this norm; 0: never (not stated).
     max_gradient_norm: float = 1.0
     # Share of captions replaced by the empty prompt, which guidance needs (not stated; that of Stable Diffusion 1.5).
@@ -275,7 +277,7 @@ class Experiment:
     # Attention of the U-Net to many tokens: "auto" is cuDNN's on NVIDIA GPUs and JAX's splash kernels on TPUs, where
     # they can be, else block by block; "chunked" is block by block everywhere, for GPUs older than Ampere and TPUs
     # older than v4. It changes speed, memory and rounding.
-    attention: str = "auto"
+    attention: str = setting("auto", among=IMPLEMENTATIONS)
     # Devices that the CPU of a machine without accelerator is divided into; 0: one a core.
     cpu_devices: int = free(0)
     # Stages to run, in this order.
@@ -307,7 +309,7 @@ class Experiment:
     evaluate: Evaluate = Evaluate()
     sweep: Sweep = Sweep()
     preflight: Preflight = Preflight()
-    # Sections of a config that no setting here knows, by their names: those of stages that other packages bring.
+    # Sections of a config that plugins declare, by their names: the settings of their stages.
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -340,9 +342,14 @@ def typed(config: ConfigDict) -> Experiment:
             raise UserError(f"the config has no {field.name}: begin with config = base_config()")
         value = values.pop(field.name)
         if field.name == "objective":
-            sections = {name: values.pop(name, {}) for name in objectives.names()}
-            value = read(objectives.find(value), sections.get(value, {}), value)
+            chosen = objectives.find(value).name()
+            value = {name: read(objectives.find(name), values.pop(name, {}), name) for name in objectives.names()}[
+                chosen
+            ]
         elif dataclasses.is_dataclass(field.type):
             value = read(field.type, value, field.name)
         known[field.name] = value
-    return Experiment(**known, extra=values)
+    sections = plugins.named("sections", set(known) | set(objectives.names()))
+    if unknown := sorted(set(values) - set(sections)):
+        raise UserError(f"the config has {unknown[0]}, which is no setting: begin with config = base_config()")
+    return Experiment(**known, extra={name: read(sections[name], section, name) for name, section in values.items()})

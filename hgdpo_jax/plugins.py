@@ -8,8 +8,9 @@ A package names its own in its metadata, and it is found once the package is ins
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from etils import epath
 
@@ -30,6 +31,8 @@ class Plugin:
     weights: Mapping[str, epath.PathLike] = dataclasses.field(default_factory=dict)
     # "module:function" of scorers by name, as hgdpo_jax/scorers/sources.py describes them.
     scorers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # Settings of its stages by name, each a dataclass: further sections of configs.
+    sections: Mapping[str, type] = dataclasses.field(default_factory=dict)
     # Package whose modules are stages, as hgdpo_jax/stages/__init__.py describes them.
     stages: str = ""
     # Whose work its pictures show: stands in the reports of experiments with its prompts.
@@ -48,14 +51,14 @@ def plugin_of(prompts: str) -> tuple[Plugin, str]:
     return installed().get(name, Plugin()) if colon else Plugin(), rest
 
 
-def weights() -> dict[str, epath.PathLike]:
-    """The weights of all plugins by name."""
-    return {name: place for plugin in installed().values() for name, place in plugin.weights.items()}
-
-
-def scorers() -> dict[str, str]:
-    """The scorers of all plugins by name."""
-    return {name: source for plugin in installed().values() for name, source in plugin.scorers.items()}
+def named(what: str, taken: Collection[str] = ()) -> dict[str, Any]:
+    """What all plugins name in their field `what`; raises UserError where a name has two meanings or is `taken`."""
+    found: dict[str, Any] = {}
+    for plugin, entries in ((name, getattr(plugin, what)) for name, plugin in installed().items()):
+        if twice := sorted(set(entries) & {*found, *taken}):
+            raise UserError(f"the plugin {plugin} adds {twice[0]!r} to {what}, which is a name already: uninstall it")
+        found |= entries
+    return found
 
 
 def _load(entry: EntryPoint) -> Plugin:

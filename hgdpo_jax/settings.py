@@ -2,38 +2,35 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hgdpo_jax.errors import UserError
 
-# Of numbers of which nothing is said.
+# The upper limit of numbers by default.
 LARGEST = (1 << 31) - 1
 
 
-def setting(default: Any, *, least: float = 0, most: float = LARGEST, decides: bool = True) -> Any:
-    """A field that holds numbers from `least` to `most`; without it, from 0 on."""
-    return dataclasses.field(default=default, metadata={"limits": (least, most), "decides": decides})
+def setting(
+    default: Any, *, least: float = 0, most: float = LARGEST, among: Sequence[Any] = (), **metadata: bool
+) -> Any:
+    """A field whose numbers are from `least` to `most`, or whose value is one of `among`; plain fields start at 0."""
+    return dataclasses.field(default=default, metadata={"limits": (least, most), "among": among, **metadata})
 
 
 def signed(default: Any) -> Any:
-    """A field that holds any finite numbers."""
+    """A field of finite numbers, negative ones too."""
     return setting(default, least=-math.inf, most=math.inf)
 
 
-def free(default: Any, *, least: float = 0, most: float = LARGEST) -> Any:
-    """A field that changes no result, such as how many images a device takes at once."""
-    return setting(default, least=least, most=most, decides=False)
+def free(default: Any, **limits: Any) -> Any:
+    """A field that changes no result, such as how many images a device takes at once; `limits` as in `setting`."""
+    return setting(default, **limits, decides=False)
 
 
 def named(default: Any) -> Any:
     """A field that names files: their content decides the result, and whoever reads them adds its fingerprint."""
-    return setting(default, decides=False)
-
-
-def limits(field: dataclasses.Field) -> tuple[float, float]:
-    """The least and the largest number that a field may hold."""
-    return field.metadata.get("limits", (0, LARGEST))
+    return setting(default, decides=False, names_files=True)
 
 
 def decisive(value: Any) -> dict[str, Any]:
@@ -47,7 +44,7 @@ def decisive(value: Any) -> dict[str, Any]:
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
-    """Dotted name, field and value of everything that a typed value holds, but for what holds values itself."""
+    """Dotted name, field and value of each setting in a typed value and in those that it contains."""
     for field in dataclasses.fields(value):
         entry = getattr(value, field.name)
         if dataclasses.is_dataclass(entry):

@@ -81,6 +81,14 @@ def test_another_package_of_this_name_stays_as_it_is(elsewhere):
     [
         ("return ConfigDict({'seed': 1})", "the config has no name: begin with config = base_config()"),
         ("return ConfigDict(base_config().to_dict() | {'pool': 3})", "config.pool lacks block: begin with"),
+        (
+            "config = base_config()\n    config.unlock()\n    config.studio = {}\n    return config",
+            "has studio, which is no",
+        ),
+        (
+            "config = base_config()\n    config.update({'loss': {}})\n    return config",
+            "no field loss: loss.kind is now",
+        ),
         ("return {'seed': 1}", "returned dict, expected the ConfigDict of base_config()"),
         ("pass", "returned NoneType, expected the ConfigDict of base_config()"),
         ("return base_config() + 1", "failed with TypeError: unsupported operand"),
@@ -105,6 +113,14 @@ def test_a_field_of_the_former_loss_says_what_it_is_now(tmp_path):
             hg.load_config(str(path), changes)
 
 
-def test_an_attention_that_does_not_exist_is_refused_before_anything_starts():
-    with pytest.raises(UserError, match="config.attention is 'foo', expected 'auto' or"):
-        hg.load_config("toon", ("--config.attention=foo",))
+@pytest.mark.parametrize("name", ["attention", "pairs.latents", "scoring.framing", "train.remat"])
+def test_a_choice_that_does_not_exist_is_refused_with_those_that_do(name):
+    with pytest.raises(UserError, match=f"{name} is 'foo', expected '\\w+' or '\\w+'"):
+        hg.load_config("toon", (f"--config.{name}=foo",))
+
+
+def test_a_setting_without_a_value_is_refused_with_what_it_should_hold():
+    config = hg.load_config("toon")
+    config.pool.width = None
+    with pytest.raises(UserError, match="pool.width holds None, expected whole numbers"):
+        hg.plan(config)

@@ -6,19 +6,21 @@ import sys
 import pytest
 
 from hgdpo_jax import plugins
+from hgdpo_jax.base_config import base_config, typed
+from hgdpo_jax.config_files import checked
 from hgdpo_jax.data.prompts import load_prompts
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.main import main
 from hgdpo_jax.scorers.sources import ScorerSource
+from hgdpo_jax.stages import stage_names
 from hgdpo_jax.weights.sources import resolve_source
 
-PLUGIN = """
-from hgdpo_jax.plugins import Plugin
-
+IMPORT = "from hgdpo_jax.plugins import Plugin\n"
+PLUGIN = f"""{IMPORT}
 PLUGIN = Plugin(
-    prompts=lambda name, count: [f"{name} {number}" for number in range(count)],
-    weights={"studio-base": "BASE"},
-    scorers={"brightness": "studio.scorers:brightness"},
+    prompts=lambda name, count: [f"{{name}} {{number}}" for number in range(count)],
+    weights={{"studio-base": "BASE"}},
+    scorers={{"brightness": "studio.scorers:brightness"}},
     stages="studio.stages",
     attribution="Drawn by the studio.",
 )
@@ -114,6 +116,45 @@ def test_a_plugin_that_cannot_be_loaded_is_named_in_one_line(studio, code, messa
     with pytest.raises(UserError, match=message) as error:
         load_prompts("studio:faces", 2)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "use", "message"),
+    [
+        (
+            "weights={'toon': '.'}",
+            lambda: resolve_source("toon"),
+            "studio adds 'toon' to weights, which is a name already",
+        ),
+        ("scorers={'clip_score': 'a:b'}", lambda: ScorerSource.parse("clip_score:toon"), "'clip_score' to scorers"),
+        ("sections={'pool': int}", lambda: typed(base_config()), "'pool' to sections"),
+    ],
+)
+def test_a_name_that_exists_already_is_refused_with_the_plugin_that_adds_it(studio, code, use, message):
+    studio.write_text(f"{IMPORT}PLUGIN = Plugin({code})\n")
+    with pytest.raises(UserError, match=message):
+        use()
+
+
+def test_a_stage_of_a_plugin_that_is_called_as_one_of_the_core_is_refused(studio):
+    (studio.parent / "stages/generate_pool.py").write_text(STAGE)
+    with pytest.raises(UserError, match="generate_pool of studio.stages is hgdpo_jax.stages.generate_pool already"):
+        stage_names()
+
+
+def test_the_settings_of_a_plugin_are_sections_of_configs_with_types_and_limits(studio):
+    studio.write_text(
+        "import dataclasses\nfrom hgdpo_jax.settings import setting\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Studio:\n    brushes: int = setting(3, least=1)\n"
+        f"{IMPORT}PLUGIN = Plugin(sections={{'studio': Studio}})\n"
+    )
+    config = base_config()
+    with config.unlocked():
+        config.studio = {"brushes": 5}
+    assert checked(config).extra["studio"].brushes == 5
+    config.studio.brushes = 0
+    with pytest.raises(UserError, match="studio.brushes is 0, expected at least 1"):
+        checked(config)
 
 
 def test_all_but_toon_portraits_works_without_the_packages_that_draw_them(tiny_base, tmp_path):

@@ -14,7 +14,6 @@ from hgdpo_jax.base_config import Experiment, Finetune, Train
 from hgdpo_jax.data.pair_loader import PairLoader
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.model import Model
-from hgdpo_jax.models.remat import REMAT
 from hgdpo_jax.objectives import policy_losses
 from hgdpo_jax.training.accumulation import accumulation_steps
 from hgdpo_jax.training.finetune_step import make_finetune_step
@@ -37,10 +36,6 @@ ROWS = {"pair": Rows("select_pairs", PairLoader, ("winner_latents", "loser_laten
 
 def check_training(options: Train | Finetune, name: str) -> None:
     """Raises UserError where one of the training settings called `name` cannot be."""
-    if options.remat not in REMAT:
-        raise UserError(f"{name}.remat is {options.remat!r}, expected {' or '.join(map(repr, REMAT))}")
-    if options.adam_bits not in (8, 32):
-        raise UserError(f"{name}.adam_bits is {options.adam_bits}, expected 8 or 32")
     if options.batch_size % jax.device_count():
         raise UserError(
             f"{name}.batch_size is {options.batch_size}, expected a multiple of the {jax.device_count()} devices"

@@ -53,7 +53,8 @@ class ScorerSource:
         match = _NAMED.fullmatch(text)
         if not match:
             raise UserError(f"{text!r} names no scorer, expected KIND:SOURCE, a kind being {', '.join(KINDS)}")
-        name, target = match["name"], plugins.scorers().get(match["target"], match["target"])
+        name = match["name"]
+        target: str = plugins.named("scorers", KINDS).get(match["target"]) or match["target"]
         kind, _, rest = target.partition(":")
         if kind not in KINDS and _FUNCTION.fullmatch(target):
             return cls(text, name or rest, name or rest, FUNCTION, target, {})

@@ -51,9 +51,12 @@ def inputs_of(module: ModuleType, experiment: "Experiment") -> Sequence[str]:
 
 
 def _modules() -> dict[str, str]:
-    places = [__name__, *(plugin.stages for plugin in plugins.installed().values() if plugin.stages)]
-    return {
-        module.name: f"{place}.{module.name}"
-        for place in places
-        for module in pkgutil.iter_modules(importlib.import_module(place).__path__)
-    }
+    found: dict[str, str] = {}
+    for place in [__name__, *(plugin.stages for plugin in plugins.installed().values() if plugin.stages)]:
+        for module in pkgutil.iter_modules(importlib.import_module(place).__path__):
+            if module.name in found:
+                raise UserError(
+                    f"the stage {module.name} of {place} is {found[module.name]} already: uninstall a plugin"
+                )
+            found[module.name] = f"{place}.{module.name}"
+    return found

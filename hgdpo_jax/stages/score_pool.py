@@ -3,7 +3,6 @@
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.prompts import train_prompts
 from hgdpo_jax.experiment.scoring import complete_scores, load_scorer, scoring_settings, try_out
 from hgdpo_jax.files import write_json
@@ -17,9 +16,7 @@ def settings(experiment: Experiment) -> dict:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where the framing is unknown, or the scorer cannot be loaded."""
-    if experiment.scoring.framing not in ("crop", "pad"):
-        raise UserError(f"scoring.framing is {experiment.scoring.framing!r}, expected 'crop' or 'pad'")
+    """Raises UserError where the scorer cannot be loaded."""
     # Before the hours of drawing, not after them.
     try_out(experiment, load_scorer(experiment))
 

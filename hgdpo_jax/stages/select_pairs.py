@@ -51,12 +51,10 @@ def _filter_settings(experiment: Experiment) -> dict:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where a loser of that rank does not exist, the kind of latents is unknown, or a filter fails."""
+    """Raises UserError where a loser of that rank does not exist, or a filter fails."""
     rank, size = experiment.pairs.loser_rank, experiment.pool.size
     if rank and not 2 <= rank <= size:
         raise UserError(f"pairs.loser_rank is {rank}, expected 2 to {size} (pool.size), or 0 for the lowest score")
-    if experiment.pairs.latents not in ("encoded", "sampled"):
-        raise UserError(f"pairs.latents is {experiment.pairs.latents!r}, expected 'encoded' or 'sampled'")
     if experiment.pairs.filter:
         black = np.zeros((2, experiment.pool.height, experiment.pool.width, 3), np.uint8)
         apply_filter(load_filter(experiment.pairs.filter)[0], black, ["a black picture"] * 2)

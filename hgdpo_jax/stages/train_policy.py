@@ -27,13 +27,15 @@ def inputs(experiment: Experiment) -> tuple[str, ...]:
 
 
 def settings(experiment: Experiment) -> dict:
+    objective, options = experiment.objective, experiment.train
     return {
         **drawing_settings(experiment),
         **scoring_settings(experiment),
         "adapter": decisive(experiment.adapter),
-        "objective": experiment.objective.name(),
-        experiment.objective.name(): decisive(experiment.objective),
-        "train": decisive(experiment.train),
+        "objective": objective.name(),
+        "objective.revision": objective.revision,
+        objective.name(): decisive(objective),
+        "train": decisive(options) | ({"device_batch": options.device_batch} if objective.batch_means else {}),
         "prompts.validation": prompts_fingerprint(validation_prompts(experiment)),
     }
 

@@ -4,6 +4,7 @@ from etils import epath
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.plugins import Plugin
+from hgdpo_jax.toon.settings import SECTIONS
 
 WEIGHTS = epath.Path(__file__).parent / "weights"
 
@@ -30,6 +31,7 @@ PLUGIN = Plugin(
         "toon-oracle": WEIGHTS / "oracle",
     },
     scorers={"toon-oracle": "hgdpo_jax.toon.oracle:attributes_shown"},
+    sections=SECTIONS,
     stages="hgdpo_jax.toon.stages",
     attribution=(
         "Toon portraits: remix of “ToonHead” (https://www.figma.com/community/file/1589627891082866389) by Johan "

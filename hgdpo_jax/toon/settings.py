@@ -2,10 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from hgdpo_jax import settings
-from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.settings import free
 
@@ -133,11 +131,17 @@ class OracleTraining(Training):
     weight_decay: float = 0.01
 
 
-T = TypeVar("T", bound=Training)
+SECTIONS = {
+    "autoencoder": AutoencoderTraining,
+    "clip": CLIPTraining,
+    "base_training": UNetTraining,
+    "scorer_training": ScorerTraining,
+    "oracle": OracleTraining,
+}
 
 
-def read(experiment: Experiment, section: str, kind: type[T]) -> T:
-    """A section as typed values; raises UserError where the config has none."""
-    if section not in experiment.extra:
-        raise UserError(f"the config has no section {section}: run this stage by configs/toon_base.py or its like")
-    return settings.read(kind, experiment.extra[section], section)
+def section(extra: Mapping[str, Any], name: str) -> Any:
+    """One of the sections above of an experiment's `extra`; raises UserError where its config has none."""
+    if name not in extra:
+        raise UserError(f"the config has no section {name}: run this stage by configs/toon_base.py or its like")
+    return extra[name]

@@ -33,7 +33,7 @@ def resolve_source(source: epath.PathLike, weights: tuple[str, ...] = MODEL) -> 
     """
     if not str(source):
         raise UserError("no weights are given: set config.weights.base and config.weights.scorer to a folder")
-    named = plugins.weights()
+    named = plugins.named("weights")
     if place := named.get(str(source)):
         if not epath.Path(place).exists():
             raise UserError(f"{source} should lie in {place}, which does not exist: install its package again")

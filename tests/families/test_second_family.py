@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,8 @@ def test_an_experiment_loads_its_base_by_its_family_whose_code_counts(folder, mo
     before = base_fingerprints(typed(config))
     source = inspect.getsource(second_family)
     monkeypatch.setattr(inspect, "getsource", lambda module: source + "# changed")
+    # As a later process does: this one would go on with the code that it has.
+    monkeypatch.delitem(sys.modules, "second_family")
     assert base_fingerprints(typed(config)) != before
 
 

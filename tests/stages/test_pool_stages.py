@@ -407,8 +407,6 @@ def test_prompts_without_two_usable_images_are_left_out_where_the_limit_allows_i
         ("pairs.loser_rank", 4, "pairs.loser_rank is 4, expected 2 to 3"),
         ("pairs.loser_rank", 1, "pairs.loser_rank is 1"),
         ("pairs.loser_rank", -1, "pairs.loser_rank is -1"),
-        ("pairs.latents", "fresh", "pairs.latents is 'fresh'"),
-        ("scoring.framing", "squeeze", "scoring.framing is 'squeeze'"),
         ("pool.width", 18, "does not fit this model"),
     ],
 )

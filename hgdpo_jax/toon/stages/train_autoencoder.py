@@ -13,7 +13,7 @@ from hgdpo_jax.settings import decisive
 from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.oracle import to_float
 from hgdpo_jax.toon.portraits import portrait, render_many
-from hgdpo_jax.toon.settings import AutoencoderTraining, read
+from hgdpo_jax.toon.settings import AutoencoderTraining, section
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.conversion import from_tree
 
@@ -104,4 +104,4 @@ def run(experiment: Experiment, run: StageRun) -> None:
 
 
 def _options(experiment: Experiment) -> AutoencoderTraining:
-    return read(experiment, "autoencoder", AutoencoderTraining)
+    return section(experiment.extra, "autoencoder")

@@ -17,7 +17,7 @@ from hgdpo_jax.toon.attributes import COMBINATION
 from hgdpo_jax.toon.captions import wordings
 from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.portraits import Portrait, portrait, render_many
-from hgdpo_jax.toon.settings import CLIPTraining, read
+from hgdpo_jax.toon.settings import CLIPTraining, section
 from hgdpo_jax.toon.vocabulary import crop_padding, write_tokenizer
 from hgdpo_jax.weights import clip_files
 from hgdpo_jax.weights.clip_tokenizer import load_tokenizer
@@ -121,4 +121,4 @@ def _statistics() -> dict:
 
 
 def _options(experiment: Experiment) -> CLIPTraining:
-    return read(experiment, "clip", CLIPTraining)
+    return section(experiment.extra, "clip")

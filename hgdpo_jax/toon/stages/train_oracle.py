@@ -14,7 +14,7 @@ from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.oracle import AttributeOracle, make_classifier, to_float
 from hgdpo_jax.toon.portraits import labels, portrait, render_many
-from hgdpo_jax.toon.settings import OracleTraining, read
+from hgdpo_jax.toon.settings import OracleTraining, section
 from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.conversion import from_tree
 
@@ -77,4 +77,4 @@ def run(experiment: Experiment, run: StageRun) -> None:
 
 
 def _options(experiment: Experiment) -> OracleTraining:
-    return read(experiment, "oracle", OracleTraining)
+    return section(experiment.extra, "oracle")

@@ -18,7 +18,7 @@ from hgdpo_jax.settings import decisive
 from hgdpo_jax.toon import damage
 from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.preferences import KINDS, make_preferences
-from hgdpo_jax.toon.settings import ScorerTraining, read
+from hgdpo_jax.toon.settings import ScorerTraining, section
 from hgdpo_jax.toon.vocabulary import crop_padding
 from hgdpo_jax.weights import clip_files, folders
 from hgdpo_jax.weights.conversion import from_tree, to_tree
@@ -134,4 +134,4 @@ def _earlier(base: Model, path) -> Model:
 
 
 def _options(experiment: Experiment) -> ScorerTraining:
-    return read(experiment, "scorer_training", ScorerTraining)
+    return section(experiment.extra, "scorer_training")

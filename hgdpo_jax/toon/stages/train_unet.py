@@ -22,7 +22,7 @@ from hgdpo_jax.settings import decisive
 from hgdpo_jax.toon.captions import prompts, wordings
 from hgdpo_jax.toon.fit import fit
 from hgdpo_jax.toon.portraits import portrait, render_many
-from hgdpo_jax.toon.settings import UNetTraining, read
+from hgdpo_jax.toon.settings import UNetTraining, section
 from hgdpo_jax.weights import clip_files, folders
 from hgdpo_jax.weights.clip_tokenizer import load_tokenizer
 from hgdpo_jax.weights.conversion import from_tree, to_tree
@@ -145,4 +145,4 @@ def _cache(model: StableDiffusion, options: UNetTraining) -> tuple[np.ndarray, n
 
 
 def _options(experiment: Experiment) -> UNetTraining:
-    return read(experiment, "base_training", UNetTraining)
+    return section(experiment.extra, "base_training")
