@@ -145,7 +145,7 @@ def render_page(report: RunReport) -> str:
     drawn = [(chart, charts.chart_svg(chart, report.training)) for chart in charts.charts_with_data(report.training)]
     return render(
         "run_report.html.jinja",
-        lambda image: pictures.data_uri(image, _IMAGE_HEIGHT),
+        picture=lambda image: pictures.data_uri(image, _IMAGE_HEIGHT),
         title=report.title,
         subtitle=report.subtitle,
         report=report,

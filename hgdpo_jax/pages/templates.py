@@ -8,19 +8,29 @@ import jinja2
 from hgdpo_jax.pages import numbers
 
 
-def render(template: str, picture: Callable[[Any], str], **values: Any) -> str:
-    """A page that needs no other file: its template filled with `values`, whose images `picture` turns into data URIs.
+def render(template: str, **values: Any) -> str:
+    """A page that needs no other file: an HTML template filled with `values`, as text and not as markup.
 
-    What is filled in is text, not markup, and a name that is not given is an error.
+    A name that is not given is an error.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hgdpo_jax.pages", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["picture"] = picture
+    environment = _environment(autoescape=True)
     for function in (numbers.format_score, numbers.p_value, numbers.percent, numbers.signed):
         environment.filters[function.__name__] = function
     return environment.get_template(template).render(values)
+
+
+def render_text(template: str, escape: Callable[[str], str], **values: Any) -> str:
+    """A text file: a template in which << name >> stands for a value, as `escape` writes it in this format."""
+    # Braces are LaTeX's own.
+    environment = _environment(finalize=escape, variable_start_string="<<", variable_end_string=">>")
+    return environment.get_template(template).render(values)
+
+
+def _environment(**options: Any) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("hgdpo_jax.pages", ""),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        **options,
+    )

@@ -1,39 +1,40 @@
 """Orderings that the paper claims, tested on rows of one's own."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from hgdpo_jax.evaluation.color_shift import CHANNELS
 from hgdpo_jax.evaluation.prompt_means import Mean, paired_difference
+from hgdpo_jax.evaluation.results import Results
 from hgdpo_jax.evaluation.win_rate import win_rate
 from hgdpo_jax.pages.joined import paper
 from hgdpo_jax.pages.joined.document import FAILS, HOLDS, UNDECIDED
-from hgdpo_jax.pages.joined.runs import Row, Run
+from hgdpo_jax.pages.joined.runs import Row
 from hgdpo_jax.pages.numbers import p_value, percent, percent_points, signed
 from hgdpo_jax.pages.tables import Cell, Table, interval, mean_of, rate_values
 
 
-def score_claim_tables(number: int, first: Run, rows: Mapping[str, Row]) -> list[Table]:
-    """The claims of a table, one table each, where both of their rows are there."""
-    head = first.results.scores[first.results.headline].label
-    others = [name for name in first.results.scores if name != first.results.headline]
-    heads = ["Claim", f"Difference, {head}", "Direct win rate", "At 95 %", *(["Other scores"] if others else [])]
+def claim_tables(number: int, results: Results, rows: Mapping[str, Row]) -> list[Table]:
+    """The claims of a table, one table each, on the pairs whose rows are both there, by the scores of `results`."""
+    if number == 2:
+        heads = ["Claim", *(channel.capitalize() for channel in CHANNELS), "All seeds and channels"]
+    else:
+        heads = ["Claim", f"Difference, {results.scores[results.headline].label}", "Direct win rate", "At 95 %"]
+        heads += ["Other scores"] if len(results.scores) > 1 else []
     tables = []
-    for ordering in paper.SCORE_ORDERINGS:
-        cells = []
-        for better, worse in ordering.pairs if ordering.table == number else ():
-            if better in rows and worse in rows:
-                cells.append(_claim_cells(rows[better], rows[worse], first, others))
-        if cells:
-            tables.append(Table(ordering.statement, heads, cells))
+    for statement, pairs in paper.TABLES[number].claims.items():
+        found = [(rows[one], rows[other]) for one, other in pairs if one in rows and other in rows]
+        if found:
+            cells = [_color_cells(*pair) if number == 2 else _score_cells(*pair, results) for pair in found]
+            tables.append(Table(statement, heads, cells))
     return tables
 
 
-def _claim_cells(better: Row, worse: Row, first: Run, others: Sequence[str]) -> list[Cell]:
-    headline = first.results.headline
-    difference = paired_difference(better.scores(headline), worse.scores(headline))
-    direct = win_rate(better.scores(headline), worse.scores(headline))
-    verdict = mark(difference)
+def _score_cells(better: Row, worse: Row, results: Results) -> list[Cell]:
+    """Whether one row has higher scores: what the headline score says decides."""
+    sides = {name: (better.scores(name), worse.scores(name)) for name in results.scores}
+    tested = {name: (paired_difference(*both), win_rate(*both)) for name, both in sides.items()}
+    difference, direct = tested.pop(results.headline)
     cells = [
         Cell(f"{better.label} over {worse.label}"),
         Cell(
@@ -41,64 +42,43 @@ def _claim_cells(better: Row, worse: Row, first: Run, others: Sequence[str]) -> 
             f"{signed(difference.low)} to {signed(difference.high)}; {p_value(difference.p_value)}",
             dataclasses.asdict(difference),
         ),
-        Cell(
-            percent(direct.rate),
-            f"{interval(direct)}; {p_value(direct.p_value)}",
-            rate_values(direct),
-        ),
-        Cell(verdict, mark=verdict),
+        Cell(percent(direct.rate), f"{interval(direct)}; {p_value(direct.p_value)}", rate_values(direct)),
+        _verdict(mark(difference)),
     ]
-    if others:
+    if tested:
         texts, values = [], {}
-        for name in others:
-            other = paired_difference(better.scores(name), worse.scores(name))
-            rate = win_rate(better.scores(name), worse.scores(name))
-            texts.append(f"{first.results.scores[name].label}: {mark(other)} ({percent(rate.rate)})")
-            values[name] = {
-                "difference": dataclasses.asdict(other),
-                "win_rate": rate_values(rate),
-                "mark": mark(other),
-            }
+        for name, (other, rate) in tested.items():
+            texts.append(f"{results.scores[name].label}: {mark(other)} ({percent(rate.rate)})")
+            values[name] = {"difference": dataclasses.asdict(other), "win_rate": rate_values(rate), "mark": mark(other)}
         cells.append(Cell("", "; ".join(texts), values))
     return cells
 
 
+def _color_cells(more: Row, less: Row) -> list[Cell]:
+    """Whether every training seed of one row shifts colours more than every one of the other."""
+    cells = []
+    for channel in CHANNELS:
+        one, other = more.absolute_shifts(channel), less.absolute_shifts(channel)
+        several = min(len(one), len(other)) > 1
+        found = _mark(several and min(one) > max(other), several and max(one) < min(other))
+        text = f"{percent_points(mean_of(one))} and {percent_points(mean_of(other))}"
+        cells.append(Cell(text, found, {"more": mean_of(one), "less": mean_of(other)}))
+    marks = {cell.detail for cell in cells}
+    return [
+        Cell(f"{more.label} more than {less.label}"),
+        *cells,
+        _verdict(marks.pop() if len(marks) == 1 else UNDECIDED),
+    ]
+
+
 def mark(difference: Mean) -> str:
     """What the interval says of the claim that the difference is positive."""
-    if difference.low > 0:
-        return HOLDS
-    return FAILS if difference.high < 0 else UNDECIDED
+    return _mark(difference.low > 0, difference.high < 0)
 
 
-def color_claim_tables(rows: Mapping[str, Row]) -> list[Table]:
-    tables = []
-    for ordering in paper.COLOR_ORDERINGS:
-        cells = []
-        for more, less in ordering.pairs:
-            if more not in rows or less not in rows:
-                continue
-            line, marks = [Cell(f"{rows[more].label} more than {rows[less].label}")], []
-            for channel in CHANNELS:
-                one, other = absolute_shifts(rows[more], channel), absolute_shifts(rows[less], channel)
-                marks.append(_color_mark(one, other))
-                text = f"{percent_points(mean_of(one))} and {percent_points(mean_of(other))}"
-                line.append(Cell(text, marks[-1], {"more": mean_of(one), "less": mean_of(other)}))
-            verdict = marks[0] if len(set(marks)) == 1 else UNDECIDED
-            cells.append([*line, Cell(verdict, mark=verdict)])
-        if cells:
-            heads = ["Claim", *(channel.capitalize() for channel in CHANNELS), "All seeds and channels"]
-            tables.append(Table(ordering.statement, heads, cells))
-    return tables
+def _mark(holds: bool, fails: bool) -> str:
+    return HOLDS if holds else FAILS if fails else UNDECIDED
 
 
-def _color_mark(more: Sequence[float], less: Sequence[float]) -> str:
-    """Whether every training seed of the one shifts a channel more than every one of the other."""
-    if min(len(more), len(less)) < 2:
-        return UNDECIDED
-    if min(more) > max(less):
-        return HOLDS
-    return FAILS if max(more) < min(less) else UNDECIDED
-
-
-def absolute_shifts(row: Row, channel: str) -> list[float]:
-    return [getattr(shift, channel) for shift in row.color_shifts()]
+def _verdict(verdict: str) -> Cell:
+    return Cell(verdict, mark=verdict)

@@ -26,10 +26,10 @@ class Section:
     """A table or figure of the paper: what to say first, what is shown, and what to know of it."""
 
     title: str
-    tables: Sequence[Table] = ()
-    charts: Sequence[Curves] = ()
     lead: str = ""
     notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    charts: Sequence[Curves] = ()
     grid: ImageGrid | None = None
 
 

@@ -13,7 +13,7 @@ def as_page(document: Document) -> str:
     """The report with its charts and images."""
     return render(
         "joined/joined.html.jinja",
-        lambda path: data_uri(read_image(path), _IMAGE_HEIGHT),
+        picture=lambda path: data_uri(read_image(path), _IMAGE_HEIGHT),
         title=document.title,
         subtitle=document.subtitle,
         document=document,

@@ -18,34 +18,31 @@ def rank_section(runs: Sequence[Run]) -> Section:
     """Fig. 5b of the largest pool that a run chose its pairs from."""
     found = [(run, run.results.ranks) for run in runs if run.results.ranks]
     run, ranks = max(found, key=lambda pair: (len(pair[1].ranks), pair[1].prompts))
-    curves = [
-        Series("means", ranks.ranks, *_band(ranks.mean_distance, ranks.mean_distance_error)),
-        Series("standard deviations", ranks.ranks, *_band(ranks.deviation_distance, ranks.deviation_distance_error)),
-    ]
-    chart = Curves(
-        "Distance to the best image",
-        "Cosine distance of the latents' channel statistics, with two standard errors.",
-        "rank in the pool",
-        curves,
-    )
-    cells = [
-        [Cell(str(rank), values={"rank": rank}), _error_cell(mean, error), _error_cell(deviation, deviation_error)]
-        for rank, mean, error, deviation, deviation_error in zip(
-            ranks.ranks,
-            ranks.mean_distance,
-            ranks.mean_distance_error,
-            ranks.deviation_distance,
-            ranks.deviation_distance_error,
-            strict=True,
+    curves, columns = [], [[Cell(str(rank), values={"rank": rank}) for rank in ranks.ranks]]
+    for label, values, errors in (
+        ("means", ranks.mean_distance, ranks.mean_distance_error),
+        ("standard deviations", ranks.deviation_distance, ranks.deviation_distance_error),
+    ):
+        both = list(zip(values, errors, strict=True))
+        low, high = ([value + side * error for value, error in both] for side in (-2, 2))
+        curves.append(Series(label, ranks.ranks, values, low, high))
+        columns.append(
+            [Cell(plain(value), f"± {plain(error, 2)}", {"distance": value, "error": error}) for value, error in both]
         )
-    ]
-    table = Table("Distance by rank", ["Rank", "Channel means", "Standard deviations"], cells, folded=True)
+    heads, rows = ["Rank", "Channel means", "Standard deviations"], list(zip(*columns, strict=True))
     return Section(
         "Figure 5b: Channel statistics by rank",
-        [table],
-        [chart],
         lead=rank_verdict(ranks),
         notes=[f"Pools of {counted(ranks.prompts, 'prompt')}, those of the run {run.name}. ± is a standard error."],
+        tables=[Table("Distance by rank", heads, rows, folded=True)],
+        charts=[
+            Curves(
+                "Distance to the best image",
+                "Cosine distance of the latents' channel statistics, with two standard errors.",
+                "rank in the pool",
+                curves,
+            )
+        ],
     )
 
 
@@ -53,11 +50,10 @@ def rank_verdict(ranks: RankStatistics) -> str:
     """Whether winners and losers differ in their channel means, beyond two standard errors, in a sentence or two."""
     if len(ranks.ranks) < 2 or ranks.prompts < 2:
         return "To tell whether winners and losers differ in their channel means takes pools of three images or more."
-    last = ranks.ranks[-1]
     growth, error = _growth(ranks.mean_distance, ranks.mean_distance_error)
     other, other_error = _growth(ranks.deviation_distance, ranks.deviation_distance_error)
     change = (
-        f"between rank {ranks.ranks[0]} and rank {last} the distance of the channel means changes by "
+        f"between rank {ranks.ranks[0]} and rank {ranks.ranks[-1]} the distance of the channel means changes by "
         f"{signed(growth)} ± {plain(error, 2)}, that of the standard deviations by {signed(other)} ± "
         f"{plain(other_error, 2)}"
     )
@@ -78,15 +74,6 @@ def _growth(values: Sequence[float], errors: Sequence[float]) -> tuple[float, fl
     return values[-1] - values[0], math.hypot(errors[0], errors[-1])
 
 
-def _band(values: Sequence[float], errors: Sequence[float]) -> tuple[list[float], ...]:
-    both = list(zip(values, errors, strict=True))
-    return list(values), [value - 2 * error for value, error in both], [value + 2 * error for value, error in both]
-
-
-def _error_cell(value: float, error: float) -> Cell:
-    return Cell(plain(value), f"± {plain(error, 2)}", {"distance": value, "error": error})
-
-
 def sweep_sections(runs: Sequence[Run]) -> list[Section]:
     """Fig. 8, one section for each experiment whose LoRA was drawn at several scales."""
     by_row: dict[str, list[Run]] = {}
@@ -97,52 +84,53 @@ def sweep_sections(runs: Sequence[Run]) -> list[Section]:
 
 
 def _sweep_section(label: str, runs: Sequence[Run]) -> Section:
+    """Means over the training seeds `runs`, at the scales that all of them have."""
     sweeps = [_by_scale(run.sweep) for run in runs if run.sweep]
-    # Of every scale that all of them have the comparisons of all training seeds.
-    columns = {scale: [each[scale] for each in sweeps] for scale in sweeps[0] if all(scale in each for each in sweeps)}
     first, folder = runs[0].sweep, runs[0].sweep_folder
     assert first
-    scales, compared = list(columns), list(columns.values())
-    rates = []
+    scales = [scale for scale in sweeps[0] if all(scale in each for each in sweeps)]
+    compared = [[each[scale] for each in sweeps] for scale in scales]
+    columns = [[Cell(f"{scale:g}", values={"scale": scale}) for scale in scales]]
+    rates, means = [], {}
     for name, about in first.scores.items():
-        bounds: tuple[list[float], ...] = ()
-        if name == first.headline and len(sweeps) == 1:
-            found = [points[0].scores[name].win_rate for points in compared]
-            bounds = ([rate.low for rate in found], [rate.high for rate in found])
-        rates.append(Series(about.label, scales, [_mean_rate(name, points) for points in compared], *bounds))
+        found = [[point.scores[name] for point in points] for points in compared]
+        rate = [mean_of([score.win_rate.rate for score in scores]) for scores in found]
+        means[name] = [mean_of([score.tuned_mean for score in scores]) for scores in found]
+        # Of several training seeds together there is no interval.
+        alone = [scores[0].win_rate for scores in found] if len(sweeps) == 1 else []
+        intervals = [f"{interval(each)}; " for each in alone] or [""] * len(scales)
+        columns.append(
+            [
+                Cell(percent(share), f"{before}mean {format_score(mean)}", {"rate": share, "mean": mean})
+                for share, before, mean in zip(rate, intervals, means[name], strict=True)
+            ]
+        )
+        shown = alone if name == first.headline else []
+        rates.append(Series(about.label, scales, rate, [each.low for each in shown], [each.high for each in shown]))
+    for name in first.measures:
+        columns.append(
+            [number_cell(name, [point.measures[name].tuned.mean for point in points]) for points in compared]
+        )
+    diversities = [number_cell("diversity", [point.diversity for point in points]) for points in compared]
     head = first.scores[first.headline].label
-    means = Series(head, scales, [_mean_score(first.headline, points) for points in compared])
     charts = [
         Curves("Win rate", "Over the base.", "LoRA scale", rates, level=0.5, percent=True),
-        Curves("Mean score", f"By {head}.", "LoRA scale", [means]),
+        Curves("Mean score", f"By {head}.", "LoRA scale", [Series(head, scales, means[first.headline])]),
     ]
-    diversities = [[point.diversity for point in points if point.diversity is not None] for points in compared]
-    if all(diversities):
-        series = Series("diversity", scales, [mean_of(values) for values in diversities])
+    if all(cell.values["diversity"] is not None for cell in diversities):
         note = "Mean cosine distance of a prompt's image embeddings."
+        series = Series("diversity", scales, [cell.values["diversity"] for cell in diversities])
         charts.append(Curves("Diversity", note, "LoRA scale", [series]))
-    cells = [
-        [
-            Cell(f"{scale:g}", values={"scale": scale}),
-            *(_sweep_cell(name, points) for name in first.scores),
-            *(number_cell(name, [point.measures[name].tuned.mean for point in points]) for name in first.measures),
-            number_cell("diversity", values),
-        ]
-        for (scale, points), values in zip(columns.items(), diversities, strict=True)
-    ]
-    named = [*first.scores.values(), *first.measures.values()]
-    heads = ["LoRA scale", *(about.label for about in named), "Diversity"]
+    heads = ["LoRA scale", *(about.label for about in (*first.scores.values(), *first.measures.values())), "Diversity"]
     notes = [f"Means over {len(sweeps)} training seeds."] if len(sweeps) > 1 else []
     pictures = {f"{model.scale:g}": model.pictures for model in first.models.values() if model.pictures}
-    rows = list(zip(*pictures.values(), strict=True))
-    if rows:
-        notes.append(f"Images of the run {runs[0].name}, one column a scale.")
+    images = [[folder / name for name in row] for row in zip(*pictures.values(), strict=True)]
     return Section(
         f"Figure 8: Scale of the LoRA, {label}",
-        [Table("Figures by scale", heads, cells, folded=True)],
-        charts,
-        notes=notes,
-        grid=ImageGrid(list(pictures), first.prompts[: len(rows)], [[folder / name for name in row] for row in rows]),
+        notes=[*notes, *([f"Images of the run {runs[0].name}, one column a scale."] if images else [])],
+        tables=[Table("Figures by scale", heads, list(zip(*columns, diversities, strict=True)), folded=True)],
+        charts=charts,
+        grid=ImageGrid(list(pictures), first.prompts[: len(images)], images),
     )
 
 
@@ -150,20 +138,3 @@ def _by_scale(sweep: Results) -> dict[float, Comparison]:
     """Each scale of the LoRA against the base, which comes first."""
     base, *tuned = sweep.models.values()
     return {model.scale: compare(sweep, base, model) for model in tuned}
-
-
-def _sweep_cell(name: str, points: Sequence[Comparison]) -> Cell:
-    """The win rate of one scale, with its interval where there is one training seed, and the mean score."""
-    rate, mean = _mean_rate(name, points), _mean_score(name, points)
-    detail = f"mean {format_score(mean)}"
-    if len(points) == 1:
-        detail = f"{interval(points[0].scores[name].win_rate)}; {detail}"
-    return Cell(percent(rate), detail, {"rate": rate, "mean": mean})
-
-
-def _mean_rate(name: str, points: Sequence[Comparison]) -> float:
-    return mean_of([point.scores[name].win_rate.rate for point in points])
-
-
-def _mean_score(name: str, points: Sequence[Comparison]) -> float:
-    return mean_of([point.scores[name].tuned_mean for point in points])

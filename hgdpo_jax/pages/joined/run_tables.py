@@ -24,7 +24,7 @@ def runs_section(runs: Sequence[Run]) -> Section:
         "colour shift with its sign in per cent of the base's mean; diversity is the mean cosine distance of the image "
         "embeddings of one prompt."
     ]
-    return Section("Runs", [Table("", ["Run", *model_heads(first.results)], rows)], notes=notes)
+    return Section("Runs", notes=notes, tables=[Table("", ["Run", *model_heads(first.results)], rows)])
 
 
 def training_sections(runs: Sequence[Run]) -> list[Section]:
@@ -36,4 +36,4 @@ def training_sections(runs: Sequence[Run]) -> list[Section]:
     for run in runs:
         values = [run.results.training.get(name) for name in differing]
         rows.append([Cell(run.name), *(Cell(setting(value), values={"value": value}) for value in values)])
-    return [Section("Training", [Table("Settings that differ", ["Run", *differing], rows)])]
+    return [Section("Training", tables=[Table("Settings that differ", ["Run", *differing], rows)])]

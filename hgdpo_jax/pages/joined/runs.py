@@ -3,8 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -12,7 +11,7 @@ from jaxtyping import Float
 
 from hgdpo_jax.artifacts import differences
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.evaluation.color_shift import ColorShift, shift_between
+from hgdpo_jax.evaluation.color_shift import shift_between
 from hgdpo_jax.evaluation.compared_models import BASE, TUNED
 from hgdpo_jax.evaluation.results import RESULTS, ModelResults, Results, read_results
 from hgdpo_jax.pages.joined.paper import ROW_LABELS
@@ -64,9 +63,9 @@ class Row:
         """Those of all training seeds side by side, so that the mean within a prompt is over both kinds of seed."""
         return np.concatenate([model.scores[name] for _, model in self.members], axis=1)
 
-    def color_shifts(self) -> list[ColorShift]:
-        """The colour shift against the base of each training seed."""
-        return [shift_between(run.base.colors, model.colors) for run, model in self.members]
+    def absolute_shifts(self, channel: str) -> list[float]:
+        """Colour shift of each training seed against the base, in per cent and without its sign, as in the paper."""
+        return [getattr(shift_between(run.base.colors, model.colors), channel) for run, model in self.members]
 
 
 def read_runs(folders: Sequence[epath.PathLike]) -> list[Run]:
@@ -85,7 +84,7 @@ def read_runs(folders: Sequence[epath.PathLike]) -> list[Run]:
         runs.append(run)
     sweeps = [run.sweep for run in runs if run.sweep]
     for sweep in sweeps[1:]:
-        _refuse_settings(sweeps[0], sweeps[0].settings, sweep, sweep.settings, _SWEEP)
+        _refuse_settings(_SWEEP, sweeps[0], sweep)
     return runs
 
 
@@ -138,19 +137,15 @@ def _refuse_repetition(members: Sequence[tuple[Run, ModelResults]]) -> None:
 
 def _refuse_differences(first: Run, other: Run) -> None:
     """Raises UserError where two runs did not evaluate the same base on the same prompts by the same scores."""
-    both = [run.results for run in (first, other)]
-    settings = [
-        {**each.settings, "headline": each.headline, "scores": sorted(each.scores), "measures": sorted(each.measures)}
-        for each in both
-    ]
-    _refuse_settings(both[0], settings[0], both[1], settings[1], _EVALUATION)
+    one, two = first.results, other.results
+    _refuse_settings(_EVALUATION, one, two)
     advice = "evaluate both with the same settings, or give one of them"
-    if both[0].prompts != both[1].prompts:
+    if one.prompts != two.prompts:
         raise UserError(f"{first.name} and {other.name} were evaluated on different prompts: {advice}")
-    for name, about in both[0].scores.items():
-        one, two = first.base.scores[name], other.base.scores[name]
-        same = one.shape == two.shape and np.array_equal(np.isnan(one), np.isnan(two))
-        apart = float(np.nanmax(np.abs(one - two))) if same else math.inf
+    for name, about in one.scores.items():
+        values, others = first.base.scores[name], other.base.scores[name]
+        same = values.shape == others.shape and np.array_equal(np.isnan(values), np.isnan(others))
+        apart = float(np.nanmax(np.abs(values - others))) if same else math.inf
         if apart > _BASE_TOLERANCE:
             raise UserError(
                 f"the base's scores by {about.label} differ between {first.name} and {other.name} by up to "
@@ -158,10 +153,13 @@ def _refuse_differences(first: Run, other: Run) -> None:
             )
 
 
-def _refuse_settings(
-    first: Results, first_settings: Mapping[str, Any], other: Results, other_settings: Mapping[str, Any], stage: str
-) -> None:
-    if changed := differences(first_settings, other_settings):
+def _refuse_settings(stage: str, first: Results, other: Results) -> None:
+    """Raises UserError where two results of a stage do not come from the same settings, scores and measures."""
+    before, now = (
+        {**each.settings, "headline": each.headline, "scores": sorted(each.scores), "measures": sorted(each.measures)}
+        for each in (first, other)
+    )
+    if changed := differences(before, now):
         raise UserError(
             f"{stage} of {first.experiment} and {other.experiment} ran with different settings: {', '.join(changed)}; "
             "evaluate both with the same settings, or give one of them"

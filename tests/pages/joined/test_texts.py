@@ -80,7 +80,7 @@ def test_what_is_not_finite_is_null_in_json(tmp_path):
 def test_signs_of_the_formats_are_escaped():
     hostile = "50 % of_a|b & <b>*c*</b> {d} #1 \\e ~f ^g $h"
     table = Table(hostile, ["Run", hostile], [[Cell(hostile), Cell("1.0", hostile)]])
-    document = Document("t", "s", hostile, {}, [Section(hostile, [table], lead=hostile)], [hostile], {})
+    document = Document("t", "s", hostile, {}, [Section(hostile, hostile, tables=[table])], [hostile], {})
     (markdown,) = tables_of_markdown(as_markdown(document))
     assert [len(line) for line in markdown] == [2, 2, 2]
     assert markdown[2][0] == r"50 % of\_a\|b & \<b\>\*c\*\</b\> \{d\} \#1 \\e \~f ^g $h"
