@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -27,32 +28,15 @@ class HSVMeans:
 
 @dataclasses.dataclass(frozen=True)
 class ColorShift:
-    """Signed change of the tuned images' HSV means: per cent of the base's arithmetic mean, and hue in degrees.
+    """Signed changes of the tuned images' HSV means: by channel in per cent of the base's mean, and in degrees of hue.
 
-    A change from a mean of zero is infinite, unless the tuned mean is zero too.
+    A change from a mean of zero is infinite, unless the tuned mean is zero too. Table 2 has the absolute values.
     """
 
-    signed_hue: float
-    signed_saturation: float
-    signed_value: float
+    percent: Mapping[str, float]
     hue_degrees: float
     base: HSVMeans
     tuned: HSVMeans
-
-    @property
-    def hue(self) -> float:
-        """Absolute per cent change of the arithmetic mean hue, as Table 2 prints it."""
-        return abs(self.signed_hue)
-
-    @property
-    def saturation(self) -> float:
-        """Absolute per cent change of the mean saturation."""
-        return abs(self.signed_saturation)
-
-    @property
-    def value(self) -> float:
-        """Absolute per cent change of the mean value."""
-        return abs(self.signed_value)
 
 
 def rgb_to_hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -97,19 +81,8 @@ def hsv_means(images: UInt8[np.ndarray, "n height width 3"]) -> HSVMeans:
 
 def shift_between(base: HSVMeans, tuned: HSVMeans) -> ColorShift:
     """Colour shift from the base's means to the tuned ones; hue in degrees takes the shorter way round, -180 to 180."""
-    return ColorShift(
-        signed_hue=_percent_change(base.hue, tuned.hue),
-        signed_saturation=_percent_change(base.saturation, tuned.saturation),
-        signed_value=_percent_change(base.value, tuned.value),
-        hue_degrees=(tuned.hue_degrees - base.hue_degrees + 180) % 360 - 180,
-        base=base,
-        tuned=tuned,
-    )
-
-
-def color_shift(base_images: np.ndarray, tuned_images: np.ndarray) -> ColorShift:
-    """Colour shift of tuned images against base images, each uint8 [n, height, width, 3]."""
-    return shift_between(hsv_means(base_images), hsv_means(tuned_images))
+    percent = {channel: _percent_change(getattr(base, channel), getattr(tuned, channel)) for channel in CHANNELS}
+    return ColorShift(percent, (tuned.hue_degrees - base.hue_degrees + 180) % 360 - 180, base, tuned)
 
 
 def _percent_change(base: float, tuned: float) -> float:

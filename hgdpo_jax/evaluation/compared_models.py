@@ -1,10 +1,10 @@
 """What an evaluation compares, as a config names it.
 
 base                            the base model
-tuned                           with this experiment's LoRA, at adapter.scale; tuned@0.8 at another weight
-loras/other.safetensors@0.5     with a LoRA from a file, or from diffusers' or PEFT's folder; without a weight at
-                                adapter.scale
-folder:renderings/other_model   images that are there already
+tuned                           with this experiment's LoRA, at adapter.scale; tuned@0.8 at another LoRA scale
+loras/other.safetensors@0.5     with a LoRA from a file, or from a folder of diffusers or PEFT; at adapter.scale if no
+                                scale is given
+folder:renderings/other_model   images that already exist
 tuned+lan                       with latent adaptive normalisation (HG-DPO, Eq. 7)
 old=loras/other.safetensors     with a name of its own
 """
@@ -48,7 +48,7 @@ class ComparedModel:
         target, lan = match["target"], bool(match["lan"])
         if target == BASE or target.startswith(FOLDER):
             if match["scale"] or lan:
-                raise UserError(f"evaluate.models has {text!r}: only a LoRA has a weight, or +lan")
+                raise UserError(f"evaluate.models has {text!r}: only a LoRA has a scale, or +lan")
             stem = target.removeprefix(FOLDER).rstrip("/").rpartition("/")[2]
             name = match["name"] or slug(stem, "_")
             folder = str(expanded(target.removeprefix(FOLDER))) if target.startswith(FOLDER) else ""
@@ -58,17 +58,17 @@ class ComparedModel:
                 f"evaluate.models has {text!r}, expected base, tuned, a LoRA's file ({', '.join(_ENDINGS)}) or folder, "
                 "or folder:PATH for images"
             )
-        weight = float(match["scale"]) if match["scale"] else scale
+        scale = float(match["scale"] or scale)
         stem = re.sub(r"\.\w+$", "", target.rstrip("/").rpartition("/")[2])
         given = f"@{match['scale']}" if match["scale"] else ""
         lan = lan or latent_normalization
-        label = match["name"] or f"{'LoRA' if target == TUNED else stem} at {weight:g}{', LAN' if lan else ''}"
+        label = match["name"] or f"{'LoRA' if target == TUNED else stem} at {scale:g}{', LAN' if lan else ''}"
         return cls(
             text=text,
             name=match["name"] or slug(f"{stem}{given}{match['lan'] or ''}", "_"),
             label=label,
             adapter=str(expanded(target)),
-            scale=weight,
+            scale=scale,
             latent_normalization=lan,
         )
 

@@ -36,7 +36,7 @@ class PairCheck:
 
     pairs: int
     margin: float
-    scores: Mapping[str, PairScore] = dataclasses.field(default_factory=dict)
+    scores: Mapping[str, PairScore]
 
     def __str__(self) -> str:
         lines = [f"the training scorer sets the {self.pairs:,} pairs apart by {self.margin:.2f} on average"]
@@ -53,10 +53,10 @@ class PairCheck:
     def from_dict(cls, values: Mapping[str, Any]) -> "PairCheck":
         """The inverse of `dataclasses.asdict`."""
         scores = {
-            name: PairScore(**{**score, "win_rate": WinRate(**score["win_rate"])})
+            name: PairScore(**score | {"win_rate": WinRate(**score["win_rate"])})
             for name, score in values["scores"].items()
         }
-        return cls(**{**values, "scores": scores})
+        return cls(values["pairs"], values["margin"], scores)
 
 
 def read_check(folder: epath.Path) -> PairCheck:

@@ -48,10 +48,7 @@ def comparable(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, 
 
     Raises ValueError where they are not scores [prompts, seeds] of the same prompts.
     """
-    scores_a, scores_b = (
-        np.asarray(scores_a, np.float64),
-        np.asarray(scores_b, np.float64),
-    )
+    scores_a, scores_b = np.asarray(scores_a, np.float64), np.asarray(scores_b, np.float64)
     if scores_a.ndim != 2 or scores_b.ndim != 2 or len(scores_a) != len(scores_b) or not scores_a.size * scores_b.size:
         raise ValueError(
             f"expected scores [prompts, seeds] of the same prompts, got {scores_a.shape}, {scores_b.shape}"

@@ -76,19 +76,15 @@ class Validation:
         pairs = [
             ImagePair(
                 prompt,
-                base["images"][i],
-                tuned["images"][i],
-                {"score": float(base["scores"][i])},
-                {"score": float(tuned["scores"][i])},
+                [drawn["images"][i] for drawn in (base, tuned)],
+                [{"score": float(drawn["scores"][i])} for drawn in (base, tuned)],
             )
             for i, prompt in enumerate(self.prompts[:_GRID_IMAGES])
         ]
-        self.log.image(step, "validation", pair_grid(pairs, "base", "tuned", "score"))
+        self.log.image(step, "validation", pair_grid(pairs, ("base", "tuned"), "score"))
         return {
             "validation_win_rate": win_rate(tuned["scores"][:, None], base["scores"][:, None]).rate,
-            "validation_hue_shift": shift.signed_hue,
-            "validation_saturation_shift": shift.signed_saturation,
-            "validation_value_shift": shift.signed_value,
+            **{f"validation_{channel}_shift": change for channel, change in shift.percent.items()},
         }
 
 

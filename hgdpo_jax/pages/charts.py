@@ -2,8 +2,10 @@
 
 import dataclasses
 import io
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import markupsafe
 import matplotlib
@@ -13,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hgdpo_jax import objectives
+from hgdpo_jax.evaluation.color_shift import CHANNELS
 from hgdpo_jax.objectives import Chart
 
 # Colours of the figures; the report replaces each by its CSS variable, so that inlined curves follow the dark mode.
@@ -27,20 +30,26 @@ PALETTE = {
 }
 
 
+# How a curve is drawn: a mark at each value; a running mean of values that one step makes noisy, which stay in the
+# background; or such a mean alone, of what the others are compared with.
+POINTS, SMOOTHED, REFERENCE = "points", "smoothed", "reference"
+
+
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One curve: values over places on the x axis, and where known their lower and upper bounds; NaN where none is."""
+    """One curve: values over places on the x axis, and where known their lower and upper bounds."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    style: str = POINTS
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """What a chart of results shows: titles, curves, a level to mark; `log_x` marks the places of the first curve."""
+    """A chart: titles, curves, a level to mark; `log_x` marks the places of the first curve."""
 
     title: str
     note: str
@@ -64,41 +73,45 @@ _GENERAL = (
     Chart(
         "Validation colour shift",
         "Per cent of the base.",
-        {
-            "validation_hue_shift": "hue",
-            "validation_saturation_shift": "saturation",
-            "validation_value_shift": "value",
-        },
+        {f"validation_{channel}_shift": channel for channel in CHANNELS},
         0.0,
     ),
 )
 
 
-def _charts() -> list[Chart]:
+def training_curves(log: Sequence[Mapping[str, float]]) -> list[Curves]:
+    """The charts whose first series has at least one value in the log, one mapping of scalars per step."""
     of_objectives = [chart for name in objectives.names() for chart in objectives.find(name).charts]
-    return list({chart.title: chart for chart in (*of_objectives, *_GENERAL)}.values())
+    # Objectives share charts.
+    charts = {chart.title: chart for chart in (*of_objectives, *_GENERAL)}
+    found = []
+    for chart in charts.values():
+        series = [_series(log, key, label) for key, label in chart.series.items()]
+        if series[0].x:
+            shown = [each for each in series if each.x]
+            found.append(Curves(chart.title, chart.note, "step", shown, chart.level, chart.percent))
+    return found
 
 
-def charts_with_data(log: Sequence[Mapping[str, float]]) -> list[Chart]:
-    """The charts whose first series has at least one value in the log, one mapping of scalars a step."""
-    return [chart for chart in _charts() if len(_series(log, next(iter(chart.series)))[0])]
+def _series(log: Sequence[Mapping[str, float]], key: str, label: str) -> Series:
+    """The finite values of a key; the error changes are differences of two logged ones."""
 
+    def value(line: Mapping[str, float]) -> float:
+        if key.endswith("_error_change"):
+            error = key.removesuffix("_change")
+            return line.get(f"policy_{error}", math.nan) - line.get(f"reference_{error}", math.nan)
+        return line.get(key, math.nan)
 
-def chart_svg(chart: Chart, log: Sequence[Mapping[str, float]]) -> markupsafe.Markup:
-    """One chart as SVG to inline, its colours CSS variables named as in PALETTE."""
-    return _inline_svg(lambda axes: _draw_chart(axes, chart, log), salt=chart.title)
+    points = [(line["step"], value(line)) for line in log if math.isfinite(value(line))]
+    style = POINTS if key.startswith("validation_") else REFERENCE if key.startswith("reference_") else SMOOTHED
+    return Series(label, [step for step, _ in points], [value for _, value in points], style=style)
 
 
 def curves_svg(curves: Curves, salt: str) -> markupsafe.Markup:
-    """As `chart_svg`; charts of one page need different salts."""
-    return _inline_svg(lambda axes: _draw_curves(axes, curves), salt)
-
-
-def _inline_svg(draw: Callable[[Axes], None], salt: str) -> markupsafe.Markup:
-    """What `draw` puts into axes, as markup whose identifiers differ from salt to salt."""
+    """A chart as SVG to inline, in CSS variables named as in PALETTE; the charts of one page need different salts."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure = Figure(figsize=(3.4, 2.2), layout="constrained")
-        draw(figure.add_subplot())
+        _draw(figure.add_subplot(), curves)
         stream = io.StringIO()
         # Without metadata there is no date and no address in the file.
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -116,102 +129,57 @@ def _inline_svg(draw: Callable[[Axes], None], salt: str) -> markupsafe.Markup:
     return markupsafe.Markup(markup)
 
 
-def curves_figure(log: Sequence[Mapping[str, float]]) -> bytes:
-    """All charts that have data as one PNG."""
-    charts = charts_with_data(log)
-    columns = min(3, max(1, len(charts)))
-    rows = max(1, -(-len(charts) // columns))
+def curves_figure(charts: Sequence[Curves]) -> bytes:
+    """All charts as one PNG; there must be one."""
+    columns = min(3, len(charts))
+    rows = -(-len(charts) // columns)
     figure = Figure(figsize=(3.7 * columns, 2.6 * rows), layout="constrained")
-    for index, chart in enumerate(charts):
+    for index, curves in enumerate(charts):
         axes = figure.add_subplot(rows, columns, index + 1)
-        _draw_chart(axes, chart, log)
+        _draw(axes, curves)
         # The legend has the line below the title.
-        axes.set_title(chart.title, loc="left", fontsize=10, color=PALETTE["ink"], weight="bold", y=1, pad=20)
+        axes.set_title(curves.title, loc="left", fontsize=10, color=PALETTE["ink"], weight="bold", y=1, pad=20)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
     return stream.getvalue()
-
-
-def _series(log: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one series; the error changes are differences of two logged ones."""
-    if key.endswith("_error_change"):
-        side = key.removesuffix("_error_change")
-        policy, reference = f"policy_{side}_error", f"reference_{side}_error"
-        points = [
-            (line["step"], line[policy] - line[reference]) for line in log if policy in line and reference in line
-        ]
-    else:
-        points = [(line["step"], line[key]) for line in log if key in line]
-    points = [(step, value) for step, value in points if np.isfinite(value)]
-    steps, values = np.array(points, np.float64).reshape(-1, 2).T
-    return steps, values
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of each value and the ones within half a window of it; shorter at both ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     center = np.arange(len(values))
-    first, last = (
-        np.maximum(center - window // 2, 0),
-        np.minimum(center + window // 2 + 1, len(values)),
-    )
+    first, last = np.maximum(center - window // 2, 0), np.minimum(center + window // 2 + 1, len(values))
     return (sums[last] - sums[first]) / (last - first)
 
 
-def _draw_chart(axes: Axes, chart: Chart, log: Sequence[Mapping[str, float]]) -> None:
-    _draw_level(axes, chart.level, chart.percent)
-    for index, (key, label) in enumerate(chart.series.items()):
-        steps, values = _series(log, key)
-        if not len(steps):
-            continue
-        values = 100 * values if chart.percent else values
-        is_reference = key.startswith("reference_")
-        color = PALETTE["ink" if is_reference else f"series-{index + 1}"]
-        smooth = _running_mean(values, len(values) // 20)
-        if key.startswith("validation_"):
-            axes.plot(steps, values, color=color, label=label, linewidth=1.6, marker="o", markersize=3.5)
-        elif is_reference:
-            axes.plot(steps, smooth, color=color, linewidth=0.9, linestyle=(0, (2, 3)))
-        else:
-            # One step sees few pairs: the line is a running mean, the values themselves stay in the background.
-            axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.2)
-            axes.plot(steps, smooth, color=color, label=label, linewidth=1.6)
-    _style(axes, "step", chart.percent)
-
-
-def _draw_curves(axes: Axes, curves: Curves) -> None:
-    _draw_level(axes, curves.level, curves.percent)
+def _draw(axes: Axes, curves: Curves) -> None:
     factor = 100 if curves.percent else 1
+    if curves.level is not None:
+        axes.axhline(factor * curves.level, color=PALETTE["muted"], linewidth=1, linestyle=":")
     for index, series in enumerate(curves.series):
-        color = PALETTE[f"series-{index % 4 + 1}"]
+        values, color = factor * np.asarray(series.y), PALETTE[f"series-{index % 4 + 1}"]
         # Beyond four curves the colours come again, dashed.
-        style = "-" if index < 4 else "--"
+        look: dict[str, Any] = {"color": color, "linewidth": 1.6, "linestyle": "-" if index < 4 else "--"}
+        if series.style == POINTS:
+            look |= {"marker": "o", "markersize": 3}
+        elif series.style == REFERENCE:
+            look |= {"color": PALETTE["ink"], "linewidth": 0.9, "linestyle": (0, (2, 3))}
         if len(series.low):
             low, high = factor * np.asarray(series.low), factor * np.asarray(series.high)
             axes.fill_between(series.x, low, high, color=color, alpha=0.18, linewidth=0)
-        axes.plot(
-            series.x,
-            factor * np.asarray(series.y),
-            style,
-            color=color,
-            label=series.label,
-            linewidth=1.6,
-            marker="o",
-            markersize=3,
-        )
+        if series.style == SMOOTHED:
+            axes.plot(series.x, values, color=color, linewidth=0.7, alpha=0.2)
+        if series.style != POINTS:
+            values = _running_mean(values, len(values) // 20)
+        axes.plot(series.x, values, label="" if series.style == REFERENCE else series.label, **look)
     if curves.log_x:
         axes.set_xscale("log")
         places = curves.series[0].x
         axes.set_xticks(places, [f"{place:,.0f}" for place in places])
         axes.minorticks_off()
     elif all(float(place).is_integer() for series in curves.series for place in series.x):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
     _style(axes, curves.x_label, curves.percent)
-
-
-def _draw_level(axes: Axes, level: float | None, percent: bool) -> None:
-    if level is not None:
-        axes.axhline(100 * level if percent else level, color=PALETTE["muted"], linewidth=1, linestyle=":")
 
 
 def _style(axes: Axes, x_label: str, percent: bool) -> None:

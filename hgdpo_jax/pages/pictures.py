@@ -24,26 +24,20 @@ class ImagePair:
     """Two uint8 images [height, width, 3] of one prompt, and the scores by name of each."""
 
     prompt: str
-    first_image: np.ndarray
-    second_image: np.ndarray
-    first_scores: Mapping[str, float]
-    second_scores: Mapping[str, float]
+    images: Sequence[np.ndarray]
+    scores: Sequence[Mapping[str, float]] = ({}, {})
 
 
 def read_shown_pairs(folder: epath.Path) -> dict[str, list[ImagePair]]:
     """The pairs that `check_pairs` shows, winner first: the "best", set apart furthest, and the "worst"."""
 
-    def image(entry: dict) -> np.ndarray:
-        return read_image(folder / entry["image"])
+    def read(pair: dict) -> ImagePair:
+        sides = [pair["winner"], pair["loser"]]
+        images = [read_image(folder / side["image"]) for side in sides]
+        return ImagePair(pair["prompt"], images, [side["scores"] for side in sides])
 
-    return {
-        kind: [
-            ImagePair(pair["prompt"], image(winner), image(loser), winner["scores"], loser["scores"])
-            for pair in pairs
-            for winner, loser in [(pair["winner"], pair["loser"])]
-        ]
-        for kind, pairs in json.loads((folder / SHOWN).read_text()).items()
-    }
+    shown = json.loads((folder / SHOWN).read_text())
+    return {kind: [read(pair) for pair in pairs] for kind, pairs in shown.items()}
 
 
 def resize_for_display(image: np.ndarray, height: int) -> Image.Image:
@@ -87,61 +81,46 @@ def contact_sheet(images: np.ndarray, columns: int, enlarge: int = 1) -> bytes:
     return png_bytes(sheet.resize((sheet.width * enlarge, sheet.height * enlarge), Image.Resampling.BICUBIC))
 
 
-def pair_grid(pairs: Sequence[ImagePair], first_label: str, second_label: str, score: str, height: int = 192) -> bytes:
-    """A PNG in bands of eight columns, one a pair: the first image above the second, each with its `score`.
+def pair_grid(pairs: Sequence[ImagePair], labels: Sequence[str], score: str, height: int = 192) -> bytes:
+    """A PNG in bands of eight columns, one per pair: the first image above the second, each with its `score`.
 
     There must be a pair.
     """
-    count = range(0, len(pairs), _BAND)
-    bands = [_pair_band(pairs[first : first + _BAND], first_label, second_label, score, height) for first in count]
+    bands = [_pair_band(pairs[first : first + _BAND], labels, score, height) for first in range(0, len(pairs), _BAND)]
     sheet = Image.new("RGB", (bands[0].width, sum(band.height for band in bands)), "white")
     for row, band in enumerate(bands):
         sheet.paste(band, (0, row * bands[0].height))
     return png_bytes(sheet)
 
 
-def _pair_band(pairs: Sequence[ImagePair], first_label: str, second_label: str, score: str, height: int) -> Image.Image:
-    tiles = [[resize_for_display(image, height) for image in (pair.first_image, pair.second_image)] for pair in pairs]
+def _pair_band(pairs: Sequence[ImagePair], labels: Sequence[str], score: str, height: int) -> Image.Image:
+    tiles = [[resize_for_display(image, height) for image in pair.images] for pair in pairs]
     width, height = tiles[0][0].size
     gap, score_height, line_height, prompt_lines = 12, 20, 15, 5
     bold, regular = _font(13, bold=True), _font(12)
-    label_width = gap + round(max(bold.getlength(label) for label in (first_label, second_label)))
-    total_width = gap + label_width + len(pairs) * (width + gap)
+    label_width = gap + round(max(bold.getlength(label) for label in labels))
     row_height = height + score_height + gap // 2
-    canvas = Image.new(
-        "RGB",
-        (total_width, gap + 2 * row_height + prompt_lines * line_height + gap),
-        "white",
+    size = (
+        gap + label_width + len(pairs) * (width + gap),
+        gap + 2 * row_height + prompt_lines * line_height + gap,
     )
+    canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
-    for row, label in enumerate((first_label, second_label)):
-        draw.text(
-            (gap, gap + row * row_height + height / 2),
-            label,
-            PALETTE["ink"],
-            bold,
-            anchor="lm",
-        )
+    for row, label in enumerate(labels):
+        draw.text((gap, gap + row * row_height + height / 2), label, PALETTE["ink"], bold, anchor="lm")
     for column, (pair, images) in enumerate(zip(pairs, tiles, strict=True)):
         left = gap + label_width + column * (width + gap)
-        scores = (pair.first_scores.get(score), pair.second_scores.get(score))
-        for row, image in enumerate(images):
+        scores = [of_image.get(score) for of_image in pair.scores]
+        best = max((value for value in scores if value is not None), default=None)
+        for row, (image, value) in enumerate(zip(images, scores, strict=True)):
             top = gap + row * row_height
             canvas.paste(image, (left, top))
-            if scores[row] is not None:
-                leads = scores[row] == max(value for value in scores if value is not None)
-                color = PALETTE["series-1" if leads else "muted"]
-                text = format_score(scores[row])
-                draw.text(
-                    (left + width / 2, top + height + score_height / 2),
-                    text,
-                    color,
-                    regular,
-                    anchor="mm",
-                )
+            if value is not None:
+                color = PALETTE["series-1" if value == best else "muted"]
+                place = (left + width / 2, top + height + score_height / 2)
+                draw.text(place, format_score(value), color, regular, anchor="mm")
         for line, text in enumerate(_wrap(pair.prompt, regular, width, prompt_lines)):
-            top = gap + 2 * row_height + line * line_height
-            draw.text((left, top), text, PALETTE["muted"], regular)
+            draw.text((left, gap + 2 * row_height + line * line_height), text, PALETTE["muted"], regular)
     return canvas
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.artifacts import flat
-from hgdpo_jax.evaluation.color_shift import CHANNELS
 from hgdpo_jax.evaluation.comparison import Comparison, compare
 from hgdpo_jax.evaluation.measures import TRAINING
 from hgdpo_jax.evaluation.results import ModelResults, Results
@@ -83,17 +82,17 @@ class RunReport:
         return "\n  ".join([f"{self.title}, {self.subtitle}", *lines])
 
 
-def example_pairs(results: Results, first_images: np.ndarray, second_images: np.ndarray) -> list[ImagePair]:
+def example_pairs(results: Results, *images: np.ndarray) -> list[ImagePair]:
     """Pictures of the first prompts by the first two models, with their scores."""
-    first, second, *_ = results.models.values()
+    models = list(results.models.values())[:2]
 
     def scores(model: ModelResults, row: int) -> dict[str, float]:
         found = {name: float(values[row, 0]) for name, values in model.scores.items()}
         return {name: score for name, score in found.items() if np.isfinite(score)}
 
     return [
-        ImagePair(prompt, one, other, scores(first, row), scores(second, row))
-        for row, (prompt, one, other) in enumerate(zip(results.prompts, first_images, second_images, strict=False))
+        ImagePair(results.prompts[row], shown, [scores(model, row) for model in models])
+        for row, shown in enumerate(zip(*images, strict=True))
     ]
 
 
@@ -104,45 +103,50 @@ def summarize(report: RunReport) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "prompts": scores[report.results.headline].win_rate.prompts,
         "win_rate": {
-            name: {key: getattr(score.win_rate, key) for key in ("rate", "low", "high", "wins", "ties", "losses")}
+            name: _figures(score.win_rate, "rate", "low", "high", "wins", "ties", "losses")
             for name, score in scores.items()
         },
         "per_image_win_rate": {name: score.per_image_win_rate for name, score in scores.items()},
         "mean_score": {name: {"base": score.base_mean, "tuned": score.tuned_mean} for name, score in scores.items()},
-        "color_shift": {channel: getattr(shift, channel) for channel in CHANNELS},
-        "signed_color_shift": {channel: getattr(shift, f"signed_{channel}") for channel in CHANNELS},
+        "color_shift": {channel: abs(change) for channel, change in shift.percent.items()},
+        "signed_color_shift": shift.percent,
         "hue_degrees": shift.hue_degrees,
     }
     if compared.measures:
         summary["measures"] = {name: dataclasses.asdict(measure) for name, measure in compared.measures.items()}
     if check := report.results.pair_check:
+        # The mean margin; its name is part of the file's format.
         summary["pairs"] = {"count": check.pairs, "scorer_spread": check.margin}
         for name, score in check.scores.items():
-            rates = {key: getattr(score.win_rate, key) for key in ("rate", "low", "high")}
-            summary["pairs"][name] = rates | {"winner_mean": score.winner_mean, "loser_mean": score.loser_mean}
+            rates = _figures(score.win_rate, "rate", "low", "high")
+            summary["pairs"][name] = rates | _figures(score, "winner_mean", "loser_mean")
     return summary
 
 
+def _figures(of: Any, *names: str) -> dict[str, float]:
+    return {name: getattr(of, name) for name in names}
+
+
 def write_report(folder: epath.PathLike, report: RunReport) -> None:
-    """Write index.html, summary.json, grid.png, curves.png and pairs.png into `folder`.
+    """Writes index.html, summary.json, grid.png, curves.png and pairs.png to `folder`.
 
     The same data gives the same bytes. What has no data (no training log, no pairs) is left out.
     """
     path, headline = epath.Path(folder), report.results.headline
     write_json(path / "summary.json", summarize(report), sort_keys=False)
     if hero := report.examples[:HERO_PAIRS]:
-        write_bytes(path / "grid.png", pictures.pair_grid(hero, *report.labels, headline))
-    if charts.charts_with_data(report.training):
-        write_bytes(path / "curves.png", charts.curves_figure(report.training))
+        write_bytes(path / "grid.png", pictures.pair_grid(hero, report.labels, headline))
+    if drawn := charts.training_curves(report.training):
+        write_bytes(path / "curves.png", charts.curves_figure(drawn))
     if pairs := [*report.best_pairs[: HERO_PAIRS // 2], *report.worst_pairs[: HERO_PAIRS // 2]]:
-        write_bytes(path / "pairs.png", pictures.pair_grid(pairs, "Winner", "Loser", headline))
+        write_bytes(path / "pairs.png", pictures.pair_grid(pairs, ("Winner", "Loser"), headline))
     write_text(path / "index.html", render_page(report))
 
 
 def render_page(report: RunReport) -> str:
     """The report as one HTML page that needs no other file."""
-    compared, labels = report.compared[0], report.labels
-    drawn = [(chart, charts.chart_svg(chart, report.training)) for chart in charts.charts_with_data(report.training)]
+    compared, labels, headline = report.compared[0], report.labels, report.results.headline
+    others = dict(compared.scores)
     return render(
         "run_report.html.jinja",
         picture=lambda image: pictures.data_uri(image, _IMAGE_HEIGHT),
@@ -151,14 +155,16 @@ def render_page(report: RunReport) -> str:
         report=report,
         labels=labels,
         compared=compared,
-        headline=compared.scores[report.results.headline],
-        chose_pairs=report.results.headline == TRAINING,
-        others=[score for name, score in compared.scores.items() if name != report.results.headline],
+        headline=others.pop(headline),
+        others=others.values(),
+        chose_pairs=headline == TRAINING,
         hero=report.examples[:HERO_PAIRS],
         check=report.results.pair_check,
         measures=tables.measure_table(labels, compared.measures),
         colors=tables.color_table(labels, compared.color_shift),
-        charts=drawn,
+        charts=[
+            (curves, charts.curves_svg(curves, curves.title)) for curves in charts.training_curves(report.training)
+        ],
         settings_title="Settings",
         settings=flat(report.settings),
         verdict=verdict,

@@ -64,7 +64,7 @@ def model_cells(compared: Comparison) -> list[Cell]:
         cells.append(Cell(percent(score.win_rate.rate), detail, values))
     cells += [mean_cell(measure.about, measure.tuned) for measure in compared.measures.values()]
     for channel in CHANNELS:
-        change = getattr(compared.color_shift, f"signed_{channel}")
+        change = compared.color_shift.percent[channel]
         cells.append(Cell(signed_percent(change), values={"shift": change}))
     return [*cells, number_cell("diversity", [compared.diversity])]
 
@@ -82,7 +82,7 @@ def color_table(labels: Sequence[str], shift: ColorShift) -> Table:
     rows = []
     for channel in CHANNELS:
         means = [Cell(f"{getattr(model, channel):.4f}") for model in (shift.base, shift.tuned)]
-        rows.append([Cell(channel.capitalize()), *means, Cell(signed_percent(getattr(shift, f"signed_{channel}")))])
+        rows.append([Cell(channel.capitalize()), *means, Cell(signed_percent(shift.percent[channel]))])
     degrees = [f"{shift.base.hue_degrees:.1f}", f"{shift.tuned.hue_degrees:.1f}", signed(shift.hue_degrees, 2)]
     rows.append([Cell("Hue, circular"), *(Cell(f"{each}°") for each in degrees)])
     return Table("", ["Channel", *labels, "Change"], rows)

@@ -60,13 +60,13 @@ def run(experiment: Experiment, run: StageRun) -> None:
             write_bytes(run.folder / names["tuned"], png_bytes(tuned))
             listed[i]["images"].append(names)
             # All of them at full size would be a lot to keep for one sheet.
-            base, tuned = (np.asarray(resize_for_display(image, _SHEET_HEIGHT)) for image in (base, tuned))
-            pairs.append(ImagePair(prompts[i], base, tuned, {}, {}))
+            images = [np.asarray(resize_for_display(image, _SHEET_HEIGHT)) for image in (base, tuned)]
+            pairs.append(ImagePair(prompts[i], images))
     if hosts.is_first():
         unusable.warn()
         unusable.require_rest(len(pairs))
         write_json(run.folder / "prompts.json", listed)
-        write_bytes(run.folder / "sheet.png", pair_grid(pairs, "Base", "Tuned", "", _SHEET_HEIGHT))
+        write_bytes(run.folder / "sheet.png", pair_grid(pairs, ("Base", "Tuned"), "", _SHEET_HEIGHT))
 
 
 def draw(

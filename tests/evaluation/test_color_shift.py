@@ -6,12 +6,16 @@ import pytest
 from matplotlib.colors import rgb_to_hsv as matplotlib_rgb_to_hsv
 
 from hgdpo_jax.evaluation import color_shift as color_shift_module
-from hgdpo_jax.evaluation.color_shift import color_shift, hsv_means, hsv_of_images, means_of, rgb_to_hsv
+from hgdpo_jax.evaluation.color_shift import hsv_means, hsv_of_images, means_of, rgb_to_hsv, shift_between
 
 
 def plain(*color):
     """One image of 4x4 pixels of one colour, uint8 [1, 4, 4, 3]."""
     return np.broadcast_to(np.uint8(color), (1, 4, 4, 3))
+
+
+def color_shift(base_images, tuned_images):
+    return shift_between(hsv_means(base_images), hsv_means(tuned_images))
 
 
 def random_images(seed, count=3):
@@ -28,25 +32,25 @@ def test_hsv_agrees_with_matplotlib():
 def test_identical_images_have_no_shift():
     images = random_images(1)
     shift = color_shift(images, images.copy())
-    assert (shift.hue, shift.saturation, shift.value, shift.hue_degrees) == (0, 0, 0, 0)
+    assert (*shift.percent.values(), shift.hue_degrees) == (0, 0, 0, 0)
 
 
 def test_identical_grey_images_have_no_shift_although_they_have_no_hue():
     shift = color_shift(plain(90, 90, 90), plain(90, 90, 90))
-    assert (shift.hue, shift.saturation, shift.value, shift.hue_degrees) == (0, 0, 0, 0)
+    assert (*shift.percent.values(), shift.hue_degrees) == (0, 0, 0, 0)
 
 
 def test_darker_images_lose_value_in_per_cent_of_the_base():
     shift = color_shift(plain(200, 100, 100), plain(150, 75, 75))
-    assert shift.signed_value == pytest.approx(-25) and shift.value == pytest.approx(25)
-    assert shift.saturation == pytest.approx(0, abs=1e-4) and shift.hue == 0
+    assert shift.percent["value"] == pytest.approx(-25)
+    assert shift.percent["saturation"] == pytest.approx(0, abs=1e-4) and shift.percent["hue"] == 0
 
 
 def test_hue_in_degrees_goes_the_short_way_round_where_the_per_cent_leaps():
     # Hues 356.9 and 3.1 degrees: two reds that look alike.
     shift = color_shift(plain(250, 50, 60), plain(250, 60, 50))
     assert shift.hue_degrees == pytest.approx(6.0, abs=0.2)
-    assert shift.signed_hue < -90
+    assert shift.percent["hue"] < -90
 
 
 def test_circular_mean_of_reds_on_both_sides_of_zero_is_red():
@@ -58,12 +62,12 @@ def test_circular_mean_of_reds_on_both_sides_of_zero_is_red():
 def test_pixels_without_saturation_count_as_hue_zero_in_the_arithmetic_mean_only():
     green, half_grey = plain(0, 200, 0), np.concatenate([plain(0, 200, 0), plain(200, 200, 200)])
     shift = color_shift(green, half_grey)
-    assert shift.signed_hue == pytest.approx(-50)
+    assert shift.percent["hue"] == pytest.approx(-50)
     assert shift.hue_degrees == pytest.approx(0, abs=1e-4)
 
 
 def test_change_from_zero_is_infinite():
-    assert color_shift(plain(90, 90, 90), plain(90, 80, 80)).saturation == math.inf
+    assert color_shift(plain(90, 90, 90), plain(90, 80, 80)).percent["saturation"] == math.inf
 
 
 def test_chunks_do_not_change_the_means(monkeypatch):

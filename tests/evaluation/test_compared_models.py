@@ -45,8 +45,8 @@ def test_latent_normalization_of_the_config_holds_for_adapters_alone():
             ("base", "tunde"),
             r"expected base, tuned, a LoRA's file \(.safetensors, .*\) or folder, or folder:PATH",
         ),
-        (("base@0.5", "tuned"), "only a LoRA has a weight"),
-        (("base", "folder:x+lan"), "only a LoRA has a weight"),
+        (("base@0.5", "tuned"), "only a LoRA has a scale"),
+        (("base", "folder:x+lan"), "only a LoRA has a scale"),
     ],
 )
 def test_what_names_no_model_is_refused(texts, words):

@@ -11,23 +11,23 @@ def log_of(steps):
 
 
 def test_only_charts_with_values_are_drawn():
-    assert [chart.title for chart in charts.charts_with_data(log_of(3))] == ["DPO loss", "Noise prediction error"]
-    assert charts.charts_with_data([]) == []
-    assert charts.charts_with_data([{"step": 1, "margin": float("nan")}]) == []
+    assert [chart.title for chart in charts.training_curves(log_of(3))] == ["DPO loss", "Noise prediction error"]
+    assert charts.training_curves([]) == []
+    assert charts.training_curves([{"step": 1, "margin": float("nan")}]) == []
 
 
 def test_inlined_chart_has_no_identifiers_to_clash_no_address_and_no_fixed_colour():
-    log = log_of(30)
-    for chart in charts.charts_with_data(log):
-        markup = charts.chart_svg(chart, log)
-        assert markup == charts.chart_svg(chart, log)
+    for curves in charts.training_curves(log_of(30)):
+        markup = charts.curves_svg(curves, "salt")
+        assert markup == charts.curves_svg(curves, "salt")
         assert "http" not in markup and "#0f766e" not in markup and "var(--series-1)" in markup
         assert '<g id="' not in markup
 
 
 def test_curves_are_the_same_bytes_each_time_whatever_the_number_of_steps():
     for steps in (1, 2, 60):
-        assert charts.curves_figure(log_of(steps)) == charts.curves_figure(log_of(steps))
+        one, other = (charts.curves_figure(charts.training_curves(log_of(steps))) for _ in range(2))
+        assert one == other
 
 
 def test_inlined_curves_are_the_same_bytes_each_time_and_have_identifiers_of_their_own():

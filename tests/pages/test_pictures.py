@@ -31,28 +31,30 @@ def test_data_uri_holds_the_picture():
 def test_grid_has_a_column_for_every_pair_and_is_the_same_each_time():
     pairs = [
         ImagePair(
-            "a man with a very long description " * 9, picture(), picture(seed=1), {"judge": 1.5}, {"judge": 2.0}
+            "a man with a very long description " * 9, [picture(), picture(seed=1)], [{"judge": 1.5}, {"judge": 2.0}]
         ),
-        ImagePair("x", picture(), picture(seed=2), {}, {}),
+        ImagePair("x", [picture(), picture(seed=2)]),
     ]
-    one, two = (Image.open(io.BytesIO(pictures.pair_grid(pairs[:n], "Base", "Tuned", "judge"))) for n in (1, 2))
+    one, two = (Image.open(io.BytesIO(pictures.pair_grid(pairs[:n], ("Base", "Tuned"), "judge"))) for n in (1, 2))
     assert two.width - one.width == 144 + 12 and two.height == one.height
-    assert pictures.pair_grid(pairs, "Base", "Tuned", "judge") == pictures.pair_grid(pairs, "Base", "Tuned", "judge")
+    assert pictures.pair_grid(pairs, ("Base", "Tuned"), "judge") == pictures.pair_grid(
+        pairs, ("Base", "Tuned"), "judge"
+    )
 
 
 def test_more_than_eight_pairs_stand_in_bands():
-    pairs = [ImagePair("a man", picture(), picture(seed=1), {}, {})] * 9
-    one, two = (Image.open(io.BytesIO(pictures.pair_grid(pairs[:n], "Base", "Tuned", ""))) for n in (8, 9))
+    pairs = [ImagePair("a man", [picture(), picture(seed=1)])] * 9
+    one, two = (Image.open(io.BytesIO(pictures.pair_grid(pairs[:n], ("Base", "Tuned"), ""))) for n in (8, 9))
     assert two.width == one.width and two.height == 2 * one.height
 
 
 def test_a_grid_shows_its_labels_whole():
-    pair = ImagePair("a man", np.full((64, 48, 3), 255, np.uint8), np.full((64, 48, 3), 255, np.uint8), {}, {})
+    pair = ImagePair("a man", [np.full((64, 48, 3), 255, np.uint8)] * 2)
     widths = [
-        Image.open(io.BytesIO(pictures.pair_grid([pair], "base", label, "judge"))).width
+        Image.open(io.BytesIO(pictures.pair_grid([pair], ("base", label), "judge"))).width
         for label in ("base", "LoRA at 0.5", "a LoRA of another name at 0.25, LAN")
     ]
     # White pictures: all ink left of the prompt's column is that of the labels.
-    grid = np.asarray(Image.open(io.BytesIO(pictures.pair_grid([pair], "base", "LoRA at 0.5", "judge"))).convert("L"))
+    grid = np.asarray(Image.open(io.BytesIO(pictures.pair_grid([pair], ("base", "LoRA at 0.5"), "judge"))).convert("L"))
     inked = np.flatnonzero((grid[:220] < 128).any(axis=0))
     assert widths == sorted(set(widths)) and inked.max() < grid.shape[1] - 12 - 144

@@ -147,12 +147,12 @@ def test_negative_prompt_and_clip_skip_hold_for_both_models(model, adapter, chan
 def test_pairs_are_checked_by_every_score_and_shown_from_the_furthest_to_the_least_apart(runs):
     check, (best, worst) = read_check(runs["check_pairs"].folder), read_shown_pairs(runs["check_pairs"].folder).values()
     assert check.pairs == check.scores["judge"].win_rate.prompts == PAIRS
-    margins = [pair.first_scores["scorer"] - pair.second_scores["scorer"] for pair in [*best, *worst[::-1]]]
+    margins = [pair.scores[0]["scorer"] - pair.scores[1]["scorer"] for pair in [*best, *worst[::-1]]]
     assert margins == sorted(margins, reverse=True) and len(margins) == PAIRS
     assert check.margin == pytest.approx(np.mean(margins))
-    oracle = [pair.first_scores["oracle"] - pair.second_scores["oracle"] for pair in [*best, *worst]]
+    oracle = [pair.scores[0]["oracle"] - pair.scores[1]["oracle"] for pair in [*best, *worst]]
     assert check.scores["oracle"].difference == pytest.approx(np.mean(oracle))
-    assert best[0].first_image.shape == (64, 48, 3)
+    assert best[0].images[0].shape == (64, 48, 3)
 
 
 def test_the_report_compares_by_all_three_scores(runs):

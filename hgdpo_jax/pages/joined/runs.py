@@ -65,7 +65,7 @@ class Row:
 
     def absolute_shifts(self, channel: str) -> list[float]:
         """Colour shift of each training seed against the base, in per cent and without its sign, as in the paper."""
-        return [getattr(shift_between(run.base.colors, model.colors), channel) for run, model in self.members]
+        return [abs(shift_between(run.base.colors, model.colors).percent[channel]) for run, model in self.members]
 
 
 def read_runs(folders: Sequence[epath.PathLike]) -> list[Run]:
