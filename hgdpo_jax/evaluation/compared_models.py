@@ -46,10 +46,10 @@ class ComparedModel:
         if not match:
             raise UserError(f"evaluate.models has {text!r}, expected base, tuned, a LoRA file or folder:PATH")
         target, lan = match["target"], bool(match["lan"])
+        stem = target.removeprefix(FOLDER).rstrip("/").rpartition("/")[2]
         if target == BASE or target.startswith(FOLDER):
             if match["scale"] or lan:
                 raise UserError(f"evaluate.models has {text!r}: only a LoRA has a scale, or +lan")
-            stem = target.removeprefix(FOLDER).rstrip("/").rpartition("/")[2]
             name = match["name"] or slug(stem, "_")
             folder = str(expanded(target.removeprefix(FOLDER))) if target.startswith(FOLDER) else ""
             return cls(text, name, match["name"] or stem, folder=folder)
@@ -59,7 +59,7 @@ class ComparedModel:
                 "or folder:PATH for images"
             )
         scale = float(match["scale"] or scale)
-        stem = re.sub(r"\.\w+$", "", target.rstrip("/").rpartition("/")[2])
+        stem = re.sub(r"\.\w+$", "", stem)
         given = f"@{match['scale']}" if match["scale"] else ""
         lan = lan or latent_normalization
         label = match["name"] or f"{'LoRA' if target == TUNED else stem} at {scale:g}{', LAN' if lan else ''}"

@@ -29,15 +29,14 @@ class RunReport:
     results: of two models or more; the report is about the second one, compared with the first.
     examples: of these two, not chosen by their scores; the first of them stand at the top of the page.
     training: the training log, one mapping of scalars a step.
-    best_pairs, worst_pairs: winner first, loser second: the pairs of the pool set apart furthest, and least.
+    pairs: what `read_shown_pairs` gives: those whose scores differ most, and least, winner first.
     settings: nested or flat; values are shown as text.
     """
 
     results: Results
     examples: Sequence[ImagePair] = ()
     training: Sequence[Mapping[str, float]] = ()
-    best_pairs: Sequence[ImagePair] = ()
-    worst_pairs: Sequence[ImagePair] = ()
+    pairs: Mapping[str, Sequence[ImagePair]] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     attribution: str = ""
 
@@ -138,7 +137,7 @@ def write_report(folder: epath.PathLike, report: RunReport) -> None:
         write_bytes(path / "grid.png", pictures.pair_grid(hero, report.labels, headline))
     if drawn := charts.training_curves(report.training):
         write_bytes(path / "curves.png", charts.curves_figure(drawn))
-    if pairs := [*report.best_pairs[: HERO_PAIRS // 2], *report.worst_pairs[: HERO_PAIRS // 2]]:
+    if pairs := [pair for shown in report.pairs.values() for pair in shown[: HERO_PAIRS // 2]]:
         write_bytes(path / "pairs.png", pictures.pair_grid(pairs, ("Winner", "Loser"), headline))
     write_text(path / "index.html", render_page(report))
 

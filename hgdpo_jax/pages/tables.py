@@ -108,14 +108,6 @@ def mean_cell(about: About, mean: Mean) -> Cell:
     return Cell(format_score(mean.mean), f"{format_score(mean.low)} to {format_score(mean.high)}", values)
 
 
-def rate_cell(rate: WinRate, seeds: Sequence[float]) -> Cell:
-    """A win rate with its interval, and the range of the rates of training seeds where there are several."""
-    detail = interval(rate)
-    if len(seeds) > 1:
-        detail += f"; {len(seeds)} seeds {span(min(seeds), max(seeds))}"
-    return Cell(percent(rate.rate), detail, {**rate_values(rate), "training_seeds": seeds})
-
-
 def number_cell(name: str, values: Sequence[float | None]) -> Cell:
     """The mean of what is there of these values, in four digits after the point."""
     found = [value for value in values if value is not None]

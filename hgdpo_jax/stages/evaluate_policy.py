@@ -81,12 +81,10 @@ def run(experiment: Experiment, run: StageRun) -> None:
         results,
         example_pairs(results, first, second),
         training=read_scalars(run.input("train_policy", LOG)) if "train_policy" in run.inputs else (),
+        pairs=read_shown_pairs(run.input("check_pairs")) if "check_pairs" in run.inputs else {},
         settings=plain(experiment),
         attribution=plugin_of(experiment.prompts.test)[0].attribution,
     )
-    if "check_pairs" in run.inputs:
-        shown = read_shown_pairs(run.input("check_pairs"))
-        report = dataclasses.replace(report, best_pairs=shown["best"], worst_pairs=shown["worst"])
     write_report(epath.Path(run.folder) / "report", report)
     print(report, flush=True)
 

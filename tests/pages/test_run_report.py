@@ -86,8 +86,7 @@ def report():
         dataclasses.replace(found, pair_check=check),
         examples=examples,
         training=[{"step": step, "loss": 0.7, "dpo_loss": 0.69, "validation_win_rate": 0.6} for step in (1, 2, 3)],
-        best_pairs=examples[:1],
-        worst_pairs=examples[1:2],
+        pairs={"best": examples[:1], "worst": examples[1:2]},
         settings={"name": "n", "dpo": {"beta": 2500, "note": HOSTILE}},
         attribution="Drawn by someone. " + "an/address/that/does/not/break/" * 3,
     )

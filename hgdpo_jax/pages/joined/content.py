@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from hgdpo_jax.pages.joined.document import FAILS, HOLDS, UNDECIDED, Document
 from hgdpo_jax.pages.joined.paper import TABLES
-from hgdpo_jax.pages.joined.paper_figures import rank_section, sweep_sections
+from hgdpo_jax.pages.joined.paper_figures import rank_sections, sweep_sections
 from hgdpo_jax.pages.joined.paper_tables import called, missing_rows, table_section
 from hgdpo_jax.pages.joined.run_tables import runs_section, training_sections
 from hgdpo_jax.pages.joined.runs import Row, Run, is_seed, rows_of, training_differences
@@ -31,8 +31,7 @@ def build(runs: Sequence[Run]) -> Document:
     rows, first = rows_of(runs), runs[0]
     tables = {number: table_section(number, first, rows) for number in TABLES}
     sections = [section for section in tables.values() if section]
-    sections += [rank_section(runs)] if any(run.results.ranks for run in runs) else []
-    sections += [*sweep_sections(runs), runs_section(runs), *training_sections(runs)]
+    sections += [*rank_sections(runs), *sweep_sections(runs), runs_section(runs), *training_sections(runs)]
     cells = [cell for section in sections for table in section.tables for row in table.rows for cell in row]
     claims = {verdict: [cell.mark for cell in cells].count(verdict) for verdict in (HOLDS, FAILS, UNDECIDED)}
     prompts, seeds = first.base.scores[first.results.headline].shape
@@ -52,10 +51,10 @@ def _lead(claims: Mapping[str, int]) -> str:
     total = sum(claims.values())
     if not total:
         return "No claim of the paper can be tested on these runs: it takes two rows of one of its tables."
-    parts = [
-        f"{claims[verdict]} {words}" for verdict, words in ((HOLDS, "hold"), (FAILS, "fail"), (UNDECIDED, "undecided"))
-    ]
-    return f"Of the {counted(total, 'comparison')} that the paper claims and these runs can test: {', '.join(parts)}."
+    return (
+        f"Of the {counted(total, 'comparison')} that the paper claims and these runs can test: "
+        f"{claims[HOLDS]} hold, {claims[FAILS]} fail, {claims[UNDECIDED]} undecided."
+    )
 
 
 def _omissions(runs: Sequence[Run], rows: Mapping[str, Row], absent: Sequence[int]) -> list[str]:

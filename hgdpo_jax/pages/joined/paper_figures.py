@@ -14,9 +14,11 @@ from hgdpo_jax.pages.numbers import counted, format_score, percent, plain, signe
 from hgdpo_jax.pages.tables import Cell, Table, interval, mean_of, number_cell
 
 
-def rank_section(runs: Sequence[Run]) -> Section:
-    """Fig. 5b of the largest pool that a run chose its pairs from."""
+def rank_sections(runs: Sequence[Run]) -> list[Section]:
+    """Fig. 5b of the largest pool that a run chose its pairs from, if one did."""
     found = [(run, run.results.ranks) for run in runs if run.results.ranks]
+    if not found:
+        return []
     run, ranks = max(found, key=lambda pair: (len(pair[1].ranks), pair[1].prompts))
     curves, columns = [], [[Cell(str(rank), values={"rank": rank}) for rank in ranks.ranks]]
     for label, values, errors in (
@@ -30,20 +32,15 @@ def rank_section(runs: Sequence[Run]) -> Section:
             [Cell(plain(value), f"± {plain(error, 2)}", {"distance": value, "error": error}) for value, error in both]
         )
     heads, rows = ["Rank", "Channel means", "Standard deviations"], list(zip(*columns, strict=True))
-    return Section(
+    note = "Cosine distance of the latents' channel statistics, with two standard errors."
+    section = Section(
         "Figure 5b: Channel statistics by rank",
         lead=rank_verdict(ranks),
         notes=[f"Pools of {counted(ranks.prompts, 'prompt')}, those of the run {run.name}. ± is a standard error."],
         tables=[Table("Distance by rank", heads, rows, folded=True)],
-        charts=[
-            Curves(
-                "Distance to the best image",
-                "Cosine distance of the latents' channel statistics, with two standard errors.",
-                "rank in the pool",
-                curves,
-            )
-        ],
+        charts=[Curves("Distance to the best image", note, "rank in the pool", curves)],
     )
+    return [section]
 
 
 def rank_verdict(ranks: RankStatistics) -> str:

@@ -12,8 +12,8 @@ from hgdpo_jax.pages.joined import paper
 from hgdpo_jax.pages.joined.claims import claim_tables
 from hgdpo_jax.pages.joined.document import Section
 from hgdpo_jax.pages.joined.runs import Row, Run
-from hgdpo_jax.pages.numbers import DASH, percent_points
-from hgdpo_jax.pages.tables import Cell, Table, mean_of, rate_cell
+from hgdpo_jax.pages.numbers import DASH, percent, percent_points, span
+from hgdpo_jax.pages.tables import Cell, Table, interval, mean_of, rate_values
 
 
 def table_section(number: int, first: Run, rows: Mapping[str, Row]) -> Section | None:
@@ -90,16 +90,18 @@ def _size_chart(first: Run, rows: Mapping[str, Row]) -> list[Curves]:
     if len(rates) < 2:
         return []
     sizes = sorted(rates)
-    bounds = [[getattr(rates[size], name) for size in sizes] for name in ("rate", "low", "high")]
-    series = Series(first.results.scores[headline].label, sizes, *bounds)
+    rate, low, high = ([getattr(rates[size], name) for size in sizes] for name in ("rate", "low", "high"))
+    series = Series(first.results.scores[headline].label, sizes, rate, low, high)
     title, note = "Win rate by the size of the data set", f"By {series.label}, with its 95 % interval."
     return [Curves(title, note, "training prompts", [series], level=0.5, percent=True, log_x=True)]
 
 
 def _rate_cell(row: Row, score: str, other: Float[np.ndarray, "prompts seeds"]) -> Cell:
-    """The win rate of a row over other scores, and of each of its training seeds."""
+    """The win rate of a row over other scores, with its interval, and its range over several training seeds."""
+    rate = win_rate(row.scores(score), other)
     seeds = [win_rate(model.scores[score], other).rate for _, model in row.members]
-    return rate_cell(win_rate(row.scores(score), other), seeds)
+    several = f"; {len(seeds)} seeds {span(min(seeds), max(seeds))}" if len(seeds) > 1 else ""
+    return Cell(percent(rate.rate), interval(rate) + several, {**rate_values(rate), "training_seeds": seeds})
 
 
 def _paper_cell(value: float | None) -> Cell:

@@ -18,6 +18,7 @@ from hgdpo_jax.pages.joined.paper import ROW_LABELS
 
 _TUNED_LAN = "tuned_lan"
 _EVALUATION, _SWEEP = "evaluate_policy", "sweep_scale"
+_ADVICE = "evaluate both with the same settings, or give one of them"
 # The same images by the same scorers give the same numbers.
 _BASE_TOLERANCE = 1e-6
 # What may differ between the training seeds of a row: the seed, and how many pairs were left to it.
@@ -139,9 +140,8 @@ def _refuse_differences(first: Run, other: Run) -> None:
     """Raises UserError where two runs did not evaluate the same base on the same prompts by the same scores."""
     one, two = first.results, other.results
     _refuse_settings(_EVALUATION, one, two)
-    advice = "evaluate both with the same settings, or give one of them"
     if one.prompts != two.prompts:
-        raise UserError(f"{first.name} and {other.name} were evaluated on different prompts: {advice}")
+        raise UserError(f"{first.name} and {other.name} were evaluated on different prompts: {_ADVICE}")
     for name, about in one.scores.items():
         values, others = first.base.scores[name], other.base.scores[name]
         same = values.shape == others.shape and np.array_equal(np.isnan(values), np.isnan(others))
@@ -149,7 +149,7 @@ def _refuse_differences(first: Run, other: Run) -> None:
         if apart > _BASE_TOLERANCE:
             raise UserError(
                 f"the base's scores by {about.label} differ between {first.name} and {other.name} by up to "
-                f"{apart:.3g}, so their base images are not the same: {advice}"
+                f"{apart:.3g}, so their base images are not the same: {_ADVICE}"
             )
 
 
@@ -162,7 +162,7 @@ def _refuse_settings(stage: str, first: Results, other: Results) -> None:
     if changed := differences(before, now):
         raise UserError(
             f"{stage} of {first.experiment} and {other.experiment} ran with different settings: {', '.join(changed)}; "
-            "evaluate both with the same settings, or give one of them"
+            f"{_ADVICE}"
         )
 
 
