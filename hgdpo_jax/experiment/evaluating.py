@@ -121,7 +121,7 @@ class _DrawnImages:
                 if model.adapter == TUNED
                 else model.adapter
             )
-            # A tracer, not a constant: one program serves all weights.
+            # A tracer, not a constant: one program serves all LoRA scales.
             self._adapters = [(base.load_adapter(path), np.float32(model.scale))]
             self.folder = run.folder / "drawn" / model.name
 

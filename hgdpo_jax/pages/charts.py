@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from hgdpo_jax import objectives
 from hgdpo_jax.evaluation.color_shift import CHANNELS
@@ -30,9 +30,14 @@ PALETTE = {
 }
 
 
-# How a curve is drawn: a mark at each value; a running mean of values that one step makes noisy, which stay in the
-# background; or such a mean alone, of what the others are compared with.
+# How a curve is drawn: with a marker at each value; as a running mean, with the noisy values in the background; or as
+# the running mean alone, of what the other curves are compared with.
 POINTS, SMOOTHED, REFERENCE = "points", "smoothed", "reference"
+_LOOKS: dict[str, dict[str, Any]] = {
+    POINTS: {"marker": "o", "markersize": 3},
+    SMOOTHED: {},
+    REFERENCE: {"color": PALETTE["ink"], "label": "", "linewidth": 0.9, "linestyle": (0, (2, 3))},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +121,8 @@ def curves_svg(curves: Curves, salt: str) -> markupsafe.Markup:
         # Without metadata there is no date and no address in the file.
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
-    markup = stream.getvalue()
-    markup = markup[markup.index("<svg") :]
-    view_box = re.search(r'viewBox="[^"]*"', markup)
-    assert view_box is not None
-    markup = re.sub(r"<svg[^>]*>", f'<svg {view_box.group()} role="img">', markup, count=1)
+    # Of the head only the view box: the page decides the size.
+    markup = re.sub(r'^.*?<svg[^>]*(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', stream.getvalue(), flags=re.DOTALL)
     # Group names repeat from chart to chart; an HTML page needs each id once, and these are not referred to.
     markup = re.sub(r'<g id="[\w.]+"', "<g", markup)
     for name, color in PALETTE.items():
@@ -144,34 +146,33 @@ def curves_figure(charts: Sequence[Curves]) -> bytes:
     return stream.getvalue()
 
 
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of each value and the ones within half a window of it; shorter at both ends."""
+def _running_mean(values: Sequence[float]) -> np.ndarray:
+    """Mean of each value and those near it, over a twentieth of all values; over fewer at both ends."""
+    half = len(values) // 20 // 2
     sums = np.concatenate([[0.0], np.cumsum(values)])
     center = np.arange(len(values))
-    first, last = np.maximum(center - window // 2, 0), np.minimum(center + window // 2 + 1, len(values))
+    first, last = np.maximum(center - half, 0), np.minimum(center + half + 1, len(values))
     return (sums[last] - sums[first]) / (last - first)
 
 
 def _draw(axes: Axes, curves: Curves) -> None:
-    factor = 100 if curves.percent else 1
     if curves.level is not None:
-        axes.axhline(factor * curves.level, color=PALETTE["muted"], linewidth=1, linestyle=":")
+        axes.axhline(curves.level, color=PALETTE["muted"], linewidth=1, linestyle=":")
     for index, series in enumerate(curves.series):
-        values, color = factor * np.asarray(series.y), PALETTE[f"series-{index % 4 + 1}"]
-        # Beyond four curves the colours come again, dashed.
-        look: dict[str, Any] = {"color": color, "linewidth": 1.6, "linestyle": "-" if index < 4 else "--"}
-        if series.style == POINTS:
-            look |= {"marker": "o", "markersize": 3}
-        elif series.style == REFERENCE:
-            look |= {"color": PALETTE["ink"], "linewidth": 0.9, "linestyle": (0, (2, 3))}
-        if len(series.low):
-            low, high = factor * np.asarray(series.low), factor * np.asarray(series.high)
-            axes.fill_between(series.x, low, high, color=color, alpha=0.18, linewidth=0)
+        color = PALETTE[f"series-{index % 4 + 1}"]
+        if series.low:
+            axes.fill_between(series.x, series.low, series.high, color=color, alpha=0.18, linewidth=0)
         if series.style == SMOOTHED:
-            axes.plot(series.x, values, color=color, linewidth=0.7, alpha=0.2)
-        if series.style != POINTS:
-            values = _running_mean(values, len(values) // 20)
-        axes.plot(series.x, values, label="" if series.style == REFERENCE else series.label, **look)
+            axes.plot(series.x, series.y, color=color, linewidth=0.7, alpha=0.2)
+        # Beyond four curves, colours repeat with dashed lines.
+        look: dict[str, Any] = {
+            "color": color,
+            "label": series.label,
+            "linewidth": 1.6,
+            "linestyle": "-" if index < 4 else "--",
+        }
+        values = series.y if series.style == POINTS else _running_mean(series.y)
+        axes.plot(series.x, values, **look | _LOOKS[series.style])
     if curves.log_x:
         axes.set_xscale("log")
         places = curves.series[0].x
@@ -187,12 +188,11 @@ def _style(axes: Axes, x_label: str, percent: bool) -> None:
     axes.tick_params(labelsize=8, colors=PALETTE["muted"], length=0)
     axes.grid(axis="y", color=PALETTE["line"], linewidth=0.8)
     axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(PALETTE["line"])
     axes.margins(x=0.02)
     if percent:
-        axes.yaxis.set_major_formatter("{x:.0f} %")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     labels = axes.get_legend_handles_labels()[1]
     if len(labels) > 1:
         axes.legend(

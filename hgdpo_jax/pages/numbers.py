@@ -7,9 +7,9 @@ DASH = "–"
 _SPACE = "\N{NO-BREAK SPACE}"
 
 
-def format_score(value: float | None) -> str:
-    """A score in four significant digits, whole numbers as such, or a dash where there is none."""
-    if value is None or not math.isfinite(value):
+def format_score(value: float) -> str:
+    """A score in four significant digits, whole numbers as such, or a dash where it is not finite."""
+    if not math.isfinite(value):
         return DASH
     return (f"{value:.0f}" if value == round(value) else f"{value:#.4g}").replace("-", "−")
 

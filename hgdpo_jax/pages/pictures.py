@@ -86,42 +86,33 @@ def pair_grid(pairs: Sequence[ImagePair], labels: Sequence[str], score: str, hei
 
     There must be a pair.
     """
-    bands = [_pair_band(pairs[first : first + _BAND], labels, score, height) for first in range(0, len(pairs), _BAND)]
-    sheet = Image.new("RGB", (bands[0].width, sum(band.height for band in bands)), "white")
-    for row, band in enumerate(bands):
-        sheet.paste(band, (0, row * bands[0].height))
-    return png_bytes(sheet)
-
-
-def _pair_band(pairs: Sequence[ImagePair], labels: Sequence[str], score: str, height: int) -> Image.Image:
     tiles = [[resize_for_display(image, height) for image in pair.images] for pair in pairs]
     width, height = tiles[0][0].size
     gap, score_height, line_height, prompt_lines = 12, 20, 15, 5
     bold, regular = _font(13, bold=True), _font(12)
     label_width = gap + round(max(bold.getlength(label) for label in labels))
     row_height = height + score_height + gap // 2
-    size = (
-        gap + label_width + len(pairs) * (width + gap),
-        gap + 2 * row_height + prompt_lines * line_height + gap,
-    )
-    canvas = Image.new("RGB", size, "white")
+    band_height = gap + 2 * row_height + prompt_lines * line_height + gap
+    columns, bands = min(_BAND, len(pairs)), -(-len(pairs) // _BAND)
+    canvas = Image.new("RGB", (gap + label_width + columns * (width + gap), bands * band_height), "white")
     draw = ImageDraw.Draw(canvas)
-    for row, label in enumerate(labels):
-        draw.text((gap, gap + row * row_height + height / 2), label, PALETTE["ink"], bold, anchor="lm")
-    for column, (pair, images) in enumerate(zip(pairs, tiles, strict=True)):
+    for index, (pair, images) in enumerate(zip(pairs, tiles, strict=True)):
+        band, column = divmod(index, _BAND)
         left = gap + label_width + column * (width + gap)
+        tops = [gap + band * band_height + row * row_height for row in range(3)]
         scores = [of_image.get(score) for of_image in pair.scores]
         best = max((value for value in scores if value is not None), default=None)
-        for row, (image, value) in enumerate(zip(images, scores, strict=True)):
-            top = gap + row * row_height
+        for image, label, value, top in zip(images, labels, scores, tops, strict=False):
             canvas.paste(image, (left, top))
+            if column == 0:
+                draw.text((gap, top + height / 2), label, PALETTE["ink"], bold, anchor="lm")
             if value is not None:
                 color = PALETTE["series-1" if value == best else "muted"]
                 place = (left + width / 2, top + height + score_height / 2)
                 draw.text(place, format_score(value), color, regular, anchor="mm")
         for line, text in enumerate(_wrap(pair.prompt, regular, width, prompt_lines)):
-            draw.text((left, gap + 2 * row_height + line * line_height), text, PALETTE["muted"], regular)
-    return canvas
+            draw.text((left, tops[2] + line * line_height), text, PALETTE["muted"], regular)
+    return png_bytes(canvas)
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

@@ -86,8 +86,7 @@ def example_pairs(results: Results, *images: np.ndarray) -> list[ImagePair]:
     models = list(results.models.values())[:2]
 
     def scores(model: ModelResults, row: int) -> dict[str, float]:
-        found = {name: float(values[row, 0]) for name, values in model.scores.items()}
-        return {name: score for name, score in found.items() if np.isfinite(score)}
+        return {name: float(values[row, 0]) for name, values in model.scores.items() if np.isfinite(values[row, 0])}
 
     return [
         ImagePair(results.prompts[row], shown, [scores(model, row) for model in models])

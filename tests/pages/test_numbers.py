@@ -5,7 +5,7 @@ from hgdpo_jax.pages.numbers import format_score, signed
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (float("nan"), "–"), (5.0, "5"), (21.25, "21.25"), (4.47, "4.470"), (-0.5, "−0.5000")],
+    [(float("nan"), "–"), (5.0, "5"), (21.25, "21.25"), (4.47, "4.470"), (-0.5, "−0.5000")],
 )
 def test_scores_are_written_in_four_digits(value, text):
     assert format_score(value) == text

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from etils import epath
@@ -96,9 +96,10 @@ def rows_of(runs: Sequence[Run]) -> dict[str, Row]:
     """
     rows = {}
     for name in ROW_LABELS:
-        members = [(run, run.results.models[TUNED]) for run in runs if run.row == name and TUNED in run.results.models]
         if name == "n20_lan":
-            members = _normalized(runs, name) or _normalized(runs, "n20")
+            members = _members(runs, name, _normalized) or _members(runs, "n20", _normalized)
+        else:
+            members = _members(runs, name, lambda run: run.results.models.get(TUNED))
         if members:
             _refuse_repetition(members)
             rows[name] = Row(name, members)
@@ -117,15 +118,17 @@ def is_seed(name: str) -> bool:
     return bool(_SEED_SETTINGS.fullmatch(name))
 
 
-def _normalized(runs: Sequence[Run], row: str) -> list[tuple[Run, ModelResults]]:
-    """Of each run of a row the model that was drawn with latent normalisation, where it has one."""
-    members = []
-    for run in runs:
-        models = [run.results.models.get(name) for name in (_TUNED_LAN, TUNED)]
-        found = [model for model in models if model and model.latent_normalization]
-        if run.row == row and found:
-            members.append((run, found[0]))
-    return members
+def _members(
+    runs: Sequence[Run], row: str, model_of: Callable[[Run], ModelResults | None]
+) -> list[tuple[Run, ModelResults]]:
+    """The runs of a row that have such a model, with it."""
+    return [(run, model) for run in runs if run.row == row and (model := model_of(run))]
+
+
+def _normalized(run: Run) -> ModelResults | None:
+    """The model that was drawn with latent normalisation, where the run has one."""
+    models = (run.results.models.get(name) for name in (_TUNED_LAN, TUNED))
+    return next((model for model in models if model and model.latent_normalization), None)
 
 
 def _refuse_repetition(members: Sequence[tuple[Run, ModelResults]]) -> None:

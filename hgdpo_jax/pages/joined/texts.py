@@ -9,6 +9,7 @@ from hgdpo_jax.pages.joined.document import Document
 from hgdpo_jax.pages.tables import aligned
 from hgdpo_jax.pages.templates import render_text
 
+_MARKDOWN = str.maketrans({character: "\\" + character for character in "\\`*_{}[]<>#|~"})
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -58,10 +59,8 @@ def _figures(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is, in a table too."""
-    for character in "\\`*_{}[]<>#|~":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.replace("\N{NO-BREAK SPACE}", " ").split())
+    """Text that Markdown shows as it is, in a table too; spaces, of any kind, become single ones."""
+    return " ".join(text.translate(_MARKDOWN).split())
 
 
 def _latex(text: str) -> str:
