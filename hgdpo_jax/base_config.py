@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from hgdpo_jax import objectives, plugins
 from hgdpo_jax.diffusion.sampling import Sampling
-from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.attention import IMPLEMENTATIONS
 from hgdpo_jax.models.remat import REMAT
 from hgdpo_jax.objectives import Objective
@@ -334,22 +333,15 @@ def plain(experiment: Experiment) -> dict[str, Any]:
 
 def typed(config: ConfigDict) -> Experiment:
     """A config as typed values; raises UserError where it lacks a setting of `base_config` or has one too many."""
-    values, known = config.to_dict(), {}
-    for field in dataclasses.fields(Experiment):
-        if field.name == "extra":
-            continue
-        if field.name not in values:
-            raise UserError(f"the config has no {field.name}: begin with config = base_config()")
-        value = values.pop(field.name)
-        if field.name == "objective":
-            chosen = objectives.find(value).name()
-            value = {name: read(objectives.find(name), values.pop(name, {}), name) for name in objectives.names()}[
-                chosen
-            ]
-        elif dataclasses.is_dataclass(field.type):
-            value = read(field.type, value, field.name)
-        known[field.name] = value
-    sections = plugins.named("sections", set(known) | set(objectives.names()))
-    if unknown := sorted(set(values) - set(sections)):
-        raise UserError(f"the config has {unknown[0]}, which is no setting: begin with config = base_config()")
-    return Experiment(**known, extra={name: read(sections[name], section, name) for name, section in values.items()})
+    values, fields = config.to_dict(), {field.name: field.type for field in dataclasses.fields(Experiment)}
+    chosen = objectives.find(values["objective"]).name() if "objective" in values else ""
+    for name in objectives.names():
+        settings = read(objectives.find(name), values.pop(name, {}), f"config.{name}")
+        if name == chosen:
+            values["objective"] = settings
+    sections = plugins.named("sections", {*fields, *objectives.names()})
+    for name, kind in (fields | sections).items():
+        if dataclasses.is_dataclass(kind) and name in values and name != "objective":
+            values[name] = read(kind, values[name], f"config.{name}")
+    extra = {name: values.pop(name) for name in sections if name in values}
+    return read(Experiment, values | {"extra": extra}, "the config")

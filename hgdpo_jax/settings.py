@@ -53,10 +53,10 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fiel
             yield f"{prefix}{field.name}", field, entry
 
 
-def read(kind: Any, values: Mapping[str, Any], name: str) -> Any:
-    """The section `name` of a config as the dataclass `kind`; raises UserError where a setting is absent or unknown."""
+def read(kind: Any, values: Any, where: str) -> Any:
+    """A dataclass `kind` of the values that a config has at `where`; raises UserError for one too few or too many."""
     values = values if isinstance(values, Mapping) else {}
     if wrong := sorted({field.name for field in dataclasses.fields(kind)} ^ set(values)):
-        what = "does not know" if wrong[0] in values else "lacks"
-        raise UserError(f"config.{name} {what} {wrong[0]}: begin with config = base_config()")
+        what = f"has {wrong[0]}, which is no setting" if wrong[0] in values else f"lacks {wrong[0]}"
+        raise UserError(f"{where} {what}: begin with config = base_config()")
     return kind(**values)
