@@ -79,7 +79,7 @@ def test_another_package_of_this_name_stays_as_it_is(elsewhere):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("return ConfigDict({'seed': 1})", "the config lacks adapter: begin with config = base_config()"),
+        ("return ConfigDict({'seed': 1})", "config.dpo lacks beta: begin with config = base_config()"),
         ("return ConfigDict(base_config().to_dict() | {'pool': 3})", "config.pool lacks block: begin with"),
         (
             "config = base_config()\n    config.unlock()\n    config.studio = {}\n    return config",
