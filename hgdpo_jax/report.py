@@ -4,9 +4,9 @@
     python -m hgdpo_jax.report workdir/runs/n2 workdir/runs/n5 --output=tables
 
 A run is a folder WORKDIR/runs/NAME whose evaluate_policy is done. NAME is an experiment of the paper, as in configs/:
-n2, n20_sml, sft_winners, ..., with "-SEED" behind it where several differ in train.seed: they become one row. Runs of
-other names are listed too. All must have evaluated the same base on the same prompts by the same scorers. Written are
-index.html (one file), report.md, report.tex and report.json; the tables are printed as well.
+n2, n20_sml, sft_winners, ..., with "-SEED" appended for runs that differ in train.seed, which become one row. Runs of
+other names are listed too. All runs must have evaluated the same base on the same prompts by the same scorers. Writes
+index.html (one file), report.md, report.tex and report.json, and prints the tables.
 """
 
 import sys
@@ -28,19 +28,20 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     values = flags.FlagValues()
-    flags.DEFINE_string("output", None, "Folder to write to; else WORKDIR/report of the first run.", flag_values=values)
+    flags.DEFINE_string(
+        "output", None, "Folder to write to; default: WORKDIR/report of the first run.", flag_values=values
+    )
     folders = parsed(arguments, values, __doc__)
     if folders is None:
         return
     if not folders:
         raise UserError("no runs given, expected their folders, for example workdir/runs/n20-* workdir/runs/n20_sml-*")
 
-    # Not at the top: --help does without.
+    # Imported here, because --help does not need them.
     from hgdpo_jax.files import require_store, write_text
     from hgdpo_jax.pages.joined.content import build
-    from hgdpo_jax.pages.joined.page import as_page
+    from hgdpo_jax.pages.joined.formats import as_json, as_latex, as_markdown, as_page, as_plain_text
     from hgdpo_jax.pages.joined.runs import read_runs
-    from hgdpo_jax.pages.joined.texts import as_json, as_latex, as_markdown, as_plain_text
 
     for folder in folders:
         require_store(folder)

@@ -75,7 +75,7 @@ def text_of(path: epath.Path, row: Row, column: str) -> str:
     place, values = row
     text = values.get(column)
     if not isinstance(text, str | None):
-        raise UserError(f"{place} of {path} has {shortened(_shown(text))} as {column!r}, expected a text")
+        raise UserError(f"{place} of {path} has {shortened(_as_text(text))} as {column!r}, expected a text")
     require_whole_characters(text or "", f"{column!r} in {place} of {path}")
     return text or ""
 
@@ -188,7 +188,7 @@ def _json_array_rows(path: epath.Path, content: str) -> list[Row]:
     for number, item in enumerate(items, start=1):
         if not isinstance(item, dict):
             raise UserError(
-                f"item {number} of {path} is {shortened(_shown(item))}, expected an array of texts, or of objects "
+                f"item {number} of {path} is {shortened(_as_text(item))}, expected an array of texts, or of objects "
                 '{"COLUMN": "a text"}'
             )
     return [(f"item {number}", item) for number, item in enumerate(items, start=1)]
@@ -221,7 +221,7 @@ def _matching(path: epath.Path, rows: list[Row], columns: Iterable[str], conditi
             f"{condition!r} selects no rows of prompts file {path}, "
             f"expected COLUMN=VALUE with one of {_listed(columns)}"
         )
-    values = [_shown(row.get(name, "")) for _, row in rows]
+    values = [_as_text(row.get(name, "")) for _, row in rows]
     if value not in values:
         raise UserError(
             f"no row of prompts file {path} has {condition}, expected one of {_listed(dict.fromkeys(values))}"
@@ -229,7 +229,7 @@ def _matching(path: epath.Path, rows: list[Row], columns: Iterable[str], conditi
     return [row for row, found in zip(rows, values, strict=True) if found == value]
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

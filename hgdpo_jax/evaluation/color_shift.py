@@ -69,7 +69,7 @@ def hsv_of_images(images: UInt8[np.ndarray, "n height width 3"]) -> Float[np.nda
 
 
 def means_of(rows: Float[np.ndarray, "n 5"]) -> HSVMeans:
-    """Means over images of equal size, from what `hsv_of_images` says of each."""
+    """Means over images of equal size, from the rows of `hsv_of_images`."""
     hue, saturation, value, cosine, sine = rows.mean(axis=0, dtype=np.float64).tolist()
     return HSVMeans(hue, saturation, value, math.degrees(math.atan2(sine, cosine)) % 360)
 

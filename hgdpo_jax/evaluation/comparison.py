@@ -1,4 +1,4 @@
-"""A model against another by all that was measured of both."""
+"""Compares two models by everything that was measured of both."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""What an evaluation looks at, by name.
+"""What an evaluation measures, by name.
 
 Scores compare models within a prompt: "scorer", which chose the pairs, and those that only evaluate. Measures describe
-each model for itself: a function that says yes or no of an image gives a share, one that gives a number a mean.
+each model by itself: a function that returns booleans gives a share, one that returns numbers a mean.
 
 my_measures:has_a_face            a function of yours: (images, prompts) -> a bool or a number for each
 faces=my_measures:has_a_face      with a name of its own
@@ -38,7 +38,7 @@ class About:
 class Measure:
     """A function of images and their prompts, which gives a number for each.
 
-    `fingerprint` names what decides its values; `embed` gives unit embeddings of images where a scorer has some.
+    `fingerprint` names what decides its values; `embed` gives unit embeddings of images if the scorer has them.
     """
 
     about: About

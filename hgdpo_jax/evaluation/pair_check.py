@@ -1,4 +1,4 @@
-"""What the training pairs are worth, seen before anything is trained on them."""
+"""Measures the quality of the training pairs before training."""
 
 import dataclasses
 import json

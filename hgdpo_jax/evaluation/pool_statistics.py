@@ -1,4 +1,4 @@
-"""What the scores of a pool, and the pairs chosen from it, look like: `select_pairs` writes it, reports read it."""
+"""Statistics of a pool's scores and of the pairs chosen from it: `select_pairs` writes them, reports read them."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ def read_statistics(folder: epath.Path) -> dict[str, Any]:
 
 
 class UnusablePairs:
-    """Counts unusable images, and pairs that the VAE encodes to values that are not finite, of so many prompts.
+    """Counts unusable images, and pairs that the VAE encodes to values that are not finite.
 
     `limit` is the share that is allowed, `encoded` what messages call the encoded latents.
     """
@@ -32,7 +32,7 @@ class UnusablePairs:
         self._encoded = encoded
 
     def add(self, block: Block, selected: SelectedBlock) -> None:
-        """Counts a block in; raises UserError where there are too many."""
+        """Adds a block; raises UserError where there are too many."""
         for index, usable in enumerate(np.isfinite(selected.scores).T):
             self.images.add(usable, "the scores of the pool", image_of(block.prompts, index))
         rows = np.sort(np.concatenate([selected.rows, selected.unencodable]))
@@ -41,7 +41,7 @@ class UnusablePairs:
 
 
 class PoolStatistics:
-    """What the scores of a pool and the pairs chosen from it look like."""
+    """Collects the statistics of a pool's scores and of the pairs chosen from it."""
 
     def __init__(self, loser_rank: int, unusable: UnusablePairs):
         self.loser_rank = loser_rank
@@ -53,7 +53,7 @@ class PoolStatistics:
         self.distances: list[np.ndarray] = []
 
     def add(self, block: Block, selected: SelectedBlock) -> None:
-        """Counts a block in."""
+        """Adds a block."""
         self.unusable.add(block, selected)
         too_few = np.isfinite(selected.scores).sum(axis=1) < max(self.loser_rank, 2)
         self.too_few_usable += int(too_few.sum())

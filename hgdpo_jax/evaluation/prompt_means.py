@@ -22,7 +22,7 @@ class Mean:
 
 
 def mean_over_prompts(values: Float[np.ndarray, " prompts"]) -> Mean:
-    """Their mean. One prompt tells nothing: its interval is infinite. Where all are equal, the interval is a point."""
+    """Mean of the values. The interval of one value is infinite; that of equal values is a point."""
     count, mean = len(values), float(values.mean())
     if count == 1:
         return Mean(mean, -math.inf, math.inf, 1.0, 1)
@@ -35,7 +35,7 @@ def mean_over_prompts(values: Float[np.ndarray, " prompts"]) -> Mean:
 
 
 def paired_difference(values_a: np.ndarray, values_b: np.ndarray) -> Mean:
-    """A's lead over B in values [prompts, seeds] of the same prompts; the seeds are averaged within the prompt."""
+    """Mean of A minus B from values [prompts, seeds] of the same prompts; seeds are averaged within the prompt."""
     means_a, means_b = prompt_means(values_a, values_b)
     return mean_over_prompts(means_a - means_b)
 

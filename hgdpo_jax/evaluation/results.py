@@ -1,4 +1,4 @@
-"""What an evaluation found, and results.json, which holds it: written and read here alone."""
+"""Results of an evaluation, and the only writer and reader of results.json."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from hgdpo_jax.evaluation.rank_statistics import RankStatistics
 from hgdpo_jax.files import write_json
 
 RESULTS = "results.json"
-# Raised when the file's form changes.
+# Raise it when the file's format changes.
 _VERSION = 2
 Values = Mapping[str, Float[np.ndarray, "prompts seeds"]]
 
@@ -46,8 +46,8 @@ class Results:
     """An evaluation of several models on the same prompts.
 
     settings: what decides the images of the base, the scores and the measures.
-    headline: the score to lead with.
-    training, ranks, pair_check: what is known of how the experiment's LoRA came about, where it has trained one.
+    headline: the score that reports lead with.
+    training, ranks, pair_check: how the experiment's LoRA was trained, if it trains one.
     """
 
     experiment: str
@@ -65,7 +65,7 @@ class Results:
 def write_results(folder: epath.PathLike, results: Results) -> None:
     """Writes results.json; a value that is NaN becomes null."""
     values = {"version": _VERSION, **dataclasses.asdict(results)}
-    # Scores, models and settings are shown in their order.
+    # Reports show scores, models and settings in their order.
     write_json(epath.Path(folder) / RESULTS, values, sort_keys=False)
 
 

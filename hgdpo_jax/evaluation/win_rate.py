@@ -44,7 +44,7 @@ def wilson_interval(rate: float, count: int) -> tuple[float, float]:
 
 
 def comparable(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in float64, where NaN stands for an image that is unusable.
+    """Both as float64; NaN marks an unusable image.
 
     Raises ValueError where they are not scores [prompts, seeds] of the same prompts.
     """
@@ -59,7 +59,7 @@ def comparable(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, 
 
 
 def prompt_means(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean score of each prompt on both sides, over its usable images; only of prompts that both sides have some of.
+    """Mean score of each prompt on both sides, over its usable images, for prompts that have some on both sides.
 
     Raises UserError where no prompt is left.
     """

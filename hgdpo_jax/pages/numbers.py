@@ -1,4 +1,4 @@
-"""How numbers are written for people."""
+"""Formats numbers for people."""
 
 import math
 from typing import Any
@@ -8,14 +8,14 @@ _SPACE = "\N{NO-BREAK SPACE}"
 
 
 def format_score(value: float) -> str:
-    """A score in four significant digits, whole numbers as such, or a dash where it is not finite."""
+    """A score with four significant digits, an integer without decimals, or a dash if it is not finite."""
     if not math.isfinite(value):
         return DASH
     return (f"{value:.0f}" if value == round(value) else f"{value:#.4g}").replace("-", "−")
 
 
 def signed(value: float, digits: int | None = None) -> str:
-    """A difference with its sign, in three significant digits or so many after the point; a dash where it has none."""
+    """A difference with its sign, with three significant digits or `digits` decimals; a dash if it is not finite."""
     if not math.isfinite(value):
         return DASH
     # Adding zero turns a rounded -0.0 into 0.0.
@@ -24,17 +24,17 @@ def signed(value: float, digits: int | None = None) -> str:
 
 
 def plain(value: float, digits: int = 3) -> str:
-    """A number in so many significant digits."""
+    """A number with `digits` significant digits, or a dash if it is not finite."""
     return f"{value:.{digits}g}".replace("-", "−") if math.isfinite(value) else DASH
 
 
 def percent(share: float) -> str:
-    """A share of 1 in per cent."""
+    """A share from 0 to 1, in per cent."""
     return f"{100 * share:.1f}{_SPACE}%"
 
 
 def percent_points(value: float) -> str:
-    """A value in per cent."""
+    """A value that is given in per cent, or a dash if it is not finite."""
     return f"{value:.2f}{_SPACE}%" if math.isfinite(value) else DASH
 
 
@@ -54,10 +54,10 @@ def p_value(value: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """How many there are of something."""
+    """A count with its noun, which is plural unless the count is 1."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def setting(value: Any) -> str:
-    """A setting's value, or a dash where it has none."""
+    """A setting's value, or a dash if it has none."""
     return DASH if value is None else f"{value:g}" if isinstance(value, float) else str(value)

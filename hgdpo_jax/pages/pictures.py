@@ -1,4 +1,4 @@
-"""Pictures for people: images at a size that can be looked at, sheets of many, and grids of pairs."""
+"""Pictures for people: images at a readable size, contact sheets, and grids of pairs."""
 
 import base64
 import dataclasses
@@ -29,7 +29,7 @@ class ImagePair:
 
 
 def read_shown_pairs(folder: epath.Path) -> dict[str, list[ImagePair]]:
-    """The pairs that `check_pairs` shows, winner first: the "best", set apart furthest, and the "worst"."""
+    """The pairs that `check_pairs` shows, winner first: those whose scores differ most ("best") and least ("worst")."""
 
     def read(pair: dict) -> ImagePair:
         sides = [pair["winner"], pair["loser"]]
@@ -41,7 +41,7 @@ def read_shown_pairs(folder: epath.Path) -> dict[str, list[ImagePair]]:
 
 
 def resize_for_display(image: np.ndarray, height: int) -> Image.Image:
-    """A uint8 image [h, w, 3] near `height` pixels high: enlarged by a whole factor, or reduced to that height.
+    """A uint8 image [h, w, 3] near `height` pixels high: enlarged by an integer factor, or reduced to that height.
 
     Lanczos both ways: drawn portraits of few pixels look like drawings, not like blocks.
     """
@@ -74,7 +74,7 @@ def data_uri(image: np.ndarray, height: int) -> str:
 
 
 def contact_sheet(images: np.ndarray, columns: int, enlarge: int = 1) -> bytes:
-    """A PNG of pictures uint8 [n, h, w, 3] in rows of `columns`, each enlarged by a whole factor."""
+    """A PNG of pictures uint8 [n, h, w, 3] in rows of `columns`, each enlarged by an integer factor."""
     count = -len(images) % columns
     filled = np.concatenate([images, np.full((count, *images.shape[1:]), 255, np.uint8)])
     sheet = Image.fromarray(rearrange(filled, "(r c) h w rgb -> (r h) (c w) rgb", c=columns))
@@ -89,7 +89,7 @@ def pair_grid(pairs: Sequence[ImagePair], labels: Sequence[str], score: str, hei
     tiles = [[resize_for_display(image, height) for image in pair.images] for pair in pairs]
     width, height = tiles[0][0].size
     gap, score_height, line_height, prompt_lines = 12, 20, 15, 5
-    bold, regular = _font(13, bold=True), _font(12)
+    bold, regular = _font("DejaVuSans-Bold", 13), _font("DejaVuSans", 12)
     label_width = gap + round(max(bold.getlength(label) for label in labels))
     row_height = height + score_height + gap // 2
     band_height = gap + 2 * row_height + prompt_lines * line_height + gap
@@ -115,14 +115,13 @@ def pair_grid(pairs: Sequence[ImagePair], labels: Sequence[str], score: str, hei
     return png_bytes(canvas)
 
 
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    # matplotlib carries its font with it, so a grid looks the same on every machine.
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/{name}", size)
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    # matplotlib ships this font, so a grid looks the same on every machine.
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/{name}.ttf", size)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
-    """The text broken into lines that fit into `width` pixels, an ellipsis where it had to be cut."""
+    """The text broken into lines of at most `width` pixels, with an ellipsis if it was cut."""
     wrapped = [""]
     for word in text.split():
         longer = f"{wrapped[-1]} {word}".strip()

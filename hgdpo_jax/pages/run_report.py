@@ -26,9 +26,9 @@ _IMAGE_HEIGHT = 384
 class RunReport:
     """All that the report shows.
 
-    results: of two models or more; the report is about the second one, compared with the first.
-    examples: of these two, not chosen by their scores; the first of them stand at the top of the page.
-    training: the training log, one mapping of scalars a step.
+    results: two models or more; the report compares the second with the first.
+    examples: images of these two, not chosen by their scores; the first ones are at the top of the page.
+    training: the training log, one mapping of scalars per step.
     pairs: what `read_shown_pairs` gives: those whose scores differ most, and least, winner first.
     settings: nested or flat; values are shown as text.
     """
@@ -48,13 +48,13 @@ class RunReport:
 
     @property
     def labels(self) -> tuple[str, str]:
-        """Of the two models."""
+        """Labels of the two models."""
         first, second, *_ = self.results.models.values()
         return first.label, second.label
 
     @property
     def subtitle(self) -> str:
-        """How much was evaluated."""
+        """The numbers of prompts and of images."""
         arrays = [[*model.scores.values(), *model.measures.values()] for model in self.results.models.values()]
         unusable, seeds = sum(np.isnan(each).any(axis=0).sum() for each in arrays), arrays[0][0].shape[1]
         left_out = f"; {unusable:,} unusable images left out" if unusable else ""
@@ -73,7 +73,7 @@ class RunReport:
         return tables.Table("", ["Model", *tables.model_heads(self.results)], rows)
 
     def __str__(self) -> str:
-        """What one wants to know first, for a terminal: a column a model."""
+        """A summary for a terminal, with one column per model."""
         columns = self.models.lines
         lines = tables.aligned(list(zip(*columns, strict=True)))
         if self.results.pair_check:
@@ -170,7 +170,7 @@ def render_page(report: RunReport) -> str:
 
 
 def verdict(win_rate: WinRate) -> str:
-    """What the interval of a win rate allows to say."""
+    """What the interval of a win rate supports."""
     if win_rate.low > 0.5:
         return "better"
     if win_rate.high < 0.5:

@@ -1,4 +1,4 @@
-"""Tables as plain values, which every format writes in its own way, and what stands in the cells of all of them."""
+"""Tables as plain values, which each format writes in its own way, and the cells that several tables share."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from hgdpo_jax.pages.numbers import DASH, format_score, p_value, percent, signed
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What a cell shows, smaller remarks below it parted by "; ", and the figures behind both; `mark` is a verdict."""
+    """A text, smaller details below it separated by "; ", and the values behind both; `mark` is a verdict."""
 
     text: str
     detail: str = ""
@@ -24,13 +24,13 @@ class Cell:
 
     @property
     def line(self) -> str:
-        """What it shows in one line."""
+        """Text and detail on one line."""
         return f"{self.text} ({self.detail})" if self.text and self.detail else self.text or self.detail
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of one cell a column; `folded` says that it is long and only looked up."""
+    """Rows with one cell per column; a `folded` table is long and shown on demand."""
 
     title: str
     columns: Sequence[str]
@@ -39,7 +39,7 @@ class Table:
 
     @property
     def lines(self) -> list[Sequence[str]]:
-        """The texts of its heads and rows."""
+        """The texts of the heads and of each row."""
         return [self.columns, *([cell.line for cell in row] for row in self.rows)]
 
 
@@ -109,7 +109,7 @@ def mean_cell(about: About, mean: Mean) -> Cell:
 
 
 def number_cell(name: str, values: Sequence[float | None]) -> Cell:
-    """The mean of what is there of these values, in four digits after the point."""
+    """The mean of the values that are not None, with four decimals."""
     found = [value for value in values if value is not None]
     mean = mean_of(found) if found else None
     return Cell(DASH if mean is None else f"{mean:.4f}", values={name: mean})
@@ -126,5 +126,5 @@ def interval(rate: WinRate) -> str:
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """Their mean; there must be some."""
+    """Mean of at least one value."""
     return sum(values) / len(values)

@@ -1,4 +1,4 @@
-"""Orderings that the paper claims, tested on rows of one's own."""
+"""Tests the paper's claims on the rows of the user's runs."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The report on runs: which tables and figures of the paper they fill, and how their claims stand."""
+"""Builds the joined report: the tables and figures that the runs fill, and the verdicts on the paper's claims."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +19,7 @@ _NOTES = (
     "The intervals are over prompts, for the LoRAs that were trained: how much another training seed would change is "
     "shown by the range over training seeds, where there are several. Of twenty comparisons without a difference one "
     "would still be decided, by chance.",
-    "The paper's numbers are of its own model, prompts and scorers, and stand beside ours for the order of the rows.",
+    "The paper's numbers come from its own model, prompts and scorers: compare the order of the rows, not the values.",
 )
 
 
@@ -50,7 +50,7 @@ def build(runs: Sequence[Run]) -> Document:
 def _lead(claims: Mapping[str, int]) -> str:
     total = sum(claims.values())
     if not total:
-        return "No claim of the paper can be tested on these runs: it takes two rows of one of its tables."
+        return "No claim of the paper can be tested on these runs: that needs two rows of one of its tables."
     return (
         f"Of the {counted(total, 'comparison')} that the paper claims and these runs can test: "
         f"{claims[HOLDS]} hold, {claims[FAILS]} fail, {claims[UNDECIDED]} undecided."
@@ -71,7 +71,7 @@ def _omissions(runs: Sequence[Run], rows: Mapping[str, Row], absent: Sequence[in
             notes.append(f"The runs of {row.label} differ in more than their seed: {', '.join(differing)}.")
     for number in absent:
         names = called(missing_rows(number, rows))
-        notes.append(f"Table {number} is left out, for it takes two of its rows. Not among the runs: {names}.")
+        notes.append(f"Table {number} is left out, because it needs two of its rows. Not among the runs: {names}.")
     if not any(run.results.ranks for run in runs):
         notes.append("Figure 5b is left out: no run has statistics of its pool.")
     if not any(run.sweep for run in runs):

@@ -1,4 +1,4 @@
-"""A report as plain values: sections of tables and figures, which every format writes in its own way."""
+"""A report as plain values: sections of tables and figures, which each format writes in its own way."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
 
 @dataclasses.dataclass(frozen=True)
 class ImageGrid:
-    """Image files, one row a prompt, one column a label."""
+    """Image files: one row per prompt, one column per label."""
 
     columns: Sequence[str]
     prompts: Sequence[str]
@@ -23,7 +23,7 @@ class ImageGrid:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A table or figure of the paper: what to say first, what is shown, and what to know of it."""
+    """A table or figure of the paper, with a lead sentence and notes."""
 
     title: str
     lead: str = ""

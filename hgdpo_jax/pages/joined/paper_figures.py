@@ -46,7 +46,7 @@ def rank_sections(runs: Sequence[Run]) -> list[Section]:
 def rank_verdict(ranks: RankStatistics) -> str:
     """Whether winners and losers differ in their channel means, beyond two standard errors, in a sentence or two."""
     if len(ranks.ranks) < 2 or ranks.prompts < 2:
-        return "To tell whether winners and losers differ in their channel means takes pools of three images or more."
+        return "Only pools of three images or more show whether winners and losers differ in their channel means."
     growth, error = _growth(ranks.mean_distance, ranks.mean_distance_error)
     other, other_error = _growth(ranks.deviation_distance, ranks.deviation_distance_error)
     change = (
@@ -57,7 +57,7 @@ def rank_verdict(ranks: RankStatistics) -> str:
     if not growth > 2 * error:
         return (
             f"Winners and losers do not differ in their channel means, so there is no colour shift to cure: {change}, "
-            "and the former is no growth beyond two standard errors."
+            "and the former does not exceed two standard errors."
         )
     more = growth - other > 2 * math.hypot(error, other_error)
     return (
@@ -124,7 +124,7 @@ def _sweep_section(label: str, runs: Sequence[Run]) -> Section:
     images = [[folder / name for name in row] for row in zip(*pictures.values(), strict=True)]
     return Section(
         f"Figure 8: Scale of the LoRA, {label}",
-        notes=[*notes, *([f"Images of the run {runs[0].name}, one column a scale."] if images else [])],
+        notes=[*notes, *([f"Images of the run {runs[0].name}, one column per scale."] if images else [])],
         tables=[Table("Figures by scale", heads, list(zip(*columns, diversities, strict=True)), folded=True)],
         charts=charts,
         grid=ImageGrid(list(pictures), first.prompts[: len(images)], images),

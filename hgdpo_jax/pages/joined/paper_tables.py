@@ -1,4 +1,4 @@
-"""The paper's tables, filled by rows of one's own, with its numbers beside them."""
+"""The paper's tables, filled with the rows of the user's runs, with its numbers beside them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

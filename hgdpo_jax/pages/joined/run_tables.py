@@ -1,4 +1,4 @@
-"""What is said of every run, whatever its name: its results, and in what its training differs from others."""
+"""Sections on all runs, whatever their names: their results, and the training settings that differ."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def runs_section(runs: Sequence[Run]) -> Section:
 
 
 def training_sections(runs: Sequence[Run]) -> list[Section]:
-    """In what the runs' training differs; nothing where it does not."""
+    """The training settings that differ between the runs, if any do."""
     differing = training_differences(runs)
     if not differing:
         return []

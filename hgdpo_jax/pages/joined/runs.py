@@ -1,4 +1,4 @@
-"""What evaluations left behind, refused where runs cannot share a table."""
+"""Reads the evaluations of runs, and refuses runs that cannot share a table."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ _EVALUATION, _SWEEP = "evaluate_policy", "sweep_scale"
 _ADVICE = "evaluate both with the same settings, or give one of them"
 # The same images by the same scorers give the same numbers.
 _BASE_TOLERANCE = 1e-6
-# What may differ between the training seeds of a row: the seed, and how many pairs were left to it.
+# What may differ between the training seeds of a row: the seed, and the number of pairs that it selects.
 _SEED_SETTINGS = re.compile(r"(.*\.)?seed|pairs")
 
 
@@ -50,18 +50,18 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the paper's tables: the same experiment with one or several training seeds, a run and its model each."""
+    """A row of the paper's tables: an experiment, and the runs of its training seeds, each with its model."""
 
     name: str
     members: Sequence[tuple[Run, ModelResults]]
 
     @property
     def label(self) -> str:
-        """How the paper calls it."""
+        """The paper's name for it."""
         return ROW_LABELS[self.name]
 
     def scores(self, name: str) -> Float[np.ndarray, "prompts seeds"]:
-        """Those of all training seeds side by side, so that the mean within a prompt is over both kinds of seed."""
+        """Scores of all training seeds side by side: the mean within a prompt is over training and drawing seeds."""
         return np.concatenate([model.scores[name] for _, model in self.members], axis=1)
 
     def absolute_shifts(self, channel: str) -> list[float]:

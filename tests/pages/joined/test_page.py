@@ -7,7 +7,7 @@ from pages import assert_reads_well
 from runs_on_disk import PROMPTS, make_results, make_sweep, write_run
 
 from hgdpo_jax.pages.joined.content import build
-from hgdpo_jax.pages.joined.page import as_page
+from hgdpo_jax.pages.joined.formats import as_page
 from hgdpo_jax.pages.joined.runs import read_runs
 
 

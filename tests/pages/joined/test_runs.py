@@ -9,8 +9,8 @@ from runs_on_disk import PROMPTS, SETTINGS, make_results, make_sweep, write_run
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.win_rate import win_rate
 from hgdpo_jax.pages.joined.content import build
+from hgdpo_jax.pages.joined.formats import as_json
 from hgdpo_jax.pages.joined.runs import read_runs, rows_of
-from hgdpo_jax.pages.joined.texts import as_json
 
 
 def refused(tmp_path, *results):

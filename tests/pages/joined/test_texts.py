@@ -8,8 +8,8 @@ from runs_on_disk import make_results, write_run
 
 from hgdpo_jax.pages.joined.content import build
 from hgdpo_jax.pages.joined.document import Document, Section
+from hgdpo_jax.pages.joined.formats import as_json, as_latex, as_markdown, as_plain_text
 from hgdpo_jax.pages.joined.runs import read_runs
-from hgdpo_jax.pages.joined.texts import as_json, as_latex, as_markdown, as_plain_text
 from hgdpo_jax.pages.tables import Cell, Table
 
 

@@ -1,13 +1,18 @@
-"""A report as plain text, Markdown, LaTeX and JSON."""
+"""A report as an HTML page, plain text, Markdown, LaTeX and JSON."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from hgdpo_jax.files import json_text
+from hgdpo_jax.pages.charts import curves_svg
 from hgdpo_jax.pages.joined.document import Document
+from hgdpo_jax.pages.pictures import data_uri, read_image
 from hgdpo_jax.pages.tables import aligned
-from hgdpo_jax.pages.templates import render_text
+from hgdpo_jax.pages.templates import render, render_text
+
+# A grid has dozens of images.
+_IMAGE_HEIGHT = 256
 
 _MARKDOWN = str.maketrans({character: "\\" + character for character in "\\`*_{}[]<>#|~"})
 _LATEX = str.maketrans(
@@ -30,8 +35,25 @@ _LATEX = str.maketrans(
         "\N{NO-BREAK SPACE}": "~",
     }
 )
-# Of charts, tables and sections what is no figure; and what is left out of a cell that has none.
+# Fields that JSON leaves out: those that only pages need, and those of a cell if they are empty.
 _LEFT_OUT, _OPTIONAL = ("folded", "grid", "style"), ("text", "detail", "values", "mark")
+
+
+def as_page(document: Document) -> str:
+    """One HTML page with its charts and images, which needs no other file."""
+    return render(
+        "joined/joined.html.jinja",
+        picture=lambda path: data_uri(read_image(path), _IMAGE_HEIGHT),
+        title=document.title,
+        subtitle=document.subtitle,
+        document=document,
+        charts={
+            section.title: [(chart, curves_svg(chart, f"{section.title}: {chart.title}")) for chart in section.charts]
+            for section in document.sections
+        },
+        settings_title="Settings that all runs share",
+        settings=document.settings,
+    )
 
 
 def as_plain_text(document: Document) -> str:
