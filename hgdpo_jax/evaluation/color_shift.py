@@ -41,9 +41,10 @@ class ColorShift:
 
 def rgb_to_hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hue, saturation and value, float32 within 0 to 1, of uint8 RGB pixels [..., 3]; hue is 0 where saturation is."""
-    red, green, blue = (pixels[..., channel].astype(np.float32) for channel in range(3))
-    highest = np.maximum(np.maximum(red, green), blue)
-    chroma = highest - np.minimum(np.minimum(red, green), blue)
+    # Contiguous channels make the maximum and minimum fast.
+    red, green, blue = channels = np.moveaxis(pixels, -1, 0).astype(np.float32, order="C")
+    highest = channels.max(axis=0)
+    chroma = highest - channels.min(axis=0)
     divisor = np.where(chroma > 0, chroma, 1)
     # Later lines win where two channels are both the highest, so red comes last, as in the usual definition.
     sixths = 4 + (red - green) / divisor

@@ -77,8 +77,7 @@ def check_pairs(
             name: PairScore(
                 labels[name],
                 win_rate(winners[name][:, None], losers[name][:, None]),
-                float(np.mean(winners[name], dtype=np.float64)),
-                float(np.mean(losers[name], dtype=np.float64)),
+                *(float(np.mean(side[name], dtype=np.float64)) for side in (winners, losers)),
             )
             for name in winners
             if name != TRAINING

@@ -59,12 +59,13 @@ def rank_distances(
 
 def summarize_ranks(distances: Float[np.ndarray, "2 pools others"]) -> RankStatistics | None:
     """Means of `rank_distances` over pools, and their standard errors, from the second rank on; None without a pool."""
-    if not distances.shape[1]:
+    _, count, others = distances.shape
+    if not count:
         return None
     distances = distances.astype(np.float64)
-    means, count = distances.mean(axis=1), distances.shape[1]
+    means = distances.mean(axis=1)
     errors = distances.std(axis=1, ddof=1) / np.sqrt(count) if count > 1 else np.zeros_like(means)
-    ranks = list(range(2, distances.shape[2] + 2))
+    ranks = list(range(2, others + 2))
     return RankStatistics(count, ranks, *(row.tolist() for both in zip(means, errors, strict=True) for row in both))
 
 

@@ -14,8 +14,7 @@ def render(template: str, **values: Any) -> str:
     A name that is not given is an error.
     """
     environment = _environment(autoescape=True)
-    for function in (numbers.format_score, numbers.p_value, numbers.percent, numbers.signed):
-        environment.filters[function.__name__] = function
+    environment.filters |= {name: getattr(numbers, name) for name in ("format_score", "p_value", "percent", "signed")}
     return environment.get_template(template).render(values)
 
 

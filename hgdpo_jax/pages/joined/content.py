@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from hgdpo_jax.pages.joined.document import FAILS, HOLDS, UNDECIDED, Document
 from hgdpo_jax.pages.joined.paper import TABLES
 from hgdpo_jax.pages.joined.paper_figures import rank_sections, sweep_sections
-from hgdpo_jax.pages.joined.paper_tables import called, missing_rows, table_section
+from hgdpo_jax.pages.joined.paper_tables import missing_note, table_section
 from hgdpo_jax.pages.joined.run_tables import runs_section, training_sections
 from hgdpo_jax.pages.joined.runs import Row, Run, is_seed, rows_of, training_differences
 from hgdpo_jax.pages.numbers import counted
@@ -70,8 +70,7 @@ def _omissions(runs: Sequence[Run], rows: Mapping[str, Row], absent: Sequence[in
         if differing := [name for name in found if not is_seed(name)]:
             notes.append(f"The runs of {row.label} differ in more than their seed: {', '.join(differing)}.")
     for number in absent:
-        names = called(missing_rows(number, rows))
-        notes.append(f"Table {number} is left out, because it needs two of its rows. Not among the runs: {names}.")
+        notes.append(f"Table {number} is left out, because it needs two of its rows. {missing_note(number, rows)}")
     if not any(run.results.ranks for run in runs):
         notes.append("Figure 5b is left out: no run has statistics of its pool.")
     if not any(run.sweep for run in runs):

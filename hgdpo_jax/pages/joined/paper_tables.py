@@ -18,31 +18,25 @@ from hgdpo_jax.pages.tables import Cell, Table, interval, mean_of, rate_values
 
 def table_section(number: int, first: Run, rows: Mapping[str, Row]) -> Section | None:
     """A table with its claims, by the scores of the run `first`; None where there are no two rows to compare."""
-    missing = missing_rows(number, rows)
-    if len(_names_in(number)) - len(missing) < 2 or (number == 1 and paper.HG_DPO in missing):
-        return None
     table = paper.TABLES[number]
-    notes = [f"Not among the runs: {called(missing)}."] if missing else []
+    if sum(name in rows for name in _rows_of(number)) < 2 or (number == 1 and paper.HG_DPO not in rows):
+        return None
     return Section(
         f"Table {number}: {table.title}",
-        notes=[*notes, *([table.note] if table.note else [])],
+        notes=[note for note in (missing_note(number, rows), table.note) if note],
         tables=[_table(number, first, rows), *claim_tables(number, first.results, rows)],
         charts=_size_chart(first, rows) if number == 6 else [],
     )
 
 
-def missing_rows(number: int, rows: Mapping[str, Row]) -> list[str]:
-    """Names of the rows of a table that no run fills."""
-    return [name for name in _names_in(number) if name not in rows]
+def missing_note(number: int, rows: Mapping[str, Row]) -> str:
+    """Says which rows of a table no run fills, as the paper and as configs call them; empty if none is missing."""
+    names = ", ".join(f"{paper.ROW_LABELS[name]} ({name})" for name in _rows_of(number) if name not in rows)
+    return names and f"Not among the runs: {names}."
 
 
-def called(names: Sequence[str]) -> str:
-    """These rows as the paper calls them, and as their runs are called."""
-    return ", ".join(f"{paper.ROW_LABELS[name]} ({name})" for name in names)
-
-
-def _names_in(number: int) -> list[str]:
-    # In Table 1 all rows are what HG-DPO is compared with.
+def _rows_of(number: int) -> list[str]:
+    # In Table 1, HG-DPO is compared with all rows.
     return [*([paper.HG_DPO] if number == 1 else []), *paper.TABLES[number].rows]
 
 
