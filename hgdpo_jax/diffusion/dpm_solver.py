@@ -7,22 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hgdpo_jax.diffusion.schedule import NoiseSchedule
+from hgdpo_jax.diffusion.schedule import NoiseSchedule, clean_latents
 from hgdpo_jax.errors import UserError
 
-# Raised where the same settings come to draw other images.
+# Incremented when the same settings draw other images.
 REVISION = 1
 
 
 def timesteps(schedule: NoiseSchedule, steps: int) -> Int[np.ndarray, " steps"]:
-    """The timesteps visited, falling, by the schedule's spacing; raises UserError where `steps` does not fit."""
+    """The timesteps that the sampler visits, falling; raises UserError where `steps` is out of range."""
     trained = len(schedule.betas)
     if not 1 <= steps < trained:
         raise UserError(f"{steps} sampling steps, expected 1 to {trained - 1}: set pool.steps within that")
     visited: np.ndarray
     if schedule.use_karras_sigmas:
-        ratios = _noise_to_signal(schedule)
-        visited = np.interp(np.log(_karras_ratios(ratios, steps)), np.log(ratios), np.arange(trained)).round()
+        ratios = np.log(_noise_to_signal(schedule))
+        visited = np.interp(np.log(_visited_ratios(schedule, steps)), ratios, np.arange(trained)).round()
     elif schedule.timestep_spacing == "linspace":
         visited = np.linspace(0, trained - 1, steps + 1).round()[:0:-1]
     elif schedule.timestep_spacing == "leading":
@@ -39,22 +39,17 @@ def sample(
     steps: int,
     after_step: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]] | None = None,
 ) -> Float[Array, "*shape"]:
-    """Clean latents from noise, float32 in and out, with `steps` calls of `predict(latents, timestep)`.
+    """Clean latents from noise, float32, with `steps` calls of `predict(latents, timestep)`.
 
-    What is predicted is the schedule's `prediction_type`. The calls share one trace, in a scan. The latents may have
-    any shape: for latent adaptive normalisation (HG-DPO, Eq. 7) one array holds target and reference, say as
-    [2n, h, w, c]. `after_step` changes the latents after every step, the last one too, and not the solver's memory of
-    the previous prediction.
+    `predict` returns the schedule's `prediction_type`; its calls share one trace, in a scan. Latents may have any
+    shape: for latent adaptive normalisation (HG-DPO, Eq. 7) one array holds target and reference. `after_step` changes
+    the latents after every step, including the last, but not the solver's memory of the previous prediction.
     """
 
     def advance(carry, step):
         latents, previous_clean = carry
         timestep, signal, sigma, keep, move, curve = step
-        prediction = predict(latents, timestep).astype(jnp.float32)
-        if schedule.prediction_type == "epsilon":
-            clean = (latents - sigma * prediction) / signal
-        else:
-            clean = signal * latents - sigma * prediction
+        clean = clean_latents(schedule, predict(latents, timestep), latents, signal, sigma)
         latents = keep * latents + move * clean + curve * (clean - previous_clean)
         return (after_step(latents) if after_step else latents, clean), None
 
@@ -69,18 +64,12 @@ def _coefficients(schedule: NoiseSchedule, steps: int) -> tuple[Float[np.ndarray
 
     `next = keep * latents + move * clean + curve * (clean - previous_clean)`, with the predicted clean image.
     """
-    trained = _noise_to_signal(schedule)
-    if schedule.use_karras_sigmas:
-        ratios = _karras_ratios(trained, steps)
-    else:
-        # Interpolated, because an offset may lead past the last trained step.
-        ratios = np.interp(timesteps(schedule, steps), np.arange(len(trained)), trained)
-    ratios = np.append(ratios, 0.0)  # The sampler ends without noise.
+    ratios = np.append(_visited_ratios(schedule, steps), 0.0)  # The sampler ends without noise.
     signal = 1 / np.sqrt(ratios**2 + 1)
     sigma = ratios * signal
     keep = sigma[1:] / sigma[:-1]
     move = signal[1:] * (1 - ratios[1:] / ratios[:-1])
-    # The first step knows no previous prediction, and the last one, to infinite log-SNR, cannot weigh it.
+    # The first step has no previous prediction; the last one, to infinite log-SNR, has no weight for it.
     curve = np.zeros(steps)
     widths = -np.diff(np.log(ratios[:-1]))
     curve[1:-1] = 0.5 * move[1:-1] * widths[1:] / widths[:-1]
@@ -89,11 +78,16 @@ def _coefficients(schedule: NoiseSchedule, steps: int) -> tuple[Float[np.ndarray
 
 def _noise_to_signal(schedule: NoiseSchedule) -> Float[np.ndarray, " t"]:
     """Standard deviation of the noise over the scale of the image, diffusers' sigma, at every trained step."""
-    # As diffusers has it, where the last step has no signal at all.
+    # Clipped as in diffusers, because the last step may have no signal.
     alphas_cumprod = np.maximum(schedule.alphas_cumprod.astype(np.float64), 2.0**-24)
     return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
 
 
-def _karras_ratios(trained: Float[np.ndarray, " t"], steps: int) -> Float[np.ndarray, " steps"]:
-    """Noise levels between the largest and the smallest trained one (Karras et al. 2022, Eq. 5 with rho = 7)."""
-    return np.linspace(trained[-1] ** (1 / 7), trained[0] ** (1 / 7), steps) ** 7
+def _visited_ratios(schedule: NoiseSchedule, steps: int) -> Float[np.ndarray, " steps"]:
+    """The noise levels that the sampler visits, falling."""
+    trained = _noise_to_signal(schedule)
+    if schedule.use_karras_sigmas:
+        # Karras et al. 2022, Eq. 5 with rho = 7.
+        return np.linspace(trained[-1] ** (1 / 7), trained[0] ** (1 / 7), steps) ** 7
+    # Interpolated, because an offset may lead past the last trained step.
+    return np.interp(timesteps(schedule, steps), np.arange(len(trained)), trained)

@@ -15,17 +15,15 @@ SPACINGS = ("linspace", "leading", "trailing")
 # What a network predicts: the noise, or the velocity of Salimans and Ho (2022), App. D.
 PREDICTIONS = ("epsilon", "v_prediction")
 
-# What `NoiseSchedule.from_dict` reads.
+# What `NoiseSchedule.from_dict` reads, some of it as fields of the same name.
+_FIELDS = ("prediction_type", "timestep_spacing", "steps_offset", "use_karras_sigmas")
 _READ = {
-    *("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type", "timestep_spacing"),
-    "trained_betas",
-    "rescale_betas_zero_snr",
-    "use_karras_sigmas",
-    "steps_offset",
-    "variance_type",
+    *_FIELDS,
+    *("beta_schedule", "beta_start", "beta_end", "num_train_timesteps"),
+    *("trained_betas", "rescale_betas_zero_snr", "variance_type"),
 }
-# Settings that diffusers' DPM-Solver++ has and this one has not, with the values that mean (2M) as it is here. Names of
-# other samplers' solvers mean nothing to either.
+# Settings of diffusers' DPM-Solver++ that are not implemented here, with the values that mean (2M) as it is here. Names
+# of other samplers' solvers mean nothing to either.
 _FIXED: Mapping[str, tuple] = {
     "solver_order": (2,),
     "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
@@ -39,8 +37,8 @@ _FIXED: Mapping[str, tuple] = {
     "use_dynamic_shifting": (False,),
     "timestep_type": ("discrete",),
 }
-# Settings that serve one of those, that change nothing where the sampler ends without noise, or that belong to another
-# sampler: whichever a file names, images are drawn by DPM-Solver++.
+# Settings that serve one of those, that change nothing where the sampler ends without noise, or that belong to other
+# samplers: whichever sampler a file names, images are drawn by DPM-Solver++.
 _WITHOUT_EFFECT = {
     *("dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type", "shift_terminal"),
     *("lower_order_final", "euler_at_final", "lambda_min_clipped"),
@@ -55,8 +53,8 @@ _DISTILLED = ("LCMScheduler", "TCDScheduler")
 class NoiseSchedule:
     """Noise levels of the forward process `x_t = sqrt(alphas_cumprod[t]) x_0 + sqrt(1 - alphas_cumprod[t]) noise`.
 
-    `timestep_spacing` and `steps_offset`, or `use_karras_sigmas`, say which timesteps a sampler visits;
-    `prediction_type` what networks predict that were trained with this schedule. All are in the words of diffusers.
+    `timestep_spacing` and `steps_offset`, or `use_karras_sigmas`, say which timesteps a sampler visits, and
+    `prediction_type` what networks trained with this schedule predict, all in the terms of diffusers.
     """
 
     betas: Float[np.ndarray, " t"]
@@ -67,21 +65,21 @@ class NoiseSchedule:
     use_karras_sigmas: bool = False
 
     @classmethod
-    def scaled_linear(
-        cls, start: float, end: float, steps: int, timestep_spacing: str = "linspace", steps_offset: int = 0
-    ) -> Self:
-        """Betas whose square roots are evenly spaced; Stable Diffusion has 0.00085 to 0.012 in 1000 steps."""
+    def scaled_linear(cls, start: float, end: float, steps: int, **options: Any) -> Self:
+        """Betas whose square roots are evenly spaced, with further fields as `options`.
+
+        Stable Diffusion has 0.00085 to 0.012 in 1000 steps.
+        """
         betas = np.linspace(start**0.5, end**0.5, steps, dtype=np.float32) ** 2
         # PyTorch accumulates products in float64 too.
         alphas_cumprod = np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)
-        return cls(betas, alphas_cumprod, timestep_spacing, steps_offset)
+        return cls(betas, alphas_cumprod, **options)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """The schedule of a diffusers scheduler_config.json, whichever sampler that names.
+        """The schedule of a diffusers scheduler_config.json, whichever sampler it names.
 
-        Raises UserError where the file is of another noise schedule, or of a model that predicts neither noise nor
-        velocity.
+        Raises UserError for another kind of noise schedule, or for a model that predicts neither noise nor velocity.
         """
         for name, default, expected in (
             ("prediction_type", "epsilon", PREDICTIONS),
@@ -89,13 +87,13 @@ class NoiseSchedule:
             ("trained_betas", None, (None,)),
             ("rescale_betas_zero_snr", False, (False, True)),
             ("timestep_spacing", "linspace", SPACINGS),
-            # Variances that a network predicts are channels of its output.
+            # Networks that predict variances have more output channels.
             ("variance_type", None, (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")),
         ):
             if (given := config.get(name, default)) not in expected:
                 raise UserError(
                     f"the scheduler's {name} is {given!r}, expected {' or '.join(map(repr, expected))}: "
-                    "give a checkpoint that was trained so"
+                    "give a checkpoint that was trained that way"
                 )
         if missing := sorted({"beta_start", "beta_end"} - config.keys()):
             raise UserError(f"the scheduler's configuration lacks {' and '.join(missing)}: give a complete one")
@@ -103,42 +101,36 @@ class NoiseSchedule:
             config["beta_start"],
             config["beta_end"],
             config.get("num_train_timesteps", 1000),
-            config.get("timestep_spacing", "linspace"),
-            config.get("steps_offset", 0),
-        )
-        schedule = dataclasses.replace(
-            schedule,
-            prediction_type=config.get("prediction_type", "epsilon"),
-            use_karras_sigmas=bool(config.get("use_karras_sigmas", False)),
+            **{name: config[name] for name in _FIELDS if name in config},
         )
         if not config.get("rescale_betas_zero_snr", False):
             return schedule
         if schedule.prediction_type == "epsilon":
             raise UserError(
                 "the scheduler's rescale_betas_zero_snr is True and its prediction_type 'epsilon', expected "
-                "'v_prediction': the noise says nothing about the image where there is nothing else"
+                "'v_prediction': at the last step, predicted noise says nothing about the image"
             )
         return schedule.with_zero_terminal_snr()
 
     def with_zero_terminal_snr(self) -> Self:
-        """The schedule whose last step is noise alone (Lin et al. 2024, Algorithm 1)."""
+        """The schedule whose last step is pure noise (Lin et al. 2024, Algorithm 1)."""
         signal = np.sqrt(self.alphas_cumprod)
         signal = (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
         betas = 1 - np.append(signal[0], signal[1:] / signal[:-1]) ** 2
-        # Accumulated again, as diffusers does it: the little signal of the last steps is sensitive to rounding.
+        # Accumulated again, as in diffusers: the small signal of the last steps is sensitive to rounding.
         alphas_cumprod = np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)
         return dataclasses.replace(self, betas=betas, alphas_cumprod=alphas_cumprod)
 
     def previous_alphas_cumprod(self, stride: int) -> Float[np.ndarray, " t"]:
-        """`alphas_cumprod[t - stride]` of every t; 1, no noise at all, where that is before the first step."""
+        """`alphas_cumprod[t - stride]` for every t; 1, no noise, before the first step."""
         stride = min(stride, len(self.alphas_cumprod))
         return np.concatenate([np.ones(stride, np.float32), self.alphas_cumprod[: len(self.alphas_cumprod) - stride]])
 
 
 def unused_settings(config: Mapping[str, Any]) -> list[str]:
-    """Settings of a scheduler_config.json, with their values, that DPM-Solver++ would draw other images with elsewhere.
+    """Settings of a scheduler_config.json, with their values, that are not implemented or not known.
 
-    They are those that are not implemented, and those that are not known.
+    With these, diffusers' DPM-Solver++ could draw other images.
     """
     found = [
         f"{name} {value!r}"
@@ -158,9 +150,8 @@ def add_noise(
     noise: Float[Array, "n h w c"],
     timesteps: Int[Array, " n"],
 ) -> Float[Array, "n h w c"]:
-    """The forward process, with a timestep of its own for each image (HG-DPO, Sec. 3.2)."""
-    signal = at_timesteps(np.sqrt(schedule.alphas_cumprod), timesteps)
-    sigma = at_timesteps(np.sqrt(1 - schedule.alphas_cumprod), timesteps)
+    """The forward process, with one timestep per image (HG-DPO, Sec. 3.2)."""
+    signal, sigma = _scales(schedule.alphas_cumprod, timesteps)
     return signal * clean.astype(jnp.float32) + sigma * noise.astype(jnp.float32)
 
 
@@ -170,11 +161,10 @@ def training_target(
     noise: Float[Array, "n h w c"],
     timesteps: Int[Array, " n"],
 ) -> Float[Array, "n h w c"]:
-    """What a network should predict of `add_noise` with these arguments: the noise, or the velocity."""
+    """What a network should predict for `add_noise` of the same arguments: the noise, or the velocity."""
     if schedule.prediction_type == "epsilon":
         return noise
-    signal = at_timesteps(np.sqrt(schedule.alphas_cumprod), timesteps)
-    sigma = at_timesteps(np.sqrt(1 - schedule.alphas_cumprod), timesteps)
+    signal, sigma = _scales(schedule.alphas_cumprod, timesteps)
     return signal * noise.astype(jnp.float32) - sigma * clean.astype(jnp.float32)
 
 
@@ -186,8 +176,18 @@ def predicted_image(
 ) -> Float[Array, "n h w c"]:
     """The clean latents that follow from a network's prediction for noisy ones, float32."""
     # Float64: 1 - x cancels all but four digits of float32 at small t.
-    alphas_cumprod = schedule.alphas_cumprod.astype(np.float64)
-    signal, sigma = (at_timesteps(np.sqrt(share), timesteps) for share in (alphas_cumprod, 1 - alphas_cumprod))
+    signal, sigma = _scales(schedule.alphas_cumprod.astype(np.float64), timesteps)
+    return clean_latents(schedule, prediction, latents, signal, sigma)
+
+
+def clean_latents(
+    schedule: NoiseSchedule,
+    prediction: Float[Array, "*shape"],
+    latents: Float[Array, "*shape"],
+    signal: Float[Array, "..."],
+    sigma: Float[Array, "..."],
+) -> Float[Array, "*shape"]:
+    """The clean latents of noisy ones, `signal` times clean latents plus `sigma` times noise, float32."""
     latents, prediction = latents.astype(jnp.float32), prediction.astype(jnp.float32)
     if schedule.prediction_type == "epsilon":
         return (latents - sigma * prediction) / signal
@@ -204,9 +204,13 @@ def predicted_noise(
     prediction = prediction.astype(jnp.float32)
     if schedule.prediction_type == "epsilon":
         return prediction
-    signal = at_timesteps(np.sqrt(schedule.alphas_cumprod), timesteps)
-    sigma = at_timesteps(np.sqrt(1 - schedule.alphas_cumprod), timesteps)
+    signal, sigma = _scales(schedule.alphas_cumprod, timesteps)
     return signal * prediction + sigma * latents.astype(jnp.float32)
+
+
+def _scales(alphas_cumprod: np.ndarray, timesteps: Int[Array, " n"]) -> list[Float[jax.Array, "n 1 1 1"]]:
+    """The scales of image and noise in noisy latents."""
+    return [at_timesteps(np.sqrt(share), timesteps) for share in (alphas_cumprod, 1 - alphas_cumprod)]
 
 
 def at_timesteps(table: Float[np.ndarray, " t"], timesteps: Int[Array, " n"]) -> Float[jax.Array, "n 1 1 1"]:

@@ -19,7 +19,7 @@ PREDICTIONS = {
 
 
 def schedule_of(spacing, offset):
-    return NoiseSchedule.scaled_linear(0.00085, 0.012, 1000, spacing, offset)
+    return NoiseSchedule.scaled_linear(0.00085, 0.012, 1000, timestep_spacing=spacing, steps_offset=offset)
 
 
 def predict_noise(latents, timestep, tanh=jnp.tanh):
