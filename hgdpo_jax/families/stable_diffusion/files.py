@@ -33,16 +33,17 @@ _WEIGHT_FILES = {
     "text_encoder": "model",
 }
 
-# Where weights lie in a folder.
+# Where weights are stored in a folder.
 WEIGHTS = tuple(f"{name}/{stem}" for name, stem in _WEIGHT_FILES.items())
 _VAE_WEIGHTS = (_WEIGHT_FILES["vae"],)
 
-# What diffusers and transformers need in a config.json to know the class.
-_CLASSES: dict[str, dict[str, Any]] = {
-    "unet": {"_class_name": "UNet2DConditionModel"},
-    "vae": {"_class_name": "AutoencoderKL"},
-    "text_encoder": {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"},
-    "scheduler": {"_class_name": "DPMSolverMultistepScheduler"},
+# What diffusers' pipeline is made of, by library and class, as in a model_index.json.
+_CLASSES = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    **dict.fromkeys(("feature_extractor", "image_encoder", "safety_checker"), (None, None)),
 }
 
 _TEXT_PREFIX = "text_model."
@@ -56,8 +57,8 @@ _FOREIGN = {"transformer": "an SD3 or Flux checkpoint", "text_encoder_2": "an SD
 class StableDiffusionFiles:
     """What a checkpoint holds: `configs` of unet, vae, text_encoder, scheduler, and `tensors` of the first three.
 
-    Tensors bear PyTorch's names and layout; those of the text encoder are without the prefix `text_model.`, as in the
-    module. `tokenizer` is the folder with the tokenizer's files.
+    Tensors have PyTorch's names and layout; those of the text encoder have no prefix `text_model.`, as in the module.
+    `tokenizer` is the folder with the tokenizer's files.
     """
 
     configs: Mapping[str, Mapping[str, Any]]
@@ -72,13 +73,12 @@ def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") 
     UserError, naming what was expected, where something is missing, broken, or of another architecture.
     """
     path = resolve_source(source, WEIGHTS)
-    configs: dict[str, Any]
-    tensors: dict[str, Any]
+    folder: epath.Path | None
     if path.is_dir():
         files = read_folder(path)
-        configs, tensors = dict(files.configs), dict(files.tensors)
+        configs, tensors, folder = {**files.configs}, {**files.tensors}, files.tokenizer
     else:
-        configs, tensors = _read_file(path)
+        (configs, tensors), folder = _read_file(path), None
     _refuse_foreign(configs["unet"], str(path))
     if vae:
         configs["vae"], tensors["vae"] = _read_vae(vae, AutoencoderConfig.from_dict(configs.get("vae", {})))
@@ -86,9 +86,7 @@ def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") 
         raise UserError(f"{path} holds no VAE: set weights.vae to a VAE of the Stable Diffusion 1.x family")
     if tokenizer:
         folder = require_tokenizer(resolve_source(tokenizer, weights=()))
-    elif path.is_dir():
-        folder = files.tokenizer
-    else:
+    elif folder is None:
         raise UserError(
             f"{path} holds no tokenizer: set weights.tokenizer to a folder with CLIP's vocab.json and merges.txt"
         )
@@ -107,7 +105,7 @@ def read_folder(folder: epath.PathLike) -> StableDiffusionFiles:
 
 
 def read_configs(source: epath.PathLike, vae: str = "") -> dict[str, Mapping[str, Any]]:
-    """The configs alone of a checkpoint, with those of `vae` where given; of a hub's repository no weights are fetched.
+    """The configs of a checkpoint, with that of `vae` where given; no weights are fetched from the hub.
 
     Raises UserError as `read_checkpoint` does.
     """
@@ -142,20 +140,17 @@ def _folder_configs(folder: epath.Path) -> dict[str, Any]:
 
 
 def fingerprints(source: str, tokenizer: str = "", vae: str = "") -> dict[str, str]:
-    """What decides the weights, by the names of the arguments, and the schedule where a single file has its own."""
-    path = resolve_source(source, WEIGHTS)
-    found = {"base": content_fingerprint(path, WEIGHTS)}
-    if tokenizer:
-        found["tokenizer"] = content_fingerprint(resolve_source(tokenizer, weights=()), weights=())
-    if vae:
-        found["vae"] = content_fingerprint(resolve_source(vae, _VAE_WEIGHTS), _VAE_WEIGHTS)
-    return found if path.is_dir() else found | _schedule_fingerprint(path)
+    """What decides the weights, by the names of settings, and the schedule of a single file that has its own."""
+    given = {"base": (source, WEIGHTS), "tokenizer": (tokenizer, ()), "vae": (vae, _VAE_WEIGHTS)}
+    paths = {name: resolve_source(place, weights) for name, (place, weights) in given.items() if place}
+    found = {name: content_fingerprint(path, given[name][1]) for name, path in paths.items()}
+    return found if paths["base"].is_dir() else found | _schedule_fingerprint(paths["base"])
 
 
 # Every stage asks, and pickled weights take a second to open.
 @functools.cache
 def _schedule_fingerprint(path: epath.Path) -> dict[str, str]:
-    """What a single file, or the .yaml beside it, says of its noise schedule, where that is not SD1.x's."""
+    """Settings of a single file's noise schedule, or of the .yaml beside it, that differ from SD1.x's."""
     config = scheduler_config(path, *_read_tensors(path))
     return {f"base.{name}": str(value) for name, value in config.items() if value != SCHEDULER.get(name)}
 
@@ -178,7 +173,7 @@ def _read_vae(source: str, replaced: AutoencoderConfig) -> tuple[dict[str, Any],
 
 
 def _refuse_foreign(unet: Mapping[str, Any], where: str) -> None:
-    """Raises UserError, which says what the checkpoint is, where its U-Net takes something else than SD1.x's."""
+    """Raises UserError, which says what the checkpoint is, unless its U-Net has the inputs of SD1.x's."""
     if (channels := unet.get("in_channels", 4)) != 4:
         kind = "an inpainting checkpoint" if channels == 9 else "of another kind"
         raise UserError(f"{where} is {kind} ({channels} input channels, expected 4): give a text-to-image checkpoint")
@@ -191,8 +186,8 @@ def _refuse_foreign(unet: Mapping[str, Any], where: str) -> None:
 def write_folder(folder: epath.PathLike, files: StableDiffusionFiles, storage: str = "float16") -> None:
     """Writes a folder that `diffusers.StableDiffusionPipeline.from_pretrained` and `read_folder` load.
 
-    `storage` is "float16" or "float32". The tokenizer's files are copied. model_index.json comes last: a folder
-    that has it is whole.
+    `storage` is "float16" or "float32". The tokenizer's files are copied. model_index.json is written last, so a folder
+    that has it is complete.
     """
     folder = expanded(folder)
     copy_files(files.tokenizer, folder / "tokenizer", TOKENIZER_FILES)
@@ -200,8 +195,13 @@ def write_folder(folder: epath.PathLike, files: StableDiffusionFiles, storage: s
         prefix = _TEXT_PREFIX if name == "text_encoder" else ""
         tensors = {prefix + key: array for key, array in files.tensors[name].items()}
         write_weights(folder / name / f"{stem}.safetensors", tensors, storage)
-        write_json(folder / name / "config.json", _config(files, name))
-    scheduler = _config(files, "scheduler")
+        class_name, config = _CLASSES[name][1], files.configs[name]
+        known: dict[str, Any] = {"_class_name": class_name} | config
+        if name == "text_encoder":
+            # By default transformers 5 computes in the stored type, and diffusers in float32: they would not fit.
+            known = {"architectures": [class_name], "model_type": "clip_text_model", **config, "dtype": "float32"}
+        write_json(folder / name / "config.json", known)
+    scheduler = {"_class_name": "DPMSolverMultistepScheduler"} | files.configs["scheduler"]
     # diffusers writes -Infinity into it, which write_json would replace.
     write_text(folder / _SCHEDULER_FILE, json.dumps(scheduler, indent=2, sort_keys=True) + "\n")
     write_json(
@@ -209,22 +209,8 @@ def write_folder(folder: epath.PathLike, files: StableDiffusionFiles, storage: s
         {
             "_class_name": "StableDiffusionPipeline",
             "_diffusers_version": "0.35.0",
-            "feature_extractor": [None, None],
-            "image_encoder": [None, None],
             "requires_safety_checker": False,
-            "safety_checker": [None, None],
-            "scheduler": ["diffusers", scheduler["_class_name"]],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
+            "scheduler": ("diffusers", scheduler["_class_name"]),
+            **_CLASSES,
         },
     )
-
-
-def _config(files: StableDiffusionFiles, name: str) -> dict[str, Any]:
-    config = _CLASSES[name] | dict(files.configs[name])
-    if name == "text_encoder":
-        # Unless told, transformers 5 computes in the stored type and diffusers in float32: they would not fit.
-        config["dtype"] = "float32"
-    return config

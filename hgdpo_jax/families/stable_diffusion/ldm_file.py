@@ -1,9 +1,10 @@
 """A Stable Diffusion 1.x checkpoint, or a VAE alone, in one file under the names of LDM, as on Civitai.
 
-Names become those of diffusers and transformers. A name that has no counterpart stays as it is, and so is named as left
-over when the parameters are made.
+Names become those of diffusers and transformers. A name without a counterpart is kept, so that `to_tree` reports it as
+unknown.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -24,21 +25,21 @@ _PREFIXES = {
     "text_encoder": "cond_stage_model.transformer.",
 }
 
-# What serves training and comparing alone: averaged copies of the weights, tables of the noise schedule, the VAE's
-# discriminator, CLIP's common space with images; token positions, which hold no weights; marks of the prediction.
+# Tensors that no network reads: averaged copies of the weights, tables of the noise schedule, the VAE's discriminator,
+# CLIP's projection into the space of images, token positions, and marks of what the U-Net predicts.
 _UNUSED = re.compile(
     r"model_ema\..+|.+\.position_ids|betas|(\w+_)?alphas_cumprod(_prev)?|posterior_\w+|lvlb_weights|logvar"
     r"|v_pred|ztsnr|(first_stage_model\.)?loss\..+|cond_stage_model\.(transformer\.)?(text_projection(\.weight)?|logit_scale)"
 )
 
-# Keys that betray another kind of file.
-_FOREIGN = (
-    (re.compile(r"\.(lora_(up|down|A|B)|lora\.(up|down))\.|\.(hada|lokr)_"), "a LoRA, which needs a base"),
-    (re.compile(r"^conditioner\.embedders\."), "an SDXL checkpoint"),
-    (re.compile(r"\bjoint_blocks\."), "an SD3 checkpoint"),
-    (re.compile(r"\bdouble_blocks\."), "a Flux checkpoint"),
-    (re.compile(r"^cond_stage_model\.model\."), "an SD2.x checkpoint"),
-)
+# Keys of other kinds of files.
+_FOREIGN = {
+    r"\.(lora_(up|down|A|B)|lora\.(up|down))\.|\.(hada|lokr)_": "a LoRA, which needs a base",
+    r"^conditioner\.embedders\.": "an SDXL checkpoint",
+    r"\bjoint_blocks\.": "an SD3 checkpoint",
+    r"\bdouble_blocks\.": "a Flux checkpoint",
+    r"^cond_stage_model\.model\.": "an SD2.x checkpoint",
+}
 
 _UNET_ENDS = {
     "time_embed.0.": "time_embedding.linear_1.",
@@ -58,23 +59,23 @@ _UNET_PARTS = {
     "op": "downsamplers.0.conv",
     "conv": "upsamplers.0.conv",
 }
-# These bear the same names in both.
+# These have the same names in both.
 _UNET_ATTENTION = re.compile(r"norm|proj_in|proj_out|transformer_blocks\..+")
 
 # Applied one after the other. Attention names of other converters are left to `conversion`.
-_VAE_PARTS = (
-    (re.compile(r"\.norm_out\."), ".conv_norm_out."),
-    (re.compile(r"\.nin_shortcut\."), ".conv_shortcut."),
-    (re.compile(r"\.block\.(\d+)\."), r".resnets.\1."),
-    (re.compile(r"\.(down|up)sample\."), r".\1samplers.0."),
-    (re.compile(r"\.down\.(\d+)\."), r".down_blocks.\1."),
-    (re.compile(r"\.mid\.block_1\."), ".mid_block.resnets.0."),
-    (re.compile(r"\.mid\.block_2\."), ".mid_block.resnets.1."),
-    (re.compile(r"\.mid\.attn_1\."), ".mid_block.attentions.0."),
-    (re.compile(r"\.attentions\.0\.norm\."), ".attentions.0.group_norm."),
-    (re.compile(r"\.attentions\.0\.([qkv])\."), r".attentions.0.to_\1."),
-    (re.compile(r"\.attentions\.0\.proj_out\."), ".attentions.0.to_out.0."),
-)
+_VAE_PARTS = {
+    r"\.norm_out\.": ".conv_norm_out.",
+    r"\.nin_shortcut\.": ".conv_shortcut.",
+    r"\.block\.(\d+)\.": r".resnets.\1.",
+    r"\.(down|up)sample\.": r".\1samplers.0.",
+    r"\.down\.(\d+)\.": r".down_blocks.\1.",
+    r"\.mid\.block_1\.": ".mid_block.resnets.0.",
+    r"\.mid\.block_2\.": ".mid_block.resnets.1.",
+    r"\.mid\.attn_1\.": ".mid_block.attentions.0.",
+    r"\.attentions\.0\.norm\.": ".attentions.0.group_norm.",
+    r"\.attentions\.0\.([qkv])\.": r".attentions.0.to_\1.",
+    r"\.attentions\.0\.proj_out\.": ".attentions.0.to_out.0.",
+}
 
 
 def convert_checkpoint(
@@ -82,8 +83,8 @@ def convert_checkpoint(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensors]]:
     """Configs of unet, text_encoder and, where the file has one, vae; and their tensors.
 
-    Configs hold what shapes tell; the rest are the defaults of Stable Diffusion 1.x. Raises UserError, which says what
-    the file is, for anything else.
+    Configs hold what shapes determine; the rest are the defaults of Stable Diffusion 1.x. Raises UserError, which says
+    what the file is, for anything else.
     """
     _refuse_foreign(tensors, where)
     left = {name: array for name, array in tensors.items() if not _UNUSED.fullmatch(name)}
@@ -109,64 +110,61 @@ def convert_checkpoint(
 
 
 def convert_vae(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, Any], Tensors]:
-    """Config and tensors of a VAE, with or without the prefix of a checkpoint; diffusers' names are taken too."""
+    """Config and tensors of a VAE, with or without the prefix of a checkpoint, under names of LDM or diffusers."""
     _refuse_foreign(tensors, where)
     bare = {name.removeprefix(_PREFIXES["vae"]): tensors[name] for name in tensors if not _UNUSED.fullmatch(name)}
     levels = _count(bare, r"decoder\.up(?:_blocks)?\.(\d+)\.")
     converted = _rename(bare, lambda name: _vae_name(name, levels), where)
+    length = functools.partial(_length, converted, where)
     config = {
-        "block_out_channels": [
-            _shape(converted, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", where)[0] for i in range(levels)
-        ],
+        "block_out_channels": [length(f"encoder.down_blocks.{i}.resnets.0.conv1.weight") for i in range(levels)],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "layers_per_block": _count(converted, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
-        "latent_channels": _shape(converted, "post_quant_conv.weight", where)[0],
+        "latent_channels": length("post_quant_conv.weight"),
     }
     return config, converted
 
 
 def _unet_config(tensors: Tensors, layers: int, where: str) -> dict[str, Any]:
-    levels = _count(tensors, r"down_blocks\.(\d+)\.")
+    levels = range(_count(tensors, r"down_blocks\.(\d+)\."))
+    length = functools.partial(_length, tensors, where)
 
     def kinds(side: str) -> list[str]:
-        attentive = [f"{side.lower()}_blocks.{i}.attentions.0.norm.weight" in tensors for i in range(levels)]
+        attentive = [f"{side.lower()}_blocks.{i}.attentions.0.norm.weight" in tensors for i in levels]
         return [f"CrossAttn{side}Block2D" if attention else f"{side}Block2D" for attention in attentive]
 
     return {
-        "in_channels": _shape(tensors, "conv_in.weight", where)[1],
-        "out_channels": _shape(tensors, "conv_out.weight", where)[0],
-        "block_out_channels": [
-            _shape(tensors, f"down_blocks.{i}.resnets.0.conv1.weight", where)[0] for i in range(levels)
-        ],
+        "in_channels": length("conv_in.weight", 1),
+        "out_channels": length("conv_out.weight"),
+        "block_out_channels": [length(f"down_blocks.{i}.resnets.0.conv1.weight") for i in levels],
         "down_block_types": kinds("Down"),
         "up_block_types": kinds("Up"),
         "layers_per_block": layers,
-        "cross_attention_dim": _shape(tensors, "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight", where)[
-            1
-        ],
+        "cross_attention_dim": length("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight", 1),
     }
 
 
 def _text_config(tensors: Tensors, where: str) -> dict[str, Any]:
-    vocabulary, width = _shape(tensors, "embeddings.token_embedding.weight", where)
+    length = functools.partial(_length, tensors, where)
+    width = length("embeddings.token_embedding.weight", 1)
     if width % _HEAD:
         raise UserError(
             f"{where} has a text encoder {width} wide, expected a multiple of {_HEAD}: give it as a diffusers folder, "
-            "whose configs tell the number of its heads"
+            "whose config has the number of heads"
         )
     return {
-        "vocab_size": vocabulary,
+        "vocab_size": length("embeddings.token_embedding.weight"),
         "hidden_size": width,
-        "intermediate_size": _shape(tensors, "encoder.layers.0.mlp.fc1.weight", where)[0],
+        "intermediate_size": length("encoder.layers.0.mlp.fc1.weight"),
         "num_hidden_layers": _count(tensors, r"encoder\.layers\.(\d+)\."),
         "num_attention_heads": width // _HEAD,
-        "max_position_embeddings": _shape(tensors, "embeddings.position_embedding.weight", where)[0],
+        "max_position_embeddings": length("embeddings.position_embedding.weight"),
     }
 
 
 def _layers_per_block(names: Iterable[str]) -> int:
-    """ResNet blocks a level: the blocks of the way down are numbered through, a convolution comes first."""
+    """ResNet blocks per level; blocks on the way down are numbered across levels, beginning with a convolution."""
     downsamplers = [int(match[1]) for name in names if (match := re.match(r"input_blocks\.(\d+)\.0\.op\.", name))]
     return max(1, min(downsamplers, default=_count(names, r"input_blocks\.(\d+)\."))) - 1
 
@@ -190,8 +188,8 @@ def _unet_name(name: str, layers: int) -> str:
 
 
 def _vae_name(name: str, levels: int) -> str:
-    for pattern, new in _VAE_PARTS:
-        name = pattern.sub(new, name)
+    for pattern, new in _VAE_PARTS.items():
+        name = re.sub(pattern, new, name)
     # LDM numbers the decoder's levels as the encoder's, diffusers in the order of computation.
     return re.sub(r"\.up\.(\d+)\.", lambda match: f".up_blocks.{levels - 1 - int(match[1])}.", name)
 
@@ -206,15 +204,15 @@ def _rename(tensors: Mapping[str, np.ndarray], name_of: Callable[[str], str], wh
 
 
 def _refuse_foreign(names: Iterable[str], where: str) -> None:
-    for pattern, kind in _FOREIGN:
-        if any(pattern.search(name) for name in names):
+    for pattern, kind in _FOREIGN.items():
+        if any(re.search(pattern, name) for name in names):
             raise UserError(f"{where} is {kind}: give a checkpoint of the Stable Diffusion 1.x family")
 
 
-def _shape(tensors: Tensors, name: str, where: str) -> tuple[int, ...]:
+def _length(tensors: Tensors, where: str, name: str, axis: int = 0) -> int:
     if name not in tensors:
         raise UserError(f"{where} lacks {name}: expected weights of the Stable Diffusion 1.x family")
-    return tensors[name].shape
+    return tensors[name].shape[axis]
 
 
 def _count(names: Iterable[str], pattern: str) -> int:

@@ -1,6 +1,5 @@
 """How LoRA files call the layers of Stable Diffusion 1.x."""
 
-import functools
 import re
 
 from hgdpo_jax.weights.lora_files import LoraNames
@@ -10,6 +9,17 @@ UNET, TEXT_ENCODER = "unet.", "text_encoder."
 _DIFFUSERS = re.compile(
     r"(?:unet\.|base_model\.model\.)?(?P<unet>(?:down_blocks|mid_block|up_blocks|time_embedding)\..+)"
     r"|(?:text_encoder|base_model\.model)\.(?:text_model\.)?(?P<text>encoder\.layers\..+)"
+)
+# Linear layers and 1x1 convolutions only.
+_KOHYA = re.compile(
+    r"lora_(?:(?P<unet>unet)|te_text_model)_(?P<layer>.+_"
+    r"(?:proj_(?:in|out)|conv_shortcut|time_emb_proj|to_(?:[qkv]|out_0)|ff_net_(?:0_proj|2)|linear_[12]"
+    r"|(?:[qkv]|out)_proj|mlp_fc[12]))"
+)
+# kohya's names have underscores for dots: all but those within these words.
+_WORD = re.compile(
+    r"((?:down|up|transformer)_blocks|mid_block|proj_(?:in|out)|conv_shortcut|time_emb_proj|time_embedding"
+    r"|to_(?:[qkv]|out)|linear_[12]|self_attn|(?:[qkv]|out)_proj)|_"
 )
 
 # Until diffusers 0.20 the factors of a projection belonged to the attention, in a processor or beside the projections.
@@ -23,7 +33,7 @@ _POINTWISE = re.compile(r"\.(proj_in|proj_out|conv_shortcut)$")
 
 
 class StableDiffusionNames(LoraNames):
-    """Those of diffusers, PEFT and kohya; paths of the text encoder begin with `text_encoder.`."""
+    """Names of diffusers, PEFT and kohya; paths of the text encoder begin with `text_encoder.`."""
 
     components = (UNET, TEXT_ENCODER)
 
@@ -38,9 +48,11 @@ class StableDiffusionNames(LoraNames):
         return "lora_unet_" + path.replace(".", "_")
 
     def to_path(self, name: str) -> str | None:
+        if match := _KOHYA.fullmatch(name):
+            name = (UNET if match["unet"] else TEXT_ENCODER) + _WORD.sub(lambda word: word[1] or ".", match["layer"])
         if match := _DIFFUSERS.fullmatch(name):
             return match["unet"] or TEXT_ENCODER + match["text"]
-        return self._kohya_paths.get(name)
+        return None
 
     def is_pointwise(self, path: str) -> bool:
         return bool(_POINTWISE.search(path))
@@ -54,25 +66,3 @@ class StableDiffusionNames(LoraNames):
 
     def foreign(self, key: str) -> str | None:
         return "a LoRA of Stable Diffusion XL" if _XL_KEY.match(key) else None
-
-    @functools.cached_property
-    def _kohya_paths(self) -> dict[str, str]:
-        """Paths of all linear layers by their names in kohya files, where underscores are dots."""
-        projections = [f"attn{i}.to_{name}" for i in (1, 2) for name in ("q", "k", "v", "out.0")]
-        blocks = ["mid_block", *(f"{side}_blocks.{i}" for side in ("down", "up") for i in range(4))]
-        unet = [
-            f"{block}.attentions.{i}.{layer}"
-            for block in blocks
-            for i in range(4)
-            for layer in (
-                "proj_in",
-                "proj_out",
-                *(f"transformer_blocks.0.{name}" for name in (*projections, "ff.net.0.proj", "ff.net.2")),
-            )
-        ]
-        resnet = ("time_emb_proj", "conv_shortcut")
-        unet += [f"{block}.resnets.{i}.{layer}" for block in blocks for i in range(4) for layer in resnet]
-        unet += ["time_embedding.linear_1", "time_embedding.linear_2"]
-        layers = [*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2"]
-        text = [f"{TEXT_ENCODER}encoder.layers.{i}.{layer}" for i in range(32) for layer in layers]
-        return {self.to_kohya(path): path for path in unet + text}
