@@ -1,9 +1,10 @@
-"""What people give to public functions: one or several prompts, seeds, images or latents."""
+"""Arguments of public functions: one or several prompts, seeds, images or latents."""
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -15,7 +16,7 @@ _SEEDS = 1 << 32
 
 
 def texts_of(texts: str | Iterable[str], name: str = "prompts") -> list[str]:
-    """The texts as a list, of one where a single text is given; raises UserError where one is no text."""
+    """One or several texts as a list; raises UserError where one is not a text."""
     given = [texts] if isinstance(texts, str) else _several(texts, name)
     for place, text in enumerate(given):
         if not isinstance(text, str):
@@ -25,8 +26,8 @@ def texts_of(texts: str | Iterable[str], name: str = "prompts") -> list[str]:
 
 
 def seeds_of(seeds: int | Iterable[int]) -> list[int]:
-    """The seeds as a list, of one where a single number is given; raises UserError where one is out of range."""
-    # np.ndim takes an array's scalar for a number too, which isinstance would not; the type checker cannot follow it.
+    """One or several seeds as a list; raises UserError where one is not a whole number within 32 bits."""
+    # np.ndim is 0 for NumPy's and JAX's scalars too, which isinstance would miss; the type checker cannot follow it.
     given = _several([seeds] if np.ndim(seeds) == 0 else seeds, "seeds")  # type: ignore[arg-type]
     for place, seed in enumerate(given):
         try:
@@ -39,15 +40,20 @@ def seeds_of(seeds: int | Iterable[int]) -> list[int]:
 
 
 def images_of(images: Any) -> UInt8[np.ndarray, "n height width 3"]:
-    """The images as an array, of one where a single image is given; raises UserError where they are no pixels."""
+    """One or several images as an array; raises UserError where they are not uint8 pixels."""
     array = _rows(images, "images")
     if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
         raise UserError(f"images are {_described(array)}, expected uint8[n, height, width, 3]")
     return array
 
 
+def images_and_prompts_of(images: Any, prompts: str | Iterable[str]) -> list[Any]:
+    """Images and their prompts in equal numbers, as `images_of`, `texts_of` and `of_one_length` give them."""
+    return of_one_length(images=images_of(images), prompts=texts_of(prompts))
+
+
 def latents_of(latents: Any, channels: int, name: str = "latents") -> Float[np.ndarray, "n h w c"]:
-    """The latents as an array, of one row where those of one image are given; raises UserError for another shape."""
+    """The latents of one or several images as an array; raises UserError for another shape."""
     array = _rows(latents, name)
     if array.ndim != 4 or array.shape[-1] != channels:
         raise UserError(f"{name} are {_described(array)}, expected [n, height, width, {channels}]")
@@ -55,7 +61,7 @@ def latents_of(latents: Any, channels: int, name: str = "latents") -> Float[np.n
 
 
 def of_one_length(**given: Any) -> list[Any]:
-    """Lists, arrays and dicts of arrays of equal length, those of one row repeated.
+    """Lists, arrays and trees of arrays of equal length; those of one row are repeated.
 
     Raises UserError where lengths differ otherwise.
     """
@@ -68,13 +74,11 @@ def of_one_length(**given: Any) -> list[Any]:
 
 
 def _count(rows: Any) -> int:
-    return _count(next(iter(rows.values()))) if isinstance(rows, Mapping) else len(rows)
+    return len(rows) if isinstance(rows, list) else len(jax.tree.leaves(rows)[0])
 
 
 def _repeated(rows: Any, count: int) -> Any:
-    if isinstance(rows, Mapping):
-        return {name: _repeated(values, count) for name, values in rows.items()}
-    return rows * count if isinstance(rows, list) else np.repeat(rows, count, axis=0)
+    return rows * count if isinstance(rows, list) else jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), rows)
 
 
 def _several(values: Iterable[Any], name: str) -> list[Any]:
@@ -90,7 +94,7 @@ def _several(values: Iterable[Any], name: str) -> list[Any]:
 def _rows(values: Any, name: str) -> Any:
     try:
         array = values if hasattr(values, "ndim") else np.asarray(values)
-    # Of pictures of different sizes.
+    # Images of different sizes.
     except ValueError as error:
         raise UserError(f"{name} are of several shapes, expected one: give them in several calls") from error
     array = array[None] if array.ndim == 3 else array

@@ -3,7 +3,6 @@
 import functools
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from etils import epath
 
@@ -13,6 +12,7 @@ from hgdpo_jax.data.prompt_tables import column_texts, prompt_lines, split_sourc
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import expanded
 from hgdpo_jax.texts import shortened
+from hgdpo_jax.weights.clip_tokenizer import LongPrompt
 
 _MOST_WARNINGS = 5
 
@@ -72,21 +72,12 @@ def _texts_of(path: epath.Path, selection: str | None) -> list[str]:
     return prompt_lines(path) if selection is None else column_texts(path, selection)
 
 
-def warn_long_prompts(prompts: Sequence[str], tokenizer: Any, length: int) -> int:
-    """Warns, on the error stream, of prompts above `length` tokens, which are cut; returns how many there are.
-
-    Of the first few a line says where the lost part begins.
-    """
-    kept = length - 1
-    # Without verbose=False the tokenizer adds a warning of its own.
-    encoded = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
-    long = [(text, ids) for text, ids in zip(prompts, encoded, strict=True) if len(ids) > length]
-    for text, ids in long[:_MOST_WARNINGS]:
-        lost = shortened(tokenizer.decode(ids[kept:-1]).strip())
-        _warn(f"prompt {shortened(text)!r} has {len(ids)} tokens, of which {length} are used; cut off: {lost!r}")
+def warn_long_prompts(long: Sequence[LongPrompt]) -> None:
+    """Warns, on the error stream, of prompts that are cut; shows where the lost part of the first few begins."""
+    for text, tokens, used, lost in long[:_MOST_WARNINGS]:
+        _warn(f"prompt {shortened(text)!r} has {tokens} tokens, of which {used} are used; cut off: {shortened(lost)!r}")
     if len(long) > _MOST_WARNINGS:
         _warn(f"{len(long) - _MOST_WARNINGS} more prompts are too long and are cut off")
-    return len(long)
 
 
 def _warn(message: str) -> None:

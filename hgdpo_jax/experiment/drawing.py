@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.batching import finite_rows, repeated, rows_of
+from hgdpo_jax.batching import finite_rows
 from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
 from hgdpo_jax.data.prompts import warn_long_prompts
 from hgdpo_jax.data.unusable import Unusable, image_of
@@ -69,21 +69,18 @@ class Drawing:
         return self.model.decode_latents_checked(self.latents(prompts, indices, report), self.device_batch)
 
     def conditioning_finite(self, prompts: Sequence[str]) -> Bool[np.ndarray, " n"]:
-        """Of each prompt whether the text encoder gives finite values for it and for the negative prompt."""
+        """Whether the conditioning of each prompt and of the negative prompt is finite."""
         conditioning, negative = self._conditioning(tuple(prompts))
         return finite_rows(conditioning) & finite_rows(negative)
 
     def _conditioning(self, prompts: tuple[str, ...]) -> tuple[Conditioning, Conditioning]:
         if prompts not in self._encoded:
-            distinct = list(dict.fromkeys(prompts))
-            conditioning = self.model.encode_prompts(distinct, self.sampling.clip_skip, adapters=self.adapters)
-            # All layers, as diffusers has it: an adapter should draw there as it was trained here.
-            negative = self.model.encode_prompts([self.sampling.negative_prompt], adapters=self.adapters)
-            place = {text: row for row, text in enumerate(distinct)}
-            if len(distinct) < len(prompts):
-                conditioning = rows_of(conditioning, [place[text] for text in prompts])
             self._encoded.clear()
-            self._encoded[prompts] = conditioning, repeated(negative, len(prompts))
+            self._encoded[prompts] = (
+                self.model.encode_prompts(prompts, self.sampling.clip_skip, adapters=self.adapters),
+                # With all layers, as in `Model.generate`.
+                self.model.encode_prompts([self.sampling.negative_prompt] * len(prompts), adapters=self.adapters),
+            )
         return self._encoded[prompts]
 
 
@@ -142,11 +139,7 @@ def _draw(experiment: Experiment, pool: Pool, images: int, missing: Sequence[tup
         write_json(pool.folder / "settings.json", drawing_settings(experiment))
     model = load_base(experiment)
     if hosts.is_first():
-        warn_long_prompts(
-            [*train_prompts(experiment), experiment.pool.negative_prompt],
-            model.tokenizer,
-            model.prompt_tokens,
-        )
+        warn_long_prompts(model.long_prompts([*train_prompts(experiment), experiment.pool.negative_prompt]))
     drawing = drawing_of(experiment, model)
     draw_parts(experiment, drawing, pool, missing, images, "generate_pool", pool.note_rate)
 
@@ -173,7 +166,7 @@ def draw_parts(
         usable = finite_rows(stored)
         of_text = not text_finite[~usable].all()
         # Not written where there are too many: a device that is mended draws them again.
-        what = f"the values of {name_of(experiment, 'text encoder' if of_text else 'denoiser')}"
+        what = f"the values of {name_of(experiment, 'text' if of_text else 'denoiser')}"
         unusable.add(usable, what, image_of(block.prompts, index))
         pool.latents.write(block, index, stored)
 

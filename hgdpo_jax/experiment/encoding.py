@@ -1,4 +1,4 @@
-"""Encoding images by the VAE of a base."""
+"""Encoding images by the autoencoder of a base."""
 
 import jax
 import jax.numpy as jnp

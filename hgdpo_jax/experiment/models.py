@@ -15,42 +15,48 @@ def family_of(experiment: Experiment) -> type[Model]:
 
 def base_fingerprints(experiment: Experiment) -> dict[str, Any]:
     """What decides the base, by the names of its settings: those left empty decide nothing."""
-    family, weights = family_of(experiment), experiment.weights
-    found = family.fingerprints(weights.base, weights.tokenizer, weights.vae)
     return {
-        "weights.family": families.fingerprint(weights.family),
-        "model.revision": family.revision,
-        **{f"weights.{name}": value for name, value in found.items()},
+        "weights.family": families.fingerprint(experiment.weights.family),
+        "model.revision": family_of(experiment).revision,
+        **{f"weights.{name}": value for name, value in weight_fingerprints(experiment).items()},
     }
 
 
-def name_of(experiment: Experiment, network: str) -> str:
-    """How messages call a network of the base, with its source."""
-    source = experiment.weights.vae if network == "VAE" and experiment.weights.vae else experiment.weights.base
-    return f"the {network} of {source}"
+def weight_fingerprints(experiment: Experiment) -> dict[str, str]:
+    """What decides the weights and the schedule of the base, by setting; settings left empty decide nothing."""
+    return family_of(experiment).fingerprints(experiment.weights.base, **_replacements(experiment))
+
+
+def _replacements(experiment: Experiment) -> dict[str, str]:
+    """Sources of parts that replace those of the base; raises UserError where the family cannot replace one."""
+    given = {name: source for name in ("tokenizer", "vae") if (source := getattr(experiment.weights, name))}
+    if unknown := sorted(given.keys() - set(family_of(experiment).replaceable)):
+        raise UserError(f"weights.{unknown[0]} is given, but models of {experiment.weights.family} cannot replace it")
+    return given
+
+
+def name_of(experiment: Experiment, role: str) -> str:
+    """The networks of a role, with their source, for messages."""
+    weights = experiment.weights
+    source = weights.vae if role == "autoencoder" and weights.vae else weights.base
+    return f"the {'text encoding' if role == 'text' else role} of {source}"
 
 
 def load_base(experiment: Experiment, dtype: str = "") -> Model:
-    """The base of a config, unless told in the config's type."""
-    weights = experiment.weights
-    return family_of(experiment).load(
-        weights.base,
-        dtype or experiment.dtype,
-        tokenizer=weights.tokenizer,
-        vae=weights.vae,
-        attention=experiment.attention,
-    )
+    """The base of a config, by default in the config's type."""
+    options = {"attention": experiment.attention, **_replacements(experiment)}
+    return family_of(experiment).load(experiment.weights.base, dtype or experiment.dtype, **options)
 
 
 def load_autoencoder(experiment: Experiment) -> Model:
-    """The base of a config without what draws, whose place on the devices the images can have."""
+    """The base of a config without denoiser and text encoders, which leaves their memory to images."""
     return load_base(experiment).with_parameters(denoiser={}, text={})
 
 
 def base_shapes(experiment: Experiment) -> Model:
-    """The base by its configs alone; where none is named, of its family's published size."""
-    weights = experiment.weights
-    return family_of(experiment).without_weights(weights.base, weights.vae, experiment.dtype, experiment.attention)
+    """The base from its configs alone; where none is named, the family's published size."""
+    options = {"attention": experiment.attention, **_replacements(experiment)}
+    return family_of(experiment).without_weights(experiment.weights.base, experiment.dtype, **options)
 
 
 def check_base(experiment: Experiment) -> None:

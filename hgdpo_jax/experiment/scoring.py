@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.batching import finite_rows, map_batches, on_devices
+from hgdpo_jax.batching import finite_rows, map_batches
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behind
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.errors import UserError
@@ -93,7 +93,7 @@ def complete_scores(experiment: Experiment, run: StageRun) -> tuple[Pool, Parts,
 def make_score(model: Model, scorer: Scorer):
     """One compiled function `(model's parameters, scorer's parameters, latents, encoded prompts) -> scores, decoded`.
 
-    `decoded` says of each image whether its pixels, as the VAE gave them, are finite.
+    `decoded` says of each image whether its pixels, as the autoencoder gave them, are finite.
     """
 
     @jax.jit
@@ -132,7 +132,7 @@ def _score(
 def _cause(experiment: Experiment, latents: np.ndarray, decoded: np.ndarray, usable: np.ndarray) -> str:
     """What is not finite in the first image that is not usable."""
     drawn = finite_rows(latents)
-    pictures = f"the pictures that {name_of(experiment, 'VAE')} decodes"
+    pictures = f"the pictures that {name_of(experiment, 'autoencoder')} decodes"
     for finite, what in ((drawn, "the latents of the pool"), (decoded, pictures)):
         if not finite[np.argmin(usable)]:
             return what
@@ -155,11 +155,8 @@ def _make_score_part(
     encoded = functools.lru_cache(1)(lambda block: scorer.encode_prompts(block.prompts, device_batch))
 
     def score_part(block: Block, latents: np.ndarray):
-        prompts = encoded(block)
-
-        def score_rows(rows):
-            return score(autoencoder, scorer.parameters, on_devices(latents[rows]), on_devices(prompts[rows]))
-
-        return map_batches(score_rows, len(latents), device_batch)
+        return map_batches(
+            lambda rows: score(autoencoder, scorer.parameters, *rows), (latents, encoded(block)), device_batch
+        )
 
     return score_part

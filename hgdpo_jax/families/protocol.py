@@ -1,4 +1,4 @@
-"""What a family of text-to-image models has to say: its files, its networks' sizes, its pure functions."""
+"""The protocol of a family of text-to-image models: its files, its networks' shapes, its pure functions."""
 
 import abc
 import dataclasses
@@ -13,57 +13,58 @@ from jaxtyping import Array, Float, Int, UInt8
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.diffusion.schedule import NoiseSchedule
 from hgdpo_jax.weights import lora_files
+from hgdpo_jax.weights.clip_tokenizer import LongPrompt
 
 Adapters = Sequence[tuple[dict, Any]]
-# What a family makes of prompts for its text encoders, and what these make of it for its denoiser: an array, or dicts
-# of arrays, with one row a prompt.
+# The inputs of a family's text encoders, and those of its denoiser besides latents and timesteps: an array, or dicts of
+# arrays, with one row per prompt.
 Tokens = Any
 Conditioning = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Family(abc.ABC):
-    """Parameters, noise schedule and tokenizer of a checkpoint; a family adds its networks and implements the rest.
+    """Parameters and noise schedule of a checkpoint; a family adds its networks and implements the abstract methods.
 
-    `parameters` are those of the "denoiser", of the "text" encoders, and of the "autoencoder". The pure functions take
-    them and run inside jit.
+    `parameters` has the roles "denoiser", "text" (one or several encoders) and "autoencoder". The pure functions take
+    parameters and run inside jit.
     """
 
-    # How LoRA files call the layers.
+    # Names of the layers in LoRA files.
     lora_names: ClassVar[lora_files.LoraNames]
-    # Raised where the same weights come to give other numbers.
+    # Incremented when the same weights give other numbers.
     revision: ClassVar[int] = 1
+    # Parts of a checkpoint that may come from another source, by their settings in `weights`.
+    replaceable: ClassVar[Sequence[str]] = ()
 
     parameters: dict[str, dict]
     schedule: NoiseSchedule
-    # transformers': says where a prompt is cut.
-    tokenizer: Any = None
 
     # Files
 
     @classmethod
     @abc.abstractmethod
-    def load(
-        cls, source: str, dtype: str = "float32", tokenizer: str = "", vae: str = "", attention: str = "auto"
-    ) -> Self:
-        """Reads what a source names; weights are in `dtype`, on each device of this process.
+    def load(cls, source: str, dtype: str = "float32", *, attention: str = "auto", **replacements: str) -> Self:
+        """Reads a checkpoint; weights are in `dtype`, replicated on the devices of this process.
 
-        `tokenizer` and `vae` replace the checkpoint's own; `attention` is the denoiser's, as in `models/attention.py`.
-        Raises UserError where something is missing, damaged, or of another architecture.
+        `attention` is that of the denoiser, as in `models/attention.py`; `replacements` are sources of `replaceable`
+        parts. Raises UserError where something is missing, damaged, or of another architecture.
         """
 
     @classmethod
     @abc.abstractmethod
-    def without_weights(cls, source: str = "", vae: str = "", dtype: str = "float32", attention: str = "auto") -> Self:
-        """The same by its configs alone, with shapes in place of parameters and no tokenizer.
+    def without_weights(
+        cls, source: str = "", dtype: str = "float32", *, attention: str = "auto", **replacements: str
+    ) -> Self:
+        """The same model from its configs alone, with shapes for parameters; it cannot tokenize.
 
         Without a source it has the family's published size. Raises UserError as `load` does.
         """
 
     @classmethod
     @abc.abstractmethod
-    def fingerprints(cls, source: str, tokenizer: str = "", vae: str = "") -> dict[str, str]:
-        """What decides weights and schedule, by the names of the arguments; those left out decide nothing."""
+    def fingerprints(cls, source: str, **replacements: str) -> dict[str, str]:
+        """What decides weights and schedule, by setting: "base" and the replacements."""
 
     @abc.abstractmethod
     def save(self, folder: epath.PathLike, storage: str = "float16") -> None:
@@ -78,45 +79,44 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """Shape of one image's latents; raises UserError where the pixels do not divide evenly through every level."""
-
-    @property
-    @abc.abstractmethod
-    def prompt_tokens(self) -> int:
-        """The tokens of a prompt that are read, the marks of its two ends included."""
+        """Shape of one image's latents; raises UserError for a size in pixels that the networks do not support."""
 
     @abc.abstractmethod
     def require_clip_skip(self, clip_skip: int) -> None:
-        """Raises UserError where the text encoders have not that many layers to skip."""
+        """Raises UserError where the text encoders cannot skip so many layers."""
 
     @property
     @abc.abstractmethod
     def lora_targets(self) -> dict[str, tuple[int, int]]:
-        """Path of every layer that is tuned (HG-DPO, Sec. 3.2), with its input and output width."""
+        """Path of every layer that training adapts (HG-DPO, Sec. 3.2), with its input and output width."""
 
     @abc.abstractmethod
     def computing_in(self, dtype: str) -> Self:
-        """The same weights, in the type they have, with computations in another one: "float32" or "bfloat16"."""
+        """The same model, computing in "float32" or "bfloat16"; the type of its weights does not change."""
 
     @abc.abstractmethod
     def with_remat(self, remat: str) -> Self:
-        """The same checkpoint whose denoiser makes things again for its gradient, as in `models/remat.py`."""
+        """The same model whose denoiser rematerialises in the backward pass, as in `models/remat.py`."""
 
     @abc.abstractmethod
     def tokenize(self, prompts: str | Sequence[str]) -> Tokens:
-        """What `condition` reads of prompts, cut and padded."""
+        """The tokens of prompts, cut and padded."""
 
     @abc.abstractmethod
     def token_shapes(self, count: int) -> Tokens:
-        """Shapes of the tokens of so many prompts."""
+        """Shapes of the tokens of `count` prompts."""
+
+    @abc.abstractmethod
+    def long_prompts(self, prompts: Sequence[str]) -> list[LongPrompt]:
+        """The prompts whose tokens are cut."""
 
     # Pure functions
 
     @abc.abstractmethod
     def condition(self, parameters, tokens: Tokens, clip_skip: int = 0, adapters: Adapters = ()) -> Conditioning:
-        """What the denoiser reads of prompts, float32, without the text encoders' last `clip_skip` layers.
+        """The conditioning of prompts, float32, without the last `clip_skip` layers of the text encoders.
 
-        `adapters` add what they have for the text encoders. Raises UserError where no layer is left.
+        `adapters` apply to the text encoders. Raises UserError as `require_clip_skip` does.
         """
 
     @abc.abstractmethod
@@ -128,14 +128,11 @@ class Family(abc.ABC):
         conditioning: Conditioning,
         adapters: Adapters = (),
     ) -> Float[Array, "n h w c"]:
-        """The denoiser's prediction in float32, with the adapters' low-rank branches added at their scales.
-
-        It is noise or velocity, as the schedule's `prediction_type` says.
-        """
+        """The denoiser's prediction in float32, noise or velocity (the schedule's `prediction_type`), with adapters."""
 
     @abc.abstractmethod
     def decode(self, parameters, latents: Float[Array, "n h w c"]) -> Float[Array, "n height width 3"]:
-        """Scaled latents to images, float32, black at -1 and white at 1; values may lie beyond."""
+        """Scaled latents to images, float32, nominally from -1 (black) to 1 (white)."""
 
     @abc.abstractmethod
     def posterior(
@@ -149,7 +146,7 @@ class Family(abc.ABC):
     def load_adapter(
         cls, path: epath.PathLike, targets: Mapping[str, tuple[int, int]] | None = None
     ) -> dict[str, dict[str, np.ndarray]]:
-        """A LoRA of this family, as `lora_files.load_adapter` reads it."""
+        """Reads a LoRA of this family; see `lora_files.load_adapter`."""
         return lora_files.load_adapter(path, cls.lora_names, targets)
 
     @classmethod
@@ -160,7 +157,7 @@ class Family(abc.ABC):
         format: str = "diffusers",
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Writes a LoRA of this family, as `lora_files.save_adapter` does."""
+        """Writes a LoRA of this family; see `lora_files.save_adapter`."""
         lora_files.save_adapter(adapter, path, cls.lora_names, format, metadata)
 
     @functools.cached_property

@@ -1,21 +1,19 @@
 """LAION's aesthetic predictor: how beautiful people would find an image, whatever its prompt."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from hgdpo_jax.arguments import texts_of
-from hgdpo_jax.models.parameters import apply
+from hgdpo_jax.batching import replicated
+from hgdpo_jax.models.parameters import apply, shapes_of
 from hgdpo_jax.models.score_head import ScoreHead
 from hgdpo_jax.scorers.clip_score import CLIPScore
 from hgdpo_jax.scorers.clip_scorer import CLIPScorer
 from hgdpo_jax.scorers.scorer import Option, Scorer
-from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights.conversion import to_tree
 from hgdpo_jax.weights.folders import read_tensor_file
 from hgdpo_jax.weights.sources import resolve_source
@@ -34,18 +32,18 @@ class Aesthetic(Scorer):
     def load(
         cls, source: str, dtype: str = "float32", framing: str = "crop", clip: str = "openai/clip-vit-large-patch14"
     ) -> "Aesthetic":
-        """Reads the head, a file such as sac+logos+ava1-l14-linearMSE.pth, and a CLIP it was trained on.
+        """Reads the head, a file such as sac+logos+ava1-l14-linearMSE.pth, and the CLIP it was trained on.
 
-        In the hub the head lies at trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth. `framing` is "crop" or "pad".
+        On the hub the head is trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth. `framing` is "crop" or "pad".
         The head stays in float32. Raises UserError where a source is missing, damaged, or another architecture.
         """
         head = read_tensor_file(resolve_source(source))
         embedder = CLIPScore.load(clip, dtype, framing)
         width = embedder.clip.config.projection_dim
-        shapes = jax.eval_shape(ScoreHead().init, jax.random.key(0), jnp.zeros((1, width)))["params"]
+        shapes = shapes_of(ScoreHead(), jnp.zeros((1, width)))
         parameters = {
             "clip": {name: leaf for name, leaf in embedder.parameters.items() if not name.startswith("text_")},
-            "head": to_tree(head, shapes, source, place=functools.partial(replicate, mesh=data_mesh())),
+            "head": to_tree(head, shapes, source, place=replicated),
         }
         return cls(parameters=parameters, embedder=dataclasses.replace(embedder, parameters=parameters["clip"]))
 
@@ -60,7 +58,7 @@ class Aesthetic(Scorer):
         return apply(ScoreHead(), parameters["head"], self.embedder.embed_pixels(parameters["clip"], pixels))
 
     def encode_prompts(self, prompts: str | Sequence[str], device_batch: int = 16) -> Float[np.ndarray, "n 0"]:
-        """Nothing: prompts do not count."""
+        """Arrays without values: prompts have no effect."""
         return np.zeros((len(texts_of(prompts)), 0), np.float32)
 
     def embed_images(

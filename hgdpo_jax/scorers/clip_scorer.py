@@ -1,7 +1,6 @@
-"""What the scorers that compare an image with its prompt in a CLIP's common space have in common."""
+"""The base class of scorers that compare image and prompt in the common space of a CLIP."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -11,22 +10,21 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from hgdpo_jax.arguments import images_of, texts_of
-from hgdpo_jax.batching import map_batches, on_devices
+from hgdpo_jax.batching import replicated
 from hgdpo_jax.compute_types import require_compute_type
-from hgdpo_jax.errors import UserError, as_user_error
+from hgdpo_jax.errors import as_user_error
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
 from hgdpo_jax.models.parameters import apply, shapes_of
-from hgdpo_jax.scorers.preprocess import preprocess
+from hgdpo_jax.scorers.preprocess import preprocess, require_framing
 from hgdpo_jax.scorers.scorer import Option, Scorer
-from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights import clip_files
-from hgdpo_jax.weights.clip_tokenizer import load_tokenizer
+from hgdpo_jax.weights.clip_tokenizer import load_tokenizer, token_ids
 from hgdpo_jax.weights.conversion import to_tree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CLIPScorer(Scorer):
-    """A CLIP model and how it wants its images; a kind says how a score comes of the two embeddings."""
+    """A CLIP model and how it frames its images: scores are the cosine of image and prompt times `scale`."""
 
     options = {"processor": Option("")}
 
@@ -53,10 +51,9 @@ class CLIPScorer(Scorer):
         """
         with as_user_error(f"the configs of {where} describe no model that can be built"):
             scorer = cls.without_weights(files.config, files.preprocessor, dtype, framing)
-        place = functools.partial(replicate, mesh=data_mesh())
-        parameters = to_tree(files.tensors, scorer.parameters, where, dtype, place)
-        # In bfloat16 exp(logit_scale) is off by a tenth, alike for all images, but scores should compare across runs.
-        parameters["logit_scale"] = place(np.array(files.tensors["logit_scale"], np.float32))
+        parameters = to_tree(files.tensors, scorer.parameters, where, dtype, replicated)
+        # In bfloat16 exp(logit_scale) is off by up to 10 %: equally for all images, but not across runs.
+        parameters["logit_scale"] = replicated(np.array(files.tensors["logit_scale"], np.float32))
         return dataclasses.replace(scorer, parameters=parameters, tokenizer=load_tokenizer(files.tokenizer))
 
     @classmethod
@@ -64,8 +61,7 @@ class CLIPScorer(Scorer):
         cls, config: Mapping[str, Any], preprocessor: Mapping[str, Any], dtype: str = "float32", framing: str = "crop"
     ) -> Self:
         """The scorer of such configs with shapes in place of parameters, and no tokenizer."""
-        if framing not in ("crop", "pad"):
-            raise UserError(f"scoring.framing is {framing!r}, expected 'crop' or 'pad'")
+        require_framing(framing)
         clip = CLIP(CLIPConfig.from_dict(config), jnp.dtype(require_compute_type(dtype)))
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), parameter_shapes(clip))
         return cls(
@@ -79,12 +75,22 @@ class CLIPScorer(Scorer):
 
     # Pure functions
 
+    def scale(self, parameters) -> float | Float[Array, ""]:
+        """The score of a cosine of 1."""
+        return 1.0
+
+    def score_pixels(
+        self, parameters, pixels: UInt8[Array, "n height width 3"], prompts: Float[Array, "n p"]
+    ) -> Float[Array, "n"]:
+        """Scores of images, each against its own prompt."""
+        return self.scale(parameters) * jnp.sum(self.embed_pixels(parameters, pixels) * prompts, axis=-1)
+
     def embed_prompts(self, parameters, token_ids: Int[Array, "n t"]) -> Float[Array, "n p"]:
         """Unit embeddings of the prompts."""
         return apply(self.clip, parameters, token_ids, method="embed_text")
 
     def preprocess(self, pixels: UInt8[Array, "n height width 3"]) -> Float[Array, "n size size 3"]:
-        """Images as the image tower wants them."""
+        """Input of the image tower."""
         return preprocess(pixels, self.clip.config.vision.image_size, self.framing, self.mean, self.deviation)
 
     def embed_pixels(self, parameters, pixels: UInt8[Array, "n height width 3"]) -> Float[Array, "n p"]:
@@ -96,32 +102,17 @@ class CLIPScorer(Scorer):
     def tokenize(self, prompts: str | Sequence[str]) -> Int[np.ndarray, "n t"]:
         """Token ids, cut and padded to the text tower's length."""
         length = self.clip.config.text.max_position_embeddings
-        encoded = self.tokenizer(texts_of(prompts), padding="max_length", truncation=True, max_length=length)
-        return np.asarray(encoded["input_ids"], np.int32)
+        return token_ids(self.tokenizer, texts_of(prompts), length)
 
     def encode_prompts(self, prompts: str | Sequence[str], device_batch: int = 16) -> Float[np.ndarray, "n p"]:
         """Unit embeddings of the prompts."""
-        ids = self.tokenize(prompts)
-        return map_batches(
-            lambda rows: self._embed_prompts(self.parameters, on_devices(ids[rows])), len(ids), device_batch
-        )
+        return self._map_batches("embed_prompts", (self.tokenize(prompts),), device_batch)
 
     def embed_images(
         self, images: UInt8[np.ndarray, "n height width 3"], device_batch: int = 16
     ) -> Float[np.ndarray, "n p"]:
         """Unit embeddings of images."""
-        images = images_of(images)
-        return map_batches(
-            lambda rows: self._embed_pixels(self.parameters, on_devices(images[rows])), len(images), device_batch
-        )
-
-    @functools.cached_property
-    def _embed_prompts(self):
-        return jax.jit(self.without_parameters().embed_prompts)
-
-    @functools.cached_property
-    def _embed_pixels(self):
-        return jax.jit(self.without_parameters().embed_pixels)
+        return self._map_batches("embed_pixels", (images_of(images),), device_batch)
 
 
 def parameter_shapes(clip: CLIP) -> dict:

@@ -3,15 +3,15 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Self
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from hgdpo_jax.arguments import images_of, of_one_length, texts_of
-from hgdpo_jax.batching import map_batches, on_devices
+from hgdpo_jax.arguments import images_and_prompts_of
+from hgdpo_jax.batching import map_batches, map_distinct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,24 +52,22 @@ class Scorer(abc.ABC):
 
         Raises UserError where the numbers of images and prompts do not go together.
         """
-        images, prompts = of_one_length(images=images_of(images), prompts=texts_of(prompts))
-        texts = list(dict.fromkeys(prompts))
-        place = {text: i for i, text in enumerate(texts)}
-        encoded = self.encode_prompts(texts, device_batch)[np.array([place[prompt] for prompt in prompts])]
-
-        def run(rows):
-            return self._score_pixels(self.parameters, on_devices(images[rows]), on_devices(encoded[rows]))
-
-        return map_batches(run, len(images), device_batch)
+        images, prompts = images_and_prompts_of(images, prompts)
+        encoded = map_distinct(functools.partial(self.encode_prompts, device_batch=device_batch), prompts)
+        return self._map_batches("score_pixels", (images, encoded), device_batch)
 
     def without_parameters(self) -> Self:
-        """The same scorer without its weights, for programs that are kept.
-
-        A method of the scorer itself, kept in the scorer, would be a cycle that keeps the weights on the devices until
-        a garbage collection.
-        """
+        """The same scorer without its weights."""
         return dataclasses.replace(self, parameters={})
 
+    def _map_batches(self, method: str, rows: tuple, device_batch: int) -> np.ndarray:
+        """Calls a pure function of the scorer, compiled, with its parameters and batches of rows."""
+        program = self._program(method)
+        return map_batches(lambda batch: program(self.parameters, *batch), rows, device_batch)
+
     @functools.cached_property
-    def _score_pixels(self):
-        return jax.jit(self.without_parameters().score_pixels)
+    def _program(self) -> Callable[[str], Callable]:
+        # Programs of the scorer's own methods would be a cycle, and keep the weights on the devices until a garbage
+        # collection.
+        pure = self.without_parameters()
+        return functools.cache(lambda method: jax.jit(getattr(pure, method)))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from hgdpo_jax.arguments import images_of, of_one_length, texts_of
+from hgdpo_jax.arguments import images_and_prompts_of
 from hgdpo_jax.errors import UserError
 
 
@@ -32,7 +32,7 @@ class UserFunction:
         return self._values(images, prompts).astype(np.float32)
 
     def _values(self, images: np.ndarray, prompts: str | Sequence[str]) -> Shaped[np.ndarray, "n"]:
-        images, prompts = of_one_length(images=images_of(images), prompts=texts_of(prompts))
+        images, prompts = images_and_prompts_of(images, prompts)
         try:
             values = np.asarray(self.function(images, prompts))
             values.astype(np.float32)

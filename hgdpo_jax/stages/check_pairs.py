@@ -59,7 +59,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
             chunk = slice(start, start + _CHUNK_PAIRS)
             for side in sides:
                 images, decoded = images_of(side, rows[chunk])
-                usable, what = decoded, f"the pictures that {name_of(experiment, 'VAE')} decodes"
+                usable, what = decoded, f"the pictures that {name_of(experiment, 'autoencoder')} decodes"
                 for name, score in scores.items():
                     marked = np.where(decoded, score.function(images, prompts[chunk]), np.nan)
                     values[side][name][chunk] = marked

@@ -1,5 +1,6 @@
-"""Encodes a folder of captioned images, once, for fine-tuning: latents by the VAE, conditioning by the text encoder."""
+"""Encodes a folder of captioned images, once, for fine-tuning: latents of the images, conditioning of the captions."""
 
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import numpy as np
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.batching import chosen, finite_rows, map_batches, on_devices, repeated
+from hgdpo_jax.batching import chosen, finite_rows, map_batches, repeated
 from hgdpo_jax.compilation import usable_cores
 from hgdpo_jax.data.encoded_images import ROWS_PER_FILE, EncodedImages, half
 from hgdpo_jax.data.image_folder import ImageFolder
@@ -59,21 +60,20 @@ def check(experiment: Experiment) -> None:
 def run(experiment: Experiment, run: StageRun) -> None:
     images, model = _images(experiment), load_base(experiment)
     model.latent_shape(experiment.pool.width, experiment.pool.height)
-    warn_long_prompts(images.captions, model.tokenizer, model.prompt_tokens)
+    warn_long_prompts(model.long_prompts(images.captions))
     encoded = _encoded(run, len(images))
     hosts.wait()
     starts = hosts.from_first([rows.start for rows in encoded.missing()])
     missing = [rows for rows in encoded.files() if rows.start in hosts.own(starts)]
     empty = model.encode_prompts([""])
     device_batch = batch_of_block(experiment.scoring.device_batch, min(ROWS_PER_FILE, len(images)))
-    autoencoder = {"autoencoder": model.parameters["autoencoder"]}
-    encode = make_encode(model)
+    encode = functools.partial(make_encode(model), {"autoencoder": model.parameters["autoencoder"]})
     images_each = len(images) // hosts.count()
     unusable = Unusable(experiment.pool.unusable_limit, images_each)
 
     def keep(rows: range, moments: np.ndarray, conditioning: Conditioning) -> None:
         encodes, reads = finite_rows(half(moments)), finite_rows(half(conditioning))
-        what = f"the values of {name_of(experiment, 'text encoder' if encodes.all() else 'VAE')}"
+        what = f"the values of {name_of(experiment, 'text' if encodes.all() else 'autoencoder')}"
         unusable.add(encodes & reads, what, images.names[rows.start : rows.stop].__getitem__)
         encoded.write(rows, moments, conditioning)
 
@@ -86,11 +86,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
         for rows, pixels in zip(
             missing, _pixels(images, missing, experiment.pool.width, experiment.pool.height), strict=True
         ):
-
-            def encode_rows(some, pixels=pixels):
-                return encode(autoencoder, on_devices(pixels[some]))
-
-            moments = map_batches(encode_rows, len(rows), device_batch, bar.update)
+            moments = map_batches(encode, pixels, device_batch, bar.update)
             captions = images.captions[rows.start : rows.stop]
             conditioning = model.encode_prompts(captions, experiment.pool.clip_skip, device_batch)
             # Guidance leads away from the empty prompt as all layers see it.

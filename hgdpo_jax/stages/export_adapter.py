@@ -2,7 +2,7 @@
 
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.experiment.models import family_of
+from hgdpo_jax.experiment.models import family_of, weight_fingerprints
 from hgdpo_jax.training.best import BEST_FILE, best_adapter
 from hgdpo_jax.weights import lora_files
 from hgdpo_jax.weights.model_card import read_license
@@ -21,11 +21,10 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 
 def run(experiment: Experiment, run: StageRun) -> None:
     family, weights = family_of(experiment), experiment.weights
-    prints = family.fingerprints(weights.base, weights.tokenizer, weights.vae)
     adapter, step = best_adapter(run.input("train_policy", BEST_FILE), family)
     metadata = {
         "base_model": public_name(weights.base),
-        **{f"{name}_fingerprint": value for name, value in prints.items()},
+        **{f"{name}_fingerprint": value for name, value in weight_fingerprints(experiment).items()},
         "config_fingerprint": run.fingerprint,
         "step": str(step),
         "recommended_scale": str(experiment.adapter.scale),

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.batching import finite_rows, map_batches, on_devices
+from hgdpo_jax.batching import finite_rows, map_batches
 from hgdpo_jax.data.choice import Choice, winners_and_losers
 from hgdpo_jax.data.image_filter import apply_filter, filter_pool, load_filter
 from hgdpo_jax.data.pair_parts import PairParts, SelectedBlock
@@ -160,7 +160,7 @@ def _select(
     def encode(latents: np.ndarray) -> np.ndarray:
         if experiment.pairs.latents == "sampled" or not len(latents):
             return latents
-        return map_batches(lambda rows: reencode(autoencoder, on_devices(latents[rows])), len(latents), device_batch)
+        return map_batches(functools.partial(reencode, autoencoder), latents, device_batch)
 
     unusable = _unusable(experiment, prompts)
     done = prompts - sum(len(block.prompts) for block in missing)
@@ -173,7 +173,7 @@ def _select(
             if len(whole) == len(of_block):
                 selected = _selected(whole, encode)
                 block = whole[0].choice.block
-                # Not written where there are too many: with a VAE that is mended the block is encoded again.
+                # Not written where there are too many: with a corrected autoencoder the block is encoded again.
                 unusable.add(block, selected)
                 write(parts.write, block, selected)
                 bar.update(len(block.prompts))
@@ -206,7 +206,7 @@ def _selected(images: Sequence[_Image], encode: Callable[[np.ndarray], np.ndarra
 
 
 def _unusable(experiment: Experiment, prompts: int) -> UnusablePairs:
-    encoded = f"the latents that {name_of(experiment, 'VAE')} encodes"
+    encoded = f"the latents that {name_of(experiment, 'autoencoder')} encodes"
     return UnusablePairs(experiment.pool.unusable_limit, prompts, experiment.pool.size, encoded)
 
 
@@ -234,7 +234,7 @@ def _write(
     for left_out, reason in (
         (summary.too_few_usable, "too few of their images are usable"),
         (summary.too_few_kept, "the filter keeps too few of their images"),
-        (summary.unusable.pairs.count, "the VAE encodes winner or loser to values that are not finite"),
+        (summary.unusable.pairs.count, "the autoencoder encodes winner or loser to values that are not finite"),
         (sum(map(len, summary.margins)) - count, "winner and loser have the same score"),
     ):
         if left_out:

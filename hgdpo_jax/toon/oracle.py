@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, UInt8
 
-from hgdpo_jax.arguments import images_of, of_one_length, texts_of
-from hgdpo_jax.batching import map_batches, on_devices
+from hgdpo_jax.arguments import images_and_prompts_of, images_of
+from hgdpo_jax.batching import map_batches, replicated
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.texts import shortened
 from hgdpo_jax.toon.attribute_classifier import AttributeClassifier
 from hgdpo_jax.toon.attributes import ATTRIBUTES
@@ -64,9 +63,8 @@ class AttributeOracle:
         folder = resolve_source(source)
         pixels = jnp.zeros((1, HEIGHT, WIDTH, 3))
         shapes = jax.eval_shape(make_classifier().init, jax.random.key(0), pixels)["params"]
-        place = functools.partial(replicate, mesh=data_mesh())
         return cls(
-            parameters=to_tree(folders.read_weights(folder, "model"), shapes, where=str(folder), place=place),
+            parameters=to_tree(folders.read_weights(folder, "model"), shapes, where=str(folder), place=replicated),
             accuracy=folders.read_json(folder / "accuracy.json"),
         )
 
@@ -77,11 +75,11 @@ class AttributeOracle:
             raise UserError(
                 f"the oracle reads portraits of {WIDTH}x{HEIGHT} pixels, not {images.shape[2]}x{images.shape[1]}"
             )
-        return map_batches(lambda rows: _read(self.parameters, on_devices(images[rows])), len(images), device_batch)
+        return map_batches(functools.partial(_read, self.parameters), images, device_batch)
 
     def score(self, images: UInt8[np.ndarray, "n 64 48 3"], prompts: str | Sequence[str]) -> Float[np.ndarray, "n"]:
         """Share of the prompt's attributes, in per cent, that each image shows."""
-        images, prompts = of_one_length(images=images_of(images), prompts=texts_of(prompts))
+        images, prompts = images_and_prompts_of(images, prompts)
         expected = np.stack([prompt_labels(prompt) for prompt in prompts])
         return 100.0 * (self.attributes(images) == expected).mean(axis=1).astype(np.float32)
 

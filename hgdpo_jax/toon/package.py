@@ -55,8 +55,8 @@ def _write_samples() -> None:
     model = StableDiffusion.load("toon")
     texts = prompts("test", _SAMPLES)
     noise = np.asarray(image_noise(0, texts, np.zeros(_SAMPLES, np.int32), model.latent_shape(48, 64)))
-    latents = model.generate_latents(texts, noise, steps=12, guidance=3.0, device_batch=_SAMPLES)
-    sheet = contact_sheet(model.decode_latents(latents, _SAMPLES), columns=8, enlarge=2)
+    images = model.generate(texts, 0, initial_latents=noise, steps=12, guidance=3.0, device_batch=_SAMPLES)
+    sheet = contact_sheet(images, columns=8, enlarge=2)
     (WEIGHTS / "samples.png").write_bytes(sheet)
 
 

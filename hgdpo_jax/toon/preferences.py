@@ -89,9 +89,8 @@ def make_preferences(
     def draw(model: Model, rows: np.ndarray) -> np.ndarray:
         shape = base.latent_shape(48, 64)
         noise = random.standard_normal((len(rows), *shape)).astype(np.float32)
-        latents = model.generate_latents(
-            [texts[row] for row in rows], noise, steps=10, guidance=3.0, device_batch=50, report=report
-        )
+        conditioning = (model.encode_prompts(prompts) for prompts in ([texts[row] for row in rows], [""] * len(rows)))
+        latents = model.draw_latents(noise, *conditioning, steps=10, guidance=3.0, device_batch=50, report=report)
         return model.decode_latents(latents, 50)
 
     # Each row's weak sample comes from one of the weaker models.

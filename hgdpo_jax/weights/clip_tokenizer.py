@@ -1,8 +1,11 @@
 """CLIP's tokenizer, in the files of transformers."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
+from jaxtyping import Int
 
 from hgdpo_jax.errors import UserError, as_user_error
 from hgdpo_jax.files import cached_folder
@@ -16,6 +19,15 @@ TOKENIZER_FILES = (
     # Words that a textual inversion added, until transformers 4.34.
     "added_tokens.json",
 )
+
+
+class LongPrompt(NamedTuple):
+    """A prompt that is cut: the number of its tokens, how many of them are used, and the text of the others."""
+
+    text: str
+    tokens: int
+    used: int
+    lost: str
 
 
 def require_tokenizer(folder: epath.Path) -> epath.Path:
@@ -35,3 +47,20 @@ def load_tokenizer(folder: epath.PathLike) -> Any:
     files = cached_folder(require_tokenizer(epath.Path(folder)), TOKENIZER_FILES)
     with as_user_error(f"the tokenizer of {folder} cannot be read"):
         return CLIPTokenizer.from_pretrained(str(files))
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str], length: int) -> Int[np.ndarray, "n t"]:
+    """Token ids, cut and padded to `length`."""
+    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=length)
+    return np.asarray(encoded["input_ids"], np.int32)
+
+
+def long_prompts(tokenizer: Any, prompts: Sequence[str], used: int) -> list[LongPrompt]:
+    """The prompts that have more than `used` tokens, the marks of both ends included."""
+    # Without verbose=False the tokenizer adds a warning of its own.
+    encoded = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
+    return [
+        LongPrompt(text, len(ids), used, tokenizer.decode(ids[used - 1 : -1]).strip())
+        for text, ids in zip(prompts, encoded, strict=True)
+        if len(ids) > used
+    ]

@@ -5,6 +5,7 @@ from transformers import CLIPTokenizer
 
 from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.weights.clip_tokenizer import long_prompts
 
 
 @pytest.fixture
@@ -85,7 +86,9 @@ def test_long_prompt_is_warned_of_with_the_part_that_is_cut_off(toon_tokenizer, 
     text = " ".join(["red"] * 76)
     tokens = len(tokenizer(text)["input_ids"])
     assert tokens == 78
-    assert warn_long_prompts([f"{text} beard", " ".join(["red"] * 75)], tokenizer, 77) == 1
+    long = long_prompts(tokenizer, [f"{text} beard", " ".join(["red"] * 75)], 77)
+    assert len(long) == 1
+    warn_long_prompts(long)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: prompt 'red red")
     assert line.endswith("77 are used; cut off: 'red beard'")
@@ -95,7 +98,7 @@ def test_warnings_of_many_long_prompts_end_in_a_count(toon_tokenizer, capsys):
     tokenizer = CLIPTokenizer.from_pretrained(str(toon_tokenizer))
     # A tokenizer without this setting says that it cuts nothing.
     tokenizer.model_max_length = 10**30
-    assert warn_long_prompts([f"{i} " + "red " * 2000 for i in range(8)], tokenizer, 77) == 8
+    warn_long_prompts(long_prompts(tokenizer, [f"{i} " + "red " * 2000 for i in range(8)], 77))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 6 and max(map(len, lines)) < 160
     assert "3 more prompts" in lines[-1]

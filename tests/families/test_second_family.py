@@ -71,6 +71,13 @@ def test_an_experiment_loads_its_base_by_its_family_whose_code_counts(folder, mo
     assert base_fingerprints(typed(config)) != before
 
 
+def test_a_part_that_a_family_cannot_replace_is_refused(folder):
+    config = base_config()
+    config.weights.update(base=str(folder), family=NAME, vae="a/vae")
+    with pytest.raises(UserError, match=f"weights.vae is given, but models of {NAME} cannot replace it"):
+        base_fingerprints(typed(config))
+
+
 def test_images_are_drawn_for_both_parts_of_the_conditioning(model):
     conditioning = model.encode_prompts(PROMPTS)
     assert {name: rows.shape for name, rows in conditioning.items()} == {"states": (2, 77, 40), "pooled": (2, 24)}
@@ -110,11 +117,12 @@ def test_pictures_are_encoded_and_decoded_and_a_gradient_passes_the_decoder(mode
 
 def test_latent_normalization_gives_the_base_s_channel_means(model, adapter):
     base, normalized = (
-        model.generate_latents(
-            PROMPTS,
+        model.draw_latents(
             np.ones((2, *model.latent_shape(32, 48)), np.float32),
+            *(model.encode_prompts(prompts, adapters=[(adapter, scale)]) for prompts in (PROMPTS, ["", ""])),
             [(adapter, jnp.float32(scale))],
             steps=2,
+            guidance=5.0,
             latent_normalization=scale > 0,
         )
         for scale in (0.0, 1.0)

@@ -108,7 +108,7 @@ def test_few_images_that_cannot_be_encoded_are_left_out_and_many_stop_the_stage(
     flags = {"scoring.device_batch": 5}
     assert start(tmp_path, "--stage=encode_images", **flags) == status
     printed = capsys.readouterr().err
-    assert f"{bad} of 5 images are unusable, first red.png: the values of the VAE of " in printed
+    assert f"{bad} of 5 images are unusable, first red.png: the values of the autoencoder of " in printed
     if status == 0:
         encoded, _ = read_encoded(tmp_path / "runs/finetune_base/encode_images")
         assert len(encoded) == 4 and all(np.isfinite(encoded[row]["moments"]).all() for row in range(4))

@@ -334,11 +334,15 @@ def write_nan(folder, copy, network, tensor):
 @pytest.mark.parametrize(
     ("network", "tensor", "message"),
     [
-        ("text_encoder", "text_model.final_layer_norm.bias", "the values of the text encoder of .*copy are not finite"),
+        (
+            "text_encoder",
+            "text_model.final_layer_norm.bias",
+            "the values of the text encoding of .*copy are not finite",
+        ),
         ("unet", "conv_out.bias", "the values of the denoiser of .*copy are not finite"),
         # Of one colour.
-        ("vae", "decoder.conv_out.bias", "the pictures that the VAE of .*copy decodes are not finite"),
-        ("vae", "encoder.conv_out.bias", "the latents that the VAE of .*copy encodes are not finite"),
+        ("vae", "decoder.conv_out.bias", "the pictures that the autoencoder of .*copy decodes are not finite"),
+        ("vae", "encoder.conv_out.bias", "the latents that the autoencoder of .*copy encodes are not finite"),
         ("scorer", "visual_projection.weight", "the scores of weights.scorer, .*copy, are not finite"),
     ],
 )

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.arguments import texts_of
+from hgdpo_jax.batching import replicated
 from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.diffusion.schedule import NoiseSchedule, unused_settings
 from hgdpo_jax.errors import UserError, as_user_error
@@ -28,8 +29,7 @@ from hgdpo_jax.models.attention import IMPLEMENTATIONS
 from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.parameters import apply, shapes_of
-from hgdpo_jax.sharding import data_mesh, replicate
-from hgdpo_jax.weights.clip_tokenizer import load_tokenizer
+from hgdpo_jax.weights.clip_tokenizer import LongPrompt, load_tokenizer, long_prompts, token_ids
 from hgdpo_jax.weights.conversion import from_tree, to_tree
 
 # The attention's projections.
@@ -42,21 +42,23 @@ class StableDiffusion(Model):
     """U-Net, CLIP text encoder and autoencoder; tokens are token ids, conditioning is the text encoder's states."""
 
     lora_names = StableDiffusionNames()
+    replaceable = ("tokenizer", "vae")
 
     unet: UNet
     autoencoder: Autoencoder
     text_encoder: CLIPTextTransformer
-    # Those of its files.
+    # As read from its files.
     configs: Mapping[str, Mapping[str, Any]]
+    tokenizer: Any = None
 
     @classmethod
-    def load(
+    def load(  # type: ignore[override]  # Names its replacements.
         cls, source: str, dtype: str = "float32", tokenizer: str = "", vae: str = "", attention: str = "auto"
     ) -> Self:
-        """Reads a diffusers folder, a repository of the hub, one file, or what a plugin names; weights are in `dtype`.
+        """Reads a diffusers folder, a repository of the hub, a single file, or a plugin's weights, in `dtype`.
 
-        `tokenizer`, a folder, and `vae`, a diffusers folder or a file, replace the checkpoint's own; a single file has
-        no tokenizer. `attention` is the U-Net's, as in `models/attention.py`. Raises UserError where something is
+        `tokenizer` (a folder) and `vae` (a diffusers folder or a file) replace the checkpoint's own; a single file has
+        no tokenizer. `attention` is that of the U-Net, as in `models/attention.py`. Raises UserError where something is
         missing, damaged, or of another architecture.
         """
         if attention not in IMPLEMENTATIONS:
@@ -72,24 +74,25 @@ class StableDiffusion(Model):
                 f"the tokenizer {tokenizer} has {len(words)} words, the text encoder {vocabulary}: "
                 "give the one that the checkpoint was trained with"
             )
-        # Tensor by tensor: the host never holds a second copy.
-        place = functools.partial(replicate, mesh=data_mesh())
+        # Placed one by one, so that the host never holds a second copy of all tensors.
         trees = {
             name: to_tree(
                 read.tensors[name],
                 template,
                 where=f"the {name} of {vae if vae and name == 'vae' else source}",
                 dtype=dtype,
-                place=place,
+                place=replicated,
             )
             for name, template in by_file(model.parameters).items()
         }
         return dataclasses.replace(model, tokenizer=words, parameters=by_role(**trees))
 
     @classmethod
-    def without_weights(cls, source: str = "", vae: str = "", dtype: str = "float32", attention: str = "auto") -> Self:
-        """The checkpoint of a source, or SD1.5 itself, by its configs alone."""
-        configs = files.read_configs(source, vae) if source else PUBLISHED
+    def without_weights(
+        cls, source: str = "", dtype: str = "float32", *, attention: str = "auto", **replacements: str
+    ) -> Self:
+        """The model of a source, or SD1.5, from its configs alone."""
+        configs = files.read_configs(source, replacements.get("vae", "")) if source else PUBLISHED
         return cls.of_configs(configs, dtype, attention, source)
 
     @classmethod
@@ -100,14 +103,28 @@ class StableDiffusion(Model):
         attention: str = "auto",
         source: str = "the model",
     ) -> Self:
-        """The checkpoint that configs of unet, vae, text_encoder and scheduler describe, with shapes for parameters."""
+        """The model that configs of unet, vae, text_encoder and scheduler describe, with shapes for parameters."""
         compute = jnp.dtype(require_compute_type(dtype))
         with as_user_error(f"the configs of {source} describe no model that can be built"):
             unet = UNet(UNetConfig.from_dict(configs["unet"]), compute, attention)
             autoencoder = Autoencoder(AutoencoderConfig.from_dict(configs["vae"]), compute)
             text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(configs["text_encoder"]), compute)
-            shapes = parameter_shapes(unet, autoencoder, text_encoder)
             schedule = NoiseSchedule.from_dict(configs["scheduler"])
+            ids, size = jnp.zeros((1, 2), jnp.int32), 8 * autoencoder.config.factor
+            shapes = by_role(
+                unet=shapes_of(
+                    unet,
+                    jnp.zeros((1, 16, 16, unet.config.in_channels)),
+                    jnp.zeros((1,), jnp.int32),
+                    jnp.zeros((1, 2, unet.config.cross_attention_dim)),
+                ),
+                vae=shapes_of(
+                    autoencoder,
+                    jnp.zeros((1, size, size, 3)),
+                    jnp.zeros((1, 8, 8, autoencoder.config.latent_channels)),
+                ),
+                text_encoder=shapes_of(text_encoder, ids),
+            )
         return cls(
             unet=unet,
             autoencoder=autoencoder,
@@ -118,8 +135,8 @@ class StableDiffusion(Model):
         )
 
     @classmethod
-    def fingerprints(cls, source: str, tokenizer: str = "", vae: str = "") -> dict[str, str]:
-        return files.fingerprints(source, tokenizer, vae)
+    def fingerprints(cls, source: str, **replacements: str) -> dict[str, str]:
+        return files.fingerprints(source, **replacements)
 
     def save(self, folder: epath.PathLike, storage: str = "float16") -> None:
         """Writes a folder that diffusers and `load` read; `storage` is "float16" or "float32"."""
@@ -133,17 +150,13 @@ class StableDiffusion(Model):
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         factor = self.autoencoder.config.factor
-        # Latents whose side the U-Net cannot halve at every level would not meet their skip connections.
+        # The U-Net halves the latents at every level; otherwise its skip connections would not match.
         multiple = factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         if min(width, height) < 1 or width % multiple or height % multiple:
             raise UserError(
                 f"an image of {width}x{height} does not fit this model: give multiples of {multiple} pixels"
             )
         return height // factor, width // factor, self.latent_channels
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self.text_encoder.config.max_position_embeddings
 
     def require_clip_skip(self, clip_skip: int) -> None:
         layers = self.text_encoder.config.num_hidden_layers
@@ -171,21 +184,22 @@ class StableDiffusion(Model):
 
     def tokenize(self, prompts: str | Sequence[str]) -> Int[np.ndarray, "n t"]:
         """Token ids, cut and padded to the text encoder's length."""
-        encoded = self.tokenizer(
-            texts_of(prompts), padding="max_length", truncation=True, max_length=self.prompt_tokens
-        )
-        return np.asarray(encoded["input_ids"], np.int32)
+        return token_ids(self.tokenizer, texts_of(prompts), self._tokens)
 
     def token_shapes(self, count: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, self.prompt_tokens), jnp.int32)
+        return jax.ShapeDtypeStruct((count, self._tokens), jnp.int32)
+
+    def long_prompts(self, prompts: Sequence[str]) -> list[LongPrompt]:
+        return long_prompts(self.tokenizer, prompts, self._tokens)
+
+    @property
+    def _tokens(self) -> int:
+        return self.text_encoder.config.max_position_embeddings
 
     def condition(
         self, parameters, tokens: Int[Array, "n t"], clip_skip: int = 0, adapters: Adapters = ()
     ) -> Float[Array, "n t d"]:
-        """States of the text encoder after its final norm, float32, without its last `clip_skip` layers.
-
-        `adapters` add what they have for the text encoder. Raises UserError where no layer is left.
-        """
+        """States of the text encoder after its final norm, float32."""
         self.require_clip_skip(clip_skip)
         with lora.apply([(lora.within(adapter, _TEXT_ENCODER), scale) for adapter, scale in adapters]):
             return apply(self.text_encoder, parameters["text"][_TEXT_ENCODER], tokens, clip_skip)
@@ -215,7 +229,7 @@ def targets_of(unet: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def by_role(unet: Any, vae: Any, text_encoder: Any) -> dict[str, Any]:
-    """What files call by these names, as a model has it."""
+    """What files call by these names, under a model's roles."""
     return {"denoiser": unet, "text": {_TEXT_ENCODER: text_encoder}, "autoencoder": vae}
 
 
@@ -226,19 +240,6 @@ def by_file(parameters: Mapping[str, Any]) -> dict[str, Any]:
         "vae": parameters["autoencoder"],
         "text_encoder": parameters["text"][_TEXT_ENCODER],
     }
-
-
-def parameter_shapes(unet: UNet, autoencoder: Autoencoder, text_encoder: CLIPTextTransformer) -> dict[str, Any]:
-    """Shapes of the parameters of the three networks, without making any."""
-    latents = jnp.zeros((1, 16, 16, unet.config.in_channels))
-    pixels = jnp.zeros((1, 8 * autoencoder.config.factor, 8 * autoencoder.config.factor, 3))
-    small = jnp.zeros((1, 8, 8, autoencoder.config.latent_channels))
-    states = jnp.zeros((1, 2, unet.config.cross_attention_dim))
-    return by_role(
-        unet=shapes_of(unet, latents, jnp.zeros((1,), jnp.int32), states),
-        vae=shapes_of(autoencoder, pixels, small),
-        text_encoder=shapes_of(text_encoder, jnp.zeros((1, 2), jnp.int32)),
-    )
 
 
 # Every stage loads the base.

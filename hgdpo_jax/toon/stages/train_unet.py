@@ -75,15 +75,15 @@ def run(experiment: Experiment, run: StageRun) -> None:
 
     log = RunLog(run.folder)
     sample_prompts = prompts("validation", 24)
-    start = image_noise(experiment.seed, sample_prompts, np.zeros(24, np.int32), latents.shape[1:])
+    start = np.asarray(image_noise(experiment.seed, sample_prompts, np.zeros(24, np.int32), latents.shape[1:]))
 
     def evaluate(state, step):
         """Keeps the weights of this step: earlier ones teach the scorers what a weaker model draws."""
         unet = jax.device_get(state["average"])
         folders.write_weights(run.folder / f"unet-{step}.safetensors", from_tree(unet), "float16")
         trained = model.with_denoiser(unet)
-        drawn = trained.generate_latents(sample_prompts, np.asarray(start), steps=12, guidance=3.0, device_batch=24)
-        log.image(step, "samples", contact_sheet(trained.decode_latents(drawn, 24), columns=8, enlarge=3))
+        drawn = trained.generate(sample_prompts, 0, initial_latents=start, steps=12, guidance=3.0, device_batch=24)
+        log.image(step, "samples", contact_sheet(drawn, columns=8, enlarge=3))
         return {}
 
     unet = fit(

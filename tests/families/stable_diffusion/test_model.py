@@ -35,7 +35,7 @@ def reference(tiny_base):
 def test_values_that_are_not_finite_are_no_pixels_and_no_latents(model):
     latents = np.zeros((3, *model.latent_shape(48, 64)), np.float32)
     latents[1, 0, 0, 0] = np.nan
-    with pytest.raises(UserError, match="the latents, before .*, are not finite for 1 of 3 images, first for image 1"):
+    with pytest.raises(UserError, match="the latents to decode are not finite for 1 of 3 images, first for image 1"):
         model.decode_latents(latents)
     images, usable = model.decode_latents_checked(latents)
     assert usable.tolist() == [True, False, True]
@@ -44,9 +44,9 @@ def test_values_that_are_not_finite_are_no_pixels_and_no_latents(model):
     for part in ("encoder", "decoder"):
         vae[part]["conv_out"]["bias"][0] = np.nan
     broken = model.with_parameters(autoencoder=vae)
-    with pytest.raises(UserError, match="the VAE's decoder gives values that are not finite for 2 of 2 images"):
+    with pytest.raises(UserError, match="the autoencoder decodes to values that are not finite for 2 of 2 images"):
         broken.decode_latents(latents[::2])
-    with pytest.raises(UserError, match="the VAE's encoder gives values that are not finite for 3 of 3 images"):
+    with pytest.raises(UserError, match="the autoencoder encodes to values that are not finite for 3 of 3 images"):
         broken.encode_images(images)
 
 
@@ -260,11 +260,12 @@ def test_latent_normalization_gives_the_adapted_model_the_channel_statistics_of_
     adapter = lora.initialize(jax.random.key(0), model.lora_targets, rank=4)
     adapter = jax.tree.map(lambda x: x + 0.1, adapter)
     start = np.asarray(jax.random.normal(jax.random.key(1), (2, *model.latent_shape(48, 64))))
+    inputs = start, model.encode_prompts(PROMPTS), model.encode_prompts(["", ""])
     options = {"steps": 3, "guidance": 2.0}
-    base = model.generate_latents(PROMPTS, start, **options)
+    base = model.draw_latents(*inputs, **options)
     adapters = [(adapter, jnp.float32(1.0))]
-    plain = model.generate_latents(PROMPTS, start, adapters, **options)
-    normalized = model.generate_latents(PROMPTS, start, adapters, latent_normalization=True, **options)
+    plain = model.draw_latents(*inputs, adapters, **options)
+    normalized = model.draw_latents(*inputs, adapters, latent_normalization=True, **options)
     for statistic in (np.mean, np.std):
         np.testing.assert_allclose(
             statistic(normalized, axis=(1, 2)), statistic(base, axis=(1, 2)), rtol=1e-3, atol=1e-4

@@ -19,7 +19,7 @@ from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
 from hgdpo_jax.models.parameters import apply, shapes_of
 from hgdpo_jax.sharding import data_mesh, replicate
 from hgdpo_jax.weights import folders
-from hgdpo_jax.weights.clip_tokenizer import TOKENIZER_FILES, load_tokenizer
+from hgdpo_jax.weights.clip_tokenizer import TOKENIZER_FILES, load_tokenizer, long_prompts, token_ids
 from hgdpo_jax.weights.conversion import from_tree, to_tree
 from second_family.lora_names import SecondNames
 from second_family.unet import SecondUNet
@@ -41,17 +41,18 @@ class SecondFamily(Model):
     unet: SecondUNet
     autoencoder: Autoencoder
     encoders: dict[str, CLIPTextTransformer]
+    tokenizer: object = None
 
     @classmethod
-    def load(cls, source, dtype="float32", tokenizer="", vae="", attention="auto"):
+    def load(cls, source, dtype="float32", *, attention="auto"):
         folder = epath.Path(source)
-        model = cls.without_weights(source, vae, dtype, attention)
+        model = cls.without_weights(source, dtype, attention=attention)
         place = functools.partial(replicate, mesh=data_mesh())
         parameters = to_tree(folders.read_weights(folder, "model"), model.parameters, str(folder), dtype, place)
-        return dataclasses.replace(model, parameters=parameters, tokenizer=load_tokenizer(tokenizer or folder))
+        return dataclasses.replace(model, parameters=parameters, tokenizer=load_tokenizer(folder))
 
     @classmethod
-    def without_weights(cls, source="", vae="", dtype="float32", attention="auto"):
+    def without_weights(cls, source="", dtype="float32", *, attention="auto"):
         compute = jnp.dtype(dtype)
         config = AutoencoderConfig((8, 8, 8), 1, CHANNELS, norm_num_groups=4, scaling_factor=0.5)
         unet, autoencoder = SecondUNet(CHANNELS, compute, attention), Autoencoder(config, compute)
@@ -68,14 +69,14 @@ class SecondFamily(Model):
             unet=unet,
             autoencoder=autoencoder,
             encoders=encoders,
-            schedule=dataclasses.replace(
-                NoiseSchedule.scaled_linear(0.001, 0.02, 500), prediction_type="v_prediction"
+            schedule=NoiseSchedule.scaled_linear(
+                0.001, 0.02, 500, prediction_type="v_prediction"
             ).with_zero_terminal_snr(),
             parameters=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, compute), shapes),
         )
 
     @classmethod
-    def fingerprints(cls, source, tokenizer="", vae=""):
+    def fingerprints(cls, source):
         return {"base": folders.content_fingerprint(epath.Path(source))}
 
     def save(self, folder, storage="float16"):
@@ -91,10 +92,6 @@ class SecondFamily(Model):
         if width % (2 * FACTOR) or height % (2 * FACTOR):
             raise UserError(f"an image of {width}x{height} does not fit: give multiples of {2 * FACTOR} pixels")
         return height // FACTOR, width // FACTOR, CHANNELS
-
-    @property
-    def prompt_tokens(self):
-        return min(config.max_position_embeddings for config in ENCODERS.values())
 
     def require_clip_skip(self, clip_skip):
         if clip_skip not in (0, 1):
@@ -119,19 +116,21 @@ class SecondFamily(Model):
         return dataclasses.replace(self, unet=self.unet.clone(remat=remat), programs=None)
 
     def tokenize(self, prompts):
-        texts = texts_of(prompts)
-
-        def ids(length):
-            encoded = self.tokenizer(texts, padding="max_length", truncation=True, max_length=length)
-            return np.asarray(encoded["input_ids"], np.int32)
-
-        return {name: ids(config.max_position_embeddings) for name, config in ENCODERS.items()}
+        return {
+            name: token_ids(self.tokenizer, texts_of(prompts), config.max_position_embeddings)
+            for name, config in ENCODERS.items()
+        }
 
     def token_shapes(self, count):
         return {
             name: jax.ShapeDtypeStruct((count, config.max_position_embeddings), jnp.int32)
             for name, config in ENCODERS.items()
         }
+
+    def long_prompts(self, prompts):
+        return long_prompts(
+            self.tokenizer, prompts, min(config.max_position_embeddings for config in ENCODERS.values())
+        )
 
     def condition(self, parameters, tokens, clip_skip=0, adapters=()):
         self.require_clip_skip(clip_skip)
