@@ -11,22 +11,18 @@ from hgdpo_jax.arguments import texts_of
 from hgdpo_jax.batching import replicated
 from hgdpo_jax.models.parameters import apply, shapes_of
 from hgdpo_jax.models.score_head import ScoreHead
-from hgdpo_jax.scorers.clip_score import CLIPScore
 from hgdpo_jax.scorers.clip_scorer import CLIPScorer
-from hgdpo_jax.scorers.scorer import Option, Scorer
+from hgdpo_jax.scorers.scorer import Option
 from hgdpo_jax.weights.conversion import to_tree
 from hgdpo_jax.weights.folders import read_tensor_file
 from hgdpo_jax.weights.sources import resolve_source
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Aesthetic(Scorer):
+class Aesthetic(CLIPScorer):
     """A head on the unit image embedding of CLIP ViT-L/14; parameters are `clip`, without a text tower, and `head`."""
 
     label = "Aesthetic"
     options = {"clip": Option("openai/clip-vit-large-patch14", weights=True)}
-
-    embedder: CLIPScorer
 
     @classmethod
     def load(
@@ -38,31 +34,23 @@ class Aesthetic(Scorer):
         The head stays in float32. Raises UserError where a source is missing, damaged, or another architecture.
         """
         head = read_tensor_file(resolve_source(source))
-        embedder = CLIPScore.load(clip, dtype, framing)
-        width = embedder.clip.config.projection_dim
-        shapes = shapes_of(ScoreHead(), jnp.zeros((1, width)))
+        scorer = super().load(clip, dtype, framing)
+        shapes = shapes_of(ScoreHead(), jnp.zeros((1, scorer.clip.config.projection_dim)))
         parameters = {
-            "clip": {name: leaf for name, leaf in embedder.parameters.items() if not name.startswith("text_")},
+            "clip": {name: leaf for name, leaf in scorer.parameters.items() if not name.startswith("text_")},
             "head": to_tree(head, shapes, source, place=replicated),
         }
-        return cls(parameters=parameters, embedder=dataclasses.replace(embedder, parameters=parameters["clip"]))
+        return dataclasses.replace(scorer, parameters=parameters)
 
-    def without_parameters(self) -> "Aesthetic":
-        """The same scorer without weights, those of its CLIP among them."""
-        return dataclasses.replace(self, parameters={}, embedder=self.embedder.without_parameters())
+    def embed_pixels(self, parameters, pixels: UInt8[Array, "n height width 3"]) -> Float[Array, "n p"]:
+        return super().embed_pixels(parameters["clip"], pixels)
 
     def score_pixels(
         self, parameters, pixels: UInt8[Array, "n height width 3"], prompts: Float[Array, "n 0"]
     ) -> Float[Array, "n"]:
         """Scores of images."""
-        return apply(ScoreHead(), parameters["head"], self.embedder.embed_pixels(parameters["clip"], pixels))
+        return apply(ScoreHead(), parameters["head"], self.embed_pixels(parameters, pixels))
 
     def encode_prompts(self, prompts: str | Sequence[str], device_batch: int = 16) -> Float[np.ndarray, "n 0"]:
         """Arrays without values: prompts have no effect."""
         return np.zeros((len(texts_of(prompts)), 0), np.float32)
-
-    def embed_images(
-        self, images: UInt8[np.ndarray, "n height width 3"], device_batch: int = 16
-    ) -> Float[np.ndarray, "n p"]:
-        """Unit embeddings of images."""
-        return self.embedder.embed_images(images, device_batch)

@@ -1,4 +1,4 @@
-"""The base class of scorers that compare image and prompt in the common space of a CLIP."""
+"""The base class of scorers that embed images, and mostly prompts, by a CLIP."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from hgdpo_jax.weights.conversion import to_tree
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CLIPScorer(Scorer):
-    """A CLIP model and how it frames its images: scores are the cosine of image and prompt times `scale`."""
+    """A CLIP model and how it frames its images; by default scores are the cosine of image and prompt times `scale`."""
 
     options = {"processor": Option("")}
 

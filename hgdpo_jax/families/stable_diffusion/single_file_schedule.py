@@ -25,10 +25,10 @@ _FIELDS = {"beta_start": "linear_start", "beta_end": "linear_end", "num_train_ti
 def scheduler_config(
     path: epath.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The scheduler's configuration of a file with such tensors and metadata; what it does not say is SD1.x's.
+    """The scheduler's configuration of a file with such tensors and metadata; by default SD1.x's.
 
     Metadata is that of ModelSpec and of kohya's trainers. A NAME.yaml beside NAME.safetensors, as web interfaces read
-    it, goes before what the file says. Raises UserError where that is contradictory or not known.
+    it, overrides the file. Raises UserError where the file contradicts itself or names an unknown prediction.
     """
     described = path.with_suffix(".yaml")
     text = described.read_text() if described.is_file() else ""
@@ -36,33 +36,34 @@ def scheduler_config(
     for field, name in _FIELDS.items():
         if value := _yaml_value(name, text, r"\d[\d.e-]*"):
             config[field] = type(config[field])(float(value))
-    if value := _yaml_value("parameterization", text):
-        said = {described.name: value}
-    else:
-        said = _predictions_of(tensors, metadata)
-    meant = {_PREDICTIONS.get(value.lower(), value) for value in said.values()} or {"epsilon"}
-    (prediction,) = meant if len(meant) == 1 else ("",)
-    if prediction not in _PREDICTIONS.values():
+    value = _yaml_value("parameterization", text)
+    said = {described.name: value} if value else _predictions_of(tensors, metadata)
+    prediction, *others = {_PREDICTIONS.get(value.lower(), value) for value in said.values()} or {"epsilon"}
+    if others or prediction not in _PREDICTIONS.values():
         sources = " and ".join(f"{value!r} ({source})" for source, value in said.items())
         raise UserError(
             f"{path} should predict {sources}, expected "
             f"'epsilon' or 'v': write which into {described.name} beside it, as parameterization: \"v\" or \"eps\""
         )
     config["prediction_type"] = prediction
-    marked = "ztsnr" in tensors or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
-    # Other programs, too, look at this mark in checkpoints of velocity alone.
-    if prediction == "v_prediction" and (marked or _has_zero_terminal_snr(tensors)):
+    stored = tensors.get("alphas_cumprod")
+    marked = "ztsnr" in tensors or _is_true(metadata, "ss_zero_terminal_snr")
+    # Other programs, too, read this mark only in checkpoints that predict velocities.
+    if prediction == "v_prediction" and (marked or (stored is not None and stored.flat[-1] < 1e-6)):
         config["rescale_betas_zero_snr"] = True
-    _require_stored_schedule(path, tensors, config)
+    if stored is not None:
+        _require_schedule(path, stored, config)
     return config
 
 
 def _predictions_of(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> dict[str, str]:
     """What a file says that it predicts, by where it says so."""
-    said = {name: metadata[name] for name in ("modelspec.prediction_type",) if metadata.get(name)}
+    said = {}
+    if value := metadata.get("modelspec.prediction_type"):
+        said["modelspec.prediction_type"] = value
     if metadata.get("modelspec.architecture", "").partition("/")[0].endswith("-v"):
         said["modelspec.architecture"] = "v"
-    if metadata.get("ss_v_parameterization", "").lower() == "true":
+    if _is_true(metadata, "ss_v_parameterization"):
         said["ss_v_parameterization"] = "v"
     if "v_pred" in tensors:
         said["the tensor v_pred"] = "v"
@@ -75,16 +76,15 @@ def _yaml_value(name: str, text: str, pattern: str = r"\w+") -> str | None:
     return match[1] if match else None
 
 
-def _has_zero_terminal_snr(tensors: Mapping[str, np.ndarray]) -> bool:
-    return "alphas_cumprod" in tensors and float(tensors["alphas_cumprod"].flat[-1]) < 1e-6
+def _is_true(metadata: Mapping[str, str], name: str) -> bool:
+    return metadata.get(name, "").lower() == "true"
 
 
-def _require_stored_schedule(path: epath.Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
-    """Raises UserError where the file holds the table of another noise schedule than its configuration says."""
-    stored = tensors.get("alphas_cumprod")
+def _require_schedule(path: epath.Path, stored: np.ndarray, config: Mapping[str, Any]) -> None:
+    """Raises UserError unless the file's alphas_cumprod is that of its configuration."""
     expected = NoiseSchedule.from_dict(config).alphas_cumprod
     # A hundredth: tables were also stored in half precision.
-    if stored is None or (stored.shape == expected.shape and np.abs(stored - expected).max() < 0.01):
+    if stored.shape == expected.shape and np.abs(stored - expected).max() < 0.01:
         return
     raise UserError(
         f"{path} was trained with another noise schedule: its alphas_cumprod has {stored.size} steps down to "
