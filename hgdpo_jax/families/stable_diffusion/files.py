@@ -196,12 +196,12 @@ def write_folder(folder: epath.PathLike, files: StableDiffusionFiles, storage: s
         tensors = {prefix + key: array for key, array in files.tensors[name].items()}
         write_weights(folder / name / f"{stem}.safetensors", tensors, storage)
         class_name, config = _CLASSES[name][1], files.configs[name]
-        known: dict[str, Any] = {"_class_name": class_name} | config
+        known = {"_class_name": class_name, **config}
         if name == "text_encoder":
             # By default transformers 5 computes in the stored type, and diffusers in float32: they would not fit.
             known = {"architectures": [class_name], "model_type": "clip_text_model", **config, "dtype": "float32"}
         write_json(folder / name / "config.json", known)
-    scheduler = {"_class_name": "DPMSolverMultistepScheduler"} | files.configs["scheduler"]
+    scheduler = {"_class_name": "DPMSolverMultistepScheduler", **files.configs["scheduler"]}
     # diffusers writes -Infinity into it, which write_json would replace.
     write_text(folder / _SCHEDULER_FILE, json.dumps(scheduler, indent=2, sort_keys=True) + "\n")
     write_json(
