@@ -141,10 +141,12 @@ def _folder_configs(folder: epath.Path) -> dict[str, Any]:
 
 def fingerprints(source: str, tokenizer: str = "", vae: str = "") -> dict[str, str]:
     """What decides the weights, by the names of settings, and the schedule of a single file that has its own."""
-    given = {"base": (source, WEIGHTS), "tokenizer": (tokenizer, ()), "vae": (vae, _VAE_WEIGHTS)}
-    paths = {name: resolve_source(place, weights) for name, (place, weights) in given.items() if place}
-    found = {name: content_fingerprint(path, given[name][1]) for name, path in paths.items()}
-    return found if paths["base"].is_dir() else found | _schedule_fingerprint(paths["base"])
+    path = resolve_source(source, WEIGHTS)
+    found = {"base": content_fingerprint(path, WEIGHTS)}
+    for name, replacement, weights in (("tokenizer", tokenizer, ()), ("vae", vae, _VAE_WEIGHTS)):
+        if replacement:
+            found[name] = content_fingerprint(resolve_source(replacement, weights), weights)
+    return found if path.is_dir() else found | _schedule_fingerprint(path)
 
 
 # Every stage asks, and pickled weights take a second to open.
