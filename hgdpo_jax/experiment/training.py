@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -11,7 +12,8 @@ from jax.sharding import Mesh
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.base_config import Experiment, Finetune, Train
-from hgdpo_jax.data.pair_loader import PairLoader
+from hgdpo_jax.data.batches import ShuffledBatches
+from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.objectives import policy_losses
@@ -23,15 +25,15 @@ from hgdpo_jax.training.policy_step import make_policy_step
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What one kind of an objective's rows comes from: the stage that makes them, what loads them, their latents."""
+    """One kind of training rows: the stage that writes them, how to open its folder, and their latents."""
 
     stage: str
-    load: Callable[[epath.Path, int, int], PairLoader]
+    open: Callable[[epath.Path], Any]
     latents: tuple[str, ...]
 
 
 # By the names that objectives give their `rows`.
-ROWS = {"pair": Rows("select_pairs", PairLoader, ("winner_latents", "loser_latents"))}
+ROWS = {"pair": Rows("select_pairs", open_pairs, ("winner_latents", "loser_latents"))}
 
 
 def check_training(options: Train | Finetune, name: str) -> None:
@@ -60,6 +62,17 @@ def optimizer_of(options: Train | Finetune) -> optax.GradientTransformation:
         max_gradient_norm=options.max_gradient_norm,
         adam_bits=options.adam_bits,
     )
+
+
+def training_batches(experiment: Experiment, model: Model, folder: epath.Path) -> ShuffledBatches:
+    """Batches of the rows in `folder`, with only what an objective reads: latents, and the tokens of the prompt."""
+    rows = ROWS[experiment.objective.rows]
+
+    def transform(row):
+        tokens = jax.tree.map(lambda leaf: leaf[0], model.tokenize([row["prompt"]]))
+        return {"tokens": tokens, **{name: row[name] for name in rows.latents}}
+
+    return ShuffledBatches(rows.open(folder), experiment.train.batch_size, training_seed(experiment), transform)
 
 
 def make_training(experiment: Experiment, model: Model, mesh: Mesh):

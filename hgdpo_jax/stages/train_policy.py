@@ -10,7 +10,7 @@ from hgdpo_jax.experiment.drawing import drawing_settings
 from hgdpo_jax.experiment.models import load_base
 from hgdpo_jax.experiment.prompts import prompts_fingerprint, train_prompts, validation_prompts
 from hgdpo_jax.experiment.scoring import scoring_settings
-from hgdpo_jax.experiment.training import ROWS, check_training, make_training, training_seed
+from hgdpo_jax.experiment.training import ROWS, check_training, make_training, training_batches, training_seed
 from hgdpo_jax.experiment.validation import Validation
 from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.run_log import RunLog
@@ -54,8 +54,7 @@ def check(experiment: Experiment) -> None:
 
 def run(experiment: Experiment, run: StageRun) -> None:
     model = load_base(experiment)
-    source = ROWS[experiment.objective.rows]
-    rows = source.load(run.local_input(source.stage), experiment.train.batch_size, training_seed(experiment))
+    batches = training_batches(experiment, model, run.local_input(*inputs(experiment)))
     mesh = training_mesh(experiment.train.fsdp)
     initial_state, step_function = make_training(experiment, model, mesh)
     state = initial_state()
@@ -65,9 +64,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
     model = model.with_parameters(denoiser={}, text={})
 
     def batch_at(step):
-        batch = rows.batch(step)
-        batch["tokens"] = model.tokenize(batch.pop("prompts"))
-        return batch, training_key(training_seed(experiment), step)
+        return batches[step], training_key(training_seed(experiment), step)
 
     log = RunLog(run.folder)
     checkpoints = Checkpoints(run.folder / "checkpoints")

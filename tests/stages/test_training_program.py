@@ -5,12 +5,16 @@ import functools
 import re
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs.n20_sml import get_config as n20_sml
 from configs.sft_winners import get_config as sft_winners
 from hgdpo_jax.base_config import typed
+from hgdpo_jax.data.pairs import write_pairs
+from hgdpo_jax.experiment.models import load_base
+from hgdpo_jax.experiment.training import training_batches
 from hgdpo_jax.objectives import policy_losses
 from hgdpo_jax.objectives.dpo import DPO
 from hgdpo_jax.preflight import programs
@@ -62,6 +66,18 @@ def lowered(config):
 
 def flops_of(program):
     return total_flops(matrix_products(program.function.trace(*program.arguments).jaxpr.jaxpr, "cpu"))
+
+
+def test_a_run_gives_the_step_the_latents_and_tokens_that_it_is_compiled_for_and_nothing_else(small, tmp_path):
+    experiment, expected = typed(small()), build(small()).arguments[2]
+    shape = expected["winner_latents"].shape[1:]
+    latents = {f"{side}_latents": np.zeros(shape, np.float16) for side in ("winner", "loser")}
+    scores = {"winner_score": np.float32(1), "loser_score": np.float32(0), "winner_index": 1, "loser_index": 0}
+    write_pairs(tmp_path, [{"prompt": "a man", **latents, **scores}], shape)
+    batch = training_batches(experiment, load_base(experiment), tmp_path)[0]
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), batch) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), expected
+    )
 
 
 # At 96x128 the first level has many scores, whose attention goes block by block.
