@@ -34,10 +34,10 @@ class UnusablePairs:
     def add(self, block: Block, selected: SelectedBlock) -> None:
         """Adds a block; raises UserError where there are too many."""
         for index, usable in enumerate(np.isfinite(selected.scores).T):
-            self.images.add(usable, "the scores of the pool", image_of(block.prompts, index))
+            self.images.add({"the scores of the pool": usable}, image_of(block.prompts, index))
         rows = np.sort(np.concatenate([selected.rows, selected.unencodable]))
         prompts = [block.prompts[row] for row in rows]
-        self.pairs.add(np.isin(rows, selected.rows), self._encoded, pair_of(prompts))
+        self.pairs.add({self._encoded: np.isin(rows, selected.rows)}, pair_of(prompts))
 
 
 class PoolStatistics:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -42,13 +41,15 @@ class Drawing:
     adapters: Adapters = ()
     latent_normalization: bool = False
     # Of the prompts encoded last: the images of a block come one after the other.
-    _encoded: dict[tuple[str, ...], Any] = dataclasses.field(default_factory=dict, repr=False)
+    _encoded: dict[tuple[str, ...], tuple[Conditioning, Conditioning, np.ndarray]] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
 
     def latents(
         self, prompts: Sequence[str], indices: np.ndarray, report: Callable[[int], object] | None = None
     ) -> Float[np.ndarray, "n h w c"]:
         """Scaled latents of one image a prompt; `indices` say which image of the prompt each is."""
-        sampling, (conditioning, negative) = self.sampling, self._conditioning(tuple(prompts))
+        sampling, (conditioning, negative, _) = self.sampling, self._conditioning(tuple(prompts))
         shape = self.model.latent_shape(sampling.width, sampling.height)
         return self.model.draw_latents(
             np.asarray(image_noise(self.seed, prompts, indices, shape)),
@@ -70,17 +71,18 @@ class Drawing:
 
     def conditioning_finite(self, prompts: Sequence[str]) -> Bool[np.ndarray, " n"]:
         """Whether the conditioning of each prompt and of the negative prompt is finite."""
-        conditioning, negative = self._conditioning(tuple(prompts))
-        return finite_rows(conditioning) & finite_rows(negative)
+        return self._conditioning(tuple(prompts))[2]
 
-    def _conditioning(self, prompts: tuple[str, ...]) -> tuple[Conditioning, Conditioning]:
+    def _conditioning(self, prompts: tuple[str, ...]) -> tuple[Conditioning, Conditioning, Bool[np.ndarray, " n"]]:
+        """A row per prompt of its conditioning and of the negative one, and whether both are finite."""
         if prompts not in self._encoded:
-            self._encoded.clear()
-            self._encoded[prompts] = (
-                self.model.encode_prompts(prompts, self.sampling.clip_skip, adapters=self.adapters),
-                # With all layers, as in `Model.generate`.
-                self.model.encode_prompts([self.sampling.negative_prompt] * len(prompts), adapters=self.adapters),
+            conditioning = self.model.encode_prompts(prompts, self.sampling.clip_skip, adapters=self.adapters)
+            # With all layers, as in `Model.generate`.
+            negative = self.model.encode_prompts(
+                [self.sampling.negative_prompt] * len(prompts), adapters=self.adapters
             )
+            self._encoded.clear()
+            self._encoded[prompts] = conditioning, negative, finite_rows((conditioning, negative))
         return self._encoded[prompts]
 
 
@@ -164,10 +166,11 @@ def draw_parts(
     def keep(block: Block, index: int, latents: np.ndarray, text_finite: np.ndarray) -> None:
         stored = pool.latents.stored(latents)
         usable = finite_rows(stored)
-        of_text = not text_finite[~usable].all()
-        # Not written where there are too many: a device that is mended draws them again.
-        what = f"the values of {name_of(experiment, 'text' if of_text else 'denoiser')}"
-        unusable.add(usable, what, image_of(block.prompts, index))
+        # An image that does not depend on a prompt's values is usable without them.
+        values = {"text": usable | text_finite, "denoiser": usable}
+        finite = {f"the values of {name_of(experiment, of)}": rows for of, rows in values.items()}
+        # Not written where too many are unusable, so that they are drawn again once the device is repaired.
+        unusable.add(finite, image_of(block.prompts, index))
         pool.latents.write(block, index, stored)
 
     done = images - sum(len(block.prompts) for block, _ in missing)

@@ -133,16 +133,14 @@ def _measure(
         for block, index in parts:
             with contextlib.suppress(DamagedPartError):
                 images, usable = source.images(block, index)
-                what, measured = f"the pictures of {source.name}", {}
+                finite, measured = {f"the pictures of {source.name}": usable}, {}
                 for name, each in columns.items():
                     if (block, index) in missing.get(name, ()):
                         values = each.parts.stored(each.function(images, block.prompts))
                         values[~usable] = np.nan
                         measured[name] = values
-                for name, values in measured.items():
-                    if (usable & ~finite_rows(values)).any():
-                        usable, what = usable & finite_rows(values), f"the {name} of {source.name}"
-                unusable.add(usable, what, image_of(block.prompts, index))
+                        finite[f"the {name} of {source.name}"] = finite_rows(values)
+                unusable.add(finite, image_of(block.prompts, index))
                 for name, values in measured.items():
                     write(columns[name].parts.write, block, index, values)
                 bar.update(len(images))

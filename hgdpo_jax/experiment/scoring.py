@@ -117,26 +117,21 @@ def _score(
     ):
         score_part = _make_score_part(model, load_scorer(experiment), device_batch)
         unusable = Unusable(experiment.pool.unusable_limit, images)
+        kinds = (
+            "the latents of the pool",
+            f"the pictures that {name_of(experiment, 'autoencoder')} decodes",
+            f"the scores of weights.scorer, {experiment.weights.scorer},",
+        )
         for block, index in missing:
             with contextlib.suppress(DamagedPartError):
                 latents = pool.latents.read(block, index)
                 scored, decoded = score_part(block, latents)
                 scored = scores.stored(np.where(decoded, scored, np.nan))
-                usable = finite_rows(scored)
-                unusable.add(usable, _cause(experiment, latents, decoded, usable), image_of(block.prompts, index))
+                finite = dict(zip(kinds, (finite_rows(latents), decoded, finite_rows(scored)), strict=True))
+                unusable.add(finite, image_of(block.prompts, index))
                 write(scores.write, block, index, scored)
                 bar.update(len(block.prompts))
     unusable.warn()
-
-
-def _cause(experiment: Experiment, latents: np.ndarray, decoded: np.ndarray, usable: np.ndarray) -> str:
-    """What is not finite in the first image that is not usable."""
-    drawn = finite_rows(latents)
-    pictures = f"the pictures that {name_of(experiment, 'autoencoder')} decodes"
-    for finite, what in ((drawn, "the latents of the pool"), (decoded, pictures)):
-        if not finite[np.argmin(usable)]:
-            return what
-    return f"the scores of weights.scorer, {experiment.weights.scorer},"
 
 
 def _make_score_part(

@@ -59,7 +59,7 @@ class Validation:
         usable = np.isfinite(drawn["scores"])
         drawn["scores"] = np.where(usable, drawn["scores"], np.nan)
         unusable = Unusable(pool.unusable_limit, len(self.prompts))
-        unusable.add(usable, f"the validation scores with the LoRA at {scale:g}", image_of(self.prompts, 0))
+        unusable.add({f"the validation scores with the LoRA at {scale:g}": usable}, image_of(self.prompts, 0))
         unusable.require_rest(usable.sum())
         if hosts.is_first():
             unusable.warn()

@@ -59,13 +59,12 @@ def run(experiment: Experiment, run: StageRun) -> None:
             chunk = slice(start, start + _CHUNK_PAIRS)
             for side in sides:
                 images, decoded = images_of(side, rows[chunk])
-                usable, what = decoded, f"the pictures that {name_of(experiment, 'autoencoder')} decodes"
+                finite = {f"the pictures that {name_of(experiment, 'autoencoder')} decodes": decoded}
                 for name, score in scores.items():
-                    marked = np.where(decoded, score.function(images, prompts[chunk]), np.nan)
-                    values[side][name][chunk] = marked
-                    if (usable & ~np.isfinite(marked)).any():
-                        usable, what = usable & np.isfinite(marked), f"the scores of {name}"
-                unusable.add(usable, what, pair_of(prompts[chunk]))
+                    scored = np.where(decoded, score.function(images, prompts[chunk]), np.nan)
+                    values[side][name][chunk] = scored
+                    finite[f"the scores of {name}"] = np.isfinite(scored)
+                unusable.add(finite, pair_of(prompts[chunk]))
                 bar.update(len(images))
     unusable.warn()
     compared = np.isfinite([table for side in sides for table in values[side].values()]).all(axis=0)

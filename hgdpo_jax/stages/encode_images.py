@@ -72,9 +72,9 @@ def run(experiment: Experiment, run: StageRun) -> None:
     unusable = Unusable(experiment.pool.unusable_limit, images_each)
 
     def keep(rows: range, moments: np.ndarray, conditioning: Conditioning) -> None:
-        encodes, reads = finite_rows(half(moments)), finite_rows(half(conditioning))
-        what = f"the values of {name_of(experiment, 'text' if encodes.all() else 'autoencoder')}"
-        unusable.add(encodes & reads, what, images.names[rows.start : rows.stop].__getitem__)
+        values = {"autoencoder": moments, "text": conditioning}
+        finite = {f"the values of {name_of(experiment, of)}": finite_rows(half(each)) for of, each in values.items()}
+        unusable.add(finite, images.names[rows.start : rows.stop].__getitem__)
         encoded.write(rows, moments, conditioning)
 
     with (

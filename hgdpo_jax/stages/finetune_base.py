@@ -84,7 +84,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
 
         drawn = hosts.divide(draw, len(captions))
         unusable = Unusable(experiment.pool.unusable_limit, len(captions))
-        unusable.add(drawn["usable"], f"the samples at step {step}", image_of(captions, 0))
+        unusable.add({f"the samples at step {step}": drawn["usable"]}, image_of(captions, 0))
         if hosts.is_first():
             unusable.warn()
         log.image(step, "samples", contact_sheet(drawn["images"], columns=4))

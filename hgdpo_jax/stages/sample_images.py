@@ -48,7 +48,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
     for drawn in draw(experiment, run.input("export_adapter"), prompts, experiment.sample.seeds, "sample_images"):
         drawn_of = [prompts[i] for i in drawn.prompts]
         for model, finite in (("base", drawn.base_usable), ("tuned model", drawn.tuned_usable)):
-            unusable.add(finite, f"the pictures of the {model}", pair_of(drawn_of))
+            unusable.add({f"the pictures of the {model}": finite}, pair_of(drawn_of))
         if not hosts.is_first():
             continue
         usable = drawn.base_usable & drawn.tuned_usable

@@ -10,7 +10,7 @@ def count(bad, batch, limit, total):
     unusable = Unusable(limit, total)
     try:
         for index, number in enumerate(bad):
-            unusable.add(np.arange(batch) >= number, "the latents", image_of(["a man"] * batch, index))
+            unusable.add({"the latents": np.arange(batch) >= number}, image_of(["a man"] * batch, index))
     except UserError as error:
         return str(error)
     return ""
@@ -52,3 +52,11 @@ def test_a_limit_above_a_half_holds_for_the_first_images_too():
     # Of a scorer that gives no score to pictures without a face, say.
     assert not count([48] * 10, 64, 0.9, 2_000_000)
     assert count([60] * 10, 64, 0.9, 2_000_000).startswith("120 of 128 images are unusable")
+
+
+def test_the_message_names_what_failed_first_in_the_first_unusable_image():
+    unusable = Unusable(1.0, 3)
+    finite = {"the latents": [True, True, False], "the pictures": [True, False, False], "the scores": [True] * 3}
+    unusable.add({what: np.array(rows) for what, rows in finite.items()}, "abc".__getitem__)
+    with pytest.raises(UserError, match="2 of 3 images are unusable, first b: the pictures are not finite"):
+        unusable.require_rest(0)
