@@ -17,7 +17,7 @@ from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.sharding import data_mesh, replicate, shard_batch
 from hgdpo_jax.objectives import policy_losses
-from hgdpo_jax.training.policy_step import make_policy_step
+from hgdpo_jax.training.accumulation import make_accumulating_step
 from hgdpo_jax.training.optimizer import make_optimizer
 
 model, rounded = (StableDiffusion.load(sys.argv[1], dtype=dtype) for dtype in ("float32", "bfloat16"))
@@ -53,7 +53,7 @@ batch = {name: np.zeros((rows, *shape), np.float32) for name in ("winner_latents
 batch, key = shard_batch((batch | {"tokens": np.zeros((rows, 77), np.int32)}, training_key(0, 1)), data_mesh())
 draw = functools.partial(DPO().draw, timesteps=1000)
 for of, dtype, parts in ((model, "float32", 1), (model, "float32", 2), (rounded, "bfloat16", 1)):
-    step = make_policy_step(functools.partial(policy_losses, DPO(), of), draw, optimizer, parts, data_mesh())
+    step = make_accumulating_step(functools.partial(policy_losses, DPO(), of), optimizer, draw, parts, data_mesh())
     results[f"step in {parts}, {dtype}"] = collectives(step.lower(state, of.parameters, batch, key).compile())
 results["gradients"] = sum(leaf.size for leaf in jax.tree.leaves(adapter))
 print(json.dumps(results))

@@ -30,8 +30,8 @@ from hgdpo_jax.objectives import policy_losses
 from hgdpo_jax.objectives.dpo import DPO
 from hgdpo_jax.preflight.least import least_step_flops
 from hgdpo_jax.sharding import data_mesh
+from hgdpo_jax.training.accumulation import make_accumulating_step
 from hgdpo_jax.training.optimizer import make_optimizer
-from hgdpo_jax.training.policy_step import make_policy_step
 
 SAMPLER_STEPS = 10
 # With the method's beta the check would measure how far rounding moves the sigmoid, and not the gradient.
@@ -304,7 +304,7 @@ def make_step(models: Models, dtype: str):
     losses = functools.partial(policy_losses, objective, models.base(dtype).with_remat("activations"))
     draw = functools.partial(objective.draw, timesteps=1000)
     optimizer = make_optimizer(learning_rate=LEARNING_RATE, max_gradient_norm=1.0)
-    return make_policy_step(losses, draw, optimizer, parts=1, mesh=mesh), optimizer
+    return make_accumulating_step(losses, optimizer, draw, parts=1, mesh=mesh), optimizer
 
 
 def step_arguments(models: Models, optimizer, pairs: int, pixels: tuple[int, int], dtype: str, trained: bool = False):

@@ -17,10 +17,9 @@ from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.objectives import policy_losses
-from hgdpo_jax.training.accumulation import accumulation_steps
+from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulating_step
 from hgdpo_jax.training.finetune_step import make_finetune_step
 from hgdpo_jax.training.optimizer import make_optimizer
-from hgdpo_jax.training.policy_step import make_policy_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ def training_batches(experiment: Experiment, model: Model, folder: epath.Path) -
 
 
 def make_training(experiment: Experiment, model: Model, mesh: Mesh):
-    """What makes the state that training begins with, and its step (`make_policy_step`) on a mesh."""
+    """What makes the state that training begins with, and its step (`make_accumulating_step`) on a mesh."""
     optimizer, targets = optimizer_of(experiment.train), model.lora_targets
 
     def initial_state():
@@ -89,7 +88,7 @@ def make_training(experiment: Experiment, model: Model, mesh: Mesh):
     losses = functools.partial(policy_losses, experiment.objective, model, clip_skip=experiment.pool.clip_skip)
     draw = functools.partial(experiment.objective.draw, timesteps=len(model.schedule.betas))
     parts = accumulation_steps(experiment.train.batch_size, experiment.train.device_batch, mesh.size)
-    return initial_state, make_policy_step(losses, draw, optimizer, parts, mesh)
+    return initial_state, make_accumulating_step(losses, optimizer, draw, parts, mesh)
 
 
 def make_finetuning(experiment: Experiment, model: Model, mesh: Mesh):

@@ -1,4 +1,4 @@
-"""The training step of a whole denoiser on encoded images."""
+"""The training step of all weights of a denoiser on encoded images."""
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,14 @@ from hgdpo_jax.training.accumulation import make_accumulating_step
 
 
 def make_finetune_step(model: Model, optimizer, parts: int, mesh: Mesh):
-    """One compiled step `(state, None, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged.
+    """The step of `make_accumulating_step` on batches of the rows of `EncodedImages`; `frozen` is None."""
 
-    A batch has `moments` and `conditioning`, rows as in `EncodedImages`.
-    """
-
-    def loss_function(denoiser, _, batch):
+    def loss(denoiser, _, batch):
         drawn = batch["latents"], batch["noise"], batch["timesteps"]
         noisy = add_noise(model.schedule, *drawn)
-        # The weights stay float32: each layer computes with a copy in the model's type.
+        # The weights stay float32: each layer casts them to the model's type.
         predicted = model.prediction({"denoiser": denoiser}, noisy, batch["timesteps"], batch["conditioning"])
-        loss = losses.noise_prediction(predicted, training_target(model.schedule, *drawn)).mean()
-        return loss, {"loss": loss}
+        return {"loss": losses.noise_prediction(predicted, training_target(model.schedule, *drawn))}
 
     def draw(batch, key):
         latent_key, noise_key, time_key = jax.random.split(key, 3)
@@ -34,4 +30,4 @@ def make_finetune_step(model: Model, optimizer, parts: int, mesh: Mesh):
             "conditioning": batch["conditioning"],
         }
 
-    return make_accumulating_step(loss_function, optimizer, draw, parts, mesh)
+    return make_accumulating_step(loss, optimizer, draw, parts, mesh)

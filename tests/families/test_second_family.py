@@ -22,8 +22,8 @@ from hgdpo_jax.objectives import policy_losses
 from hgdpo_jax.objectives.dpo import DPO
 from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.sharding import shard_batch, training_mesh
+from hgdpo_jax.training.accumulation import make_accumulating_step
 from hgdpo_jax.training.optimizer import make_optimizer
-from hgdpo_jax.training.policy_step import make_policy_step
 
 NAME = "second_family:SecondFamily"
 PROMPTS = ["a man with a beard", "a woman"]
@@ -160,7 +160,7 @@ def test_a_pair_step_trains_the_lora_from_log_two(model):
     draw = functools.partial(objective.draw, timesteps=len(model.schedule.betas))
     lora_of = lora.initialize(jax.random.key(0), model.lora_targets, rank=2)
     state = {"parameters": lora_of, "optimizer": optimizer.init(lora_of)}
-    step = make_policy_step(losses, draw, optimizer, 2, mesh)
+    step = make_accumulating_step(losses, optimizer, draw, 2, mesh)
     found = []
     for number in range(8):
         arguments = shard_batch((batch, training_key(0, number)), mesh)

@@ -15,8 +15,8 @@ from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.objectives import policy_losses
 from hgdpo_jax.objectives.dpo import DPO
 from hgdpo_jax.sharding import data_mesh
+from hgdpo_jax.training.accumulation import make_accumulating_step
 from hgdpo_jax.training.optimizer import make_optimizer
-from hgdpo_jax.training.policy_step import make_policy_step
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_in_bfloat16_policy_and_reference_are_the_same_while_the_lora_changes_no
     fresh = lora.initialize(jax.random.key(0), model.lora_targets, rank=4)
     state = {"parameters": fresh, "optimizer": optimizer.init(fresh)}
     losses, draw = functools.partial(policy_losses, DPO(), model), functools.partial(DPO().draw, timesteps=1000)
-    step = make_policy_step(losses, draw, optimizer, 1, data_mesh(jax.devices()[:1]))
+    step = make_accumulating_step(losses, optimizer, draw, 1, data_mesh(jax.devices()[:1]))
     for seed in range(4):
         state, scalars = step(state, model.parameters, batch, jax.random.key(seed))
         # beta = 2500 times the rounding of two equal sums of float32.

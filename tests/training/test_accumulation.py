@@ -10,10 +10,9 @@ from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulatin
 ROWS = 12
 
 
-def loss_function(parameters, frozen, batch):
+def losses(parameters, frozen, batch):
     error = jnp.tanh(batch["x"] @ parameters["matrix"] + frozen) - batch["noise"]
-    loss = jnp.square(error).mean()
-    return loss, {"loss": loss, "error": error.mean()}
+    return {"loss": jnp.square(error), "error": error}
 
 
 def draw(batch, key):
@@ -25,7 +24,7 @@ def step_in(parts, batch):
     mesh, optimizer = data_mesh(), optax.sgd(1.0)
     parameters = {"matrix": jnp.linspace(-1, 1, 6).reshape(3, 2)}
     state = replicate({"parameters": parameters, "optimizer": optimizer.init(parameters)}, mesh)
-    step = make_accumulating_step(loss_function, optimizer, draw, parts, mesh)
+    step = make_accumulating_step(losses, optimizer, draw, parts, mesh)
     return jax.device_get(step(state, jnp.float32(0.1), shard_batch(batch, mesh), jax.random.key(3)))
 
 
