@@ -1,21 +1,19 @@
 """Makes preference pairs of the best and the worst image of each prompt's pool (HG-DPO, Eq. 6)."""
 
 import contextlib
-import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float16
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.artifacts import StageRun, flat
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.batching import finite_rows, map_batches
+from hgdpo_jax.batching import map_batches
 from hgdpo_jax.data.choice import Choice, winners_and_losers
-from hgdpo_jax.data.image_filter import apply_filter, filter_pool, load_filter
+from hgdpo_jax.data.image_filter import apply_filter, load_filter
 from hgdpo_jax.data.pair_parts import PairParts, SelectedBlock
 from hgdpo_jax.data.pairs import write_pairs
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, read_ahead, write_behind
@@ -37,21 +35,15 @@ EVERY_HOST = True
 
 
 def settings(experiment: Experiment) -> dict:
-    return {
-        "pool.size": experiment.pool.size,
-        **{f"pairs.{name}": value for name, value in decisive(experiment.pairs).items()},
-    } | _filter_settings(experiment)
-
-
-def _filter_settings(experiment: Experiment) -> dict:
-    # A filter counts by its file, not by its name alone.
-    if not experiment.pairs.filter:
-        return {}
-    return {"pairs.filter": f"{experiment.pairs.filter} {load_filter(experiment.pairs.filter)[1]}"}
+    found = {"pool.size": experiment.pool.size, **flat({"pairs": decisive(experiment.pairs)})}
+    # A filter counts by the content of its file, not by its name alone.
+    if source := experiment.pairs.filter:
+        found["pairs.filter"] = f"{source} {load_filter(source)[1]}"
+    return found
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where a loser of that rank does not exist, or a filter fails."""
+    """Raises UserError if no loser has that rank, or the filter fails."""
     rank, size = experiment.pairs.loser_rank, experiment.pool.size
     if rank and not 2 <= rank <= size:
         raise UserError(f"pairs.loser_rank is {rank}, expected 2 to {size} (pool.size), or 0 for the lowest score")
@@ -67,92 +59,75 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 def run(experiment: Experiment, run: StageRun) -> None:
     run.input("score_pool")
     model = load_autoencoder(experiment)
+    shape = model.latent_shape(experiment.pool.width, experiment.pool.height)
     parts = PairParts(run.folder / "parts")
-    # The statistics are written last: where they are, only the parts are left to be removed.
+    # The statistics are written last: once they exist, only the parts remain to be removed.
     while not hosts.from_first((run.folder / STATISTICS).is_file()):
         pool, scores, blocks = complete_scores(experiment, run)
-        kept = _kept(experiment, pool)
+        kept = pool.kept(load_filter(experiment.pairs.filter)[1]) if experiment.pairs.filter else None
         if kept and kept.make_missing(
             blocks, experiment.pool.size, functools.partial(_filter, experiment, model, pool, kept)
         ):
             continue
         if missing := parts.missing_for_all(blocks):
+            read = functools.partial(_read, experiment, pool, scores, kept, shape)
             prompts = sum(len(block.prompts) for block in blocks) // hosts.count()
-            _select(experiment, model, pool, scores, kept, parts, hosts.own(missing), prompts)
+            _select(experiment, model, read, parts, hosts.own(missing), prompts)
             continue
-        shape = model.latent_shape(experiment.pool.width, experiment.pool.height)
         hosts.by_first(functools.partial(_write, experiment, run, parts, blocks, shape))
     if hosts.is_first():
         parts.remove()
 
 
-def _kept(experiment: Experiment, pool: Pool) -> Parts | None:
-    """What the filter says of the pool; None without a filter."""
-    return pool.kept(load_filter(experiment.pairs.filter)[1]) if experiment.pairs.filter else None
-
-
 def _filter(experiment: Experiment, model: Model, pool: Pool, kept: Parts, parts: Sequence[tuple[Block, int]]) -> None:
+    """Applies the filter to the images of some parts, except those whose latents are damaged."""
     device_batch = batch_of_block(experiment.scoring.device_batch, experiment.pool.block)
-    image_filter = load_filter(experiment.pairs.filter)[0]
-    filter_pool(image_filter, lambda x: model.decode_latents_checked(x, device_batch)[0], pool, kept, parts)
+    image_filter, _ = load_filter(experiment.pairs.filter)
+    total = sum(len(block.prompts) for block, _ in parts)
+    with progress(total=total, description="filter images", unit="image") as bar, write_behind() as write:
+        for block, index in parts:
+            with contextlib.suppress(DamagedPartError):
+                images, _ = model.decode_latents_checked(pool.latents.read(block, index), device_batch)
+                write(kept.write, block, index, apply_filter(image_filter, images, block.prompts))
+                bar.update(len(images))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Image:
-    """One image of each prompt of a block."""
-
-    choice: Choice
-    statistics: Float[np.ndarray, "2 prompts c"]
-    # Of the images that are winners, and losers, of a pair.
-    latents: tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "m h w c"]]
-
-
-def _images(
-    experiment: Experiment, pool: Pool, scores: Parts, kept: Parts | None, blocks: Sequence[Block]
-) -> Iterator[list[_Image | None]]:
-    """The images of one block after the other, read ahead; None for one that is damaged.
-
-    Blocks whose scores are damaged are left out.
-    """
+def _read(
+    experiment: Experiment, pool: Pool, scores: Parts, kept: Parts | None, shape: Sequence[int], block: Block
+) -> tuple[Choice, Float16[np.ndarray, "2 pairs h w c"], Float[np.ndarray, "2 prompts size c"]] | None:
+    """What a block's scores choose, latents of winners and losers, and statistics of all images; None if damaged."""
     size = experiment.pool.size
-
-    def choose(block: Block) -> Choice | None:
-        with contextlib.suppress(DamagedPartError):
-            of_block = scores.read_block(block, size)
-            # An image whose score is not finite is unusable, whatever the reason.
-            usable = np.isfinite(of_block)
-            allowed = usable & kept.read_block(block, size) if kept else usable
-            places = winners_and_losers(of_block, experiment.pairs.loser_rank, allowed)
-            return Choice(block, np.where(usable, of_block, np.float32(np.nan)), *places)
-        return None
-
-    def read(task: tuple[Choice, int]) -> _Image | None:
-        choice, index = task
-        with contextlib.suppress(DamagedPartError):
-            latents = pool.latents.read(choice.block, index)
-            winners, losers = (latents[choice.rows[chosen]] for chosen in choice.chosen(index))
-            return _Image(choice, channel_statistics(latents), (winners, losers))
-        return None
-
-    choices = (choice for choice in read_ahead(choose, blocks) if choice)
-    images = read_ahead(read, ((choice, index) for choice in choices for index in range(size)))
-    while of_block := list(itertools.islice(images, size)):
-        yield of_block
+    with contextlib.suppress(DamagedPartError):
+        of_block = scores.read_block(block, size)
+        # An image whose score is not finite is unusable, for whatever reason.
+        usable = np.isfinite(of_block)
+        allowed = usable & kept.read_block(block, size) if kept else usable
+        places = winners_and_losers(of_block, experiment.pairs.loser_rank, allowed)
+        choice = Choice(block, np.where(usable, of_block, np.float32(np.nan)), *places)
+        latents, statistics = np.empty((2, len(choice.rows), *shape), np.float16), []
+        for index in range(size):
+            # Reads the other images too, so that all damaged ones are drawn again at once.
+            with contextlib.suppress(DamagedPartError):
+                of_index = pool.latents.read(block, index)
+                for side, chosen in zip(latents, choice.chosen(index), strict=True):
+                    side[chosen] = of_index[choice.rows[chosen]]
+                statistics.append(channel_statistics(of_index))
+        if len(statistics) == size:
+            return choice, latents, np.stack(statistics, axis=2)
+    return None
 
 
 def _select(
     experiment: Experiment,
     model: Model,
-    pool: Pool,
-    scores: Parts,
-    kept: Parts | None,
+    read: Callable[[Block], tuple | None],
     parts: PairParts,
     missing: Sequence[Block],
     prompts: int,
 ) -> None:
-    """Selects from blocks, this host's share, but from those where something is damaged.
+    """Selects from blocks, this process's share, except those with damaged parts.
 
-    `prompts` is the share of all prompts.
+    `read` is `_read` of a block; `prompts` is this process's share of all prompts.
     """
     device_batch = batch_of_block(experiment.scoring.device_batch, experiment.pool.block)
     autoencoder, reencode = {"autoencoder": model.parameters["autoencoder"]}, make_reencode(model)
@@ -168,30 +143,26 @@ def _select(
         progress(total=prompts, initial=done, description="select_pairs", unit="prompt") as bar,
         write_behind() as write,
     ):
-        for of_block in _images(experiment, pool, scores, kept, missing):
-            whole = [image for image in of_block if image]
-            if len(whole) == len(of_block):
-                selected = _selected(whole, encode)
-                block = whole[0].choice.block
-                # Not written where there are too many: with a corrected autoencoder the block is encoded again.
-                unusable.add(block, selected)
-                write(parts.write, block, selected)
-                bar.update(len(block.prompts))
+        for choice, latents, statistics in filter(None, read_ahead(read, missing)):
+            selected = _selected(choice, latents, statistics, encode)
+            # Not written where too many are unusable, so that the block is encoded again by a repaired VAE.
+            unusable.add(choice.block, selected)
+            write(parts.write, choice.block, selected)
+            bar.update(len(choice.block.prompts))
 
 
-def _selected(images: Sequence[_Image], encode: Callable[[np.ndarray], np.ndarray]) -> SelectedBlock:
-    """What is selected from a block, of which all images are given; `encode` is called with winners and losers."""
-    choice = images[0].choice
-    sides = np.empty((2, len(choice.rows), *images[0].latents[0].shape[1:]), np.float16)
-    for index, image in enumerate(images):
-        for side, chosen in enumerate(choice.chosen(index)):
-            sides[side, chosen] = image.latents[side]
+def _selected(
+    choice: Choice,
+    latents: Float16[np.ndarray, "2 pairs h w c"],
+    statistics: Float[np.ndarray, "2 prompts size c"],
+    encode: Callable[[np.ndarray], np.ndarray],
+) -> SelectedBlock:
+    """What is selected from a block; `encode` is called with the latents of winners, then losers."""
     with np.errstate(over="ignore"):
-        encoded = encode(sides.reshape(-1, *sides.shape[2:])).astype(np.float16)
-    finite = finite_rows(encoded).reshape(2, -1).all(axis=0)
-    winner_latents, loser_latents = (side[finite] for side in np.split(encoded, 2))
+        encoded = encode(latents.reshape(-1, *latents.shape[2:])).astype(np.float16).reshape(latents.shape)
+    finite = np.isfinite(encoded).all(axis=(0, 2, 3, 4))
+    winner_latents, loser_latents = encoded[:, finite]
     whole = np.isfinite(choice.scores).all(axis=1)
-    statistics = np.stack([image.statistics[:, whole] for image in images], axis=2)
     return SelectedBlock(
         scores=choice.scores,
         winners=choice.winners.astype(np.int32),
@@ -201,7 +172,7 @@ def _selected(images: Sequence[_Image], encode: Callable[[np.ndarray], np.ndarra
         winner_latents=winner_latents,
         loser_latents=loser_latents,
         channel_means=np.stack([channel_statistics(side)[0] for side in (winner_latents, loser_latents)]),
-        distances=rank_distances(statistics, choice.scores[whole]),
+        distances=rank_distances(statistics[:, whole], choice.scores[whole]),
     )
 
 
@@ -213,9 +184,9 @@ def _unusable(experiment: Experiment, prompts: int) -> UnusablePairs:
 def _write(
     experiment: Experiment, run: StageRun, parts: PairParts, blocks: Sequence[Block], latent_shape: Sequence[int]
 ) -> None:
-    """Writes the files of the pairs, in the order of the prompts, and what scores and pairs look like.
+    """Writes the files of the pairs, in the order of the prompts, and the statistics of scores and pairs.
 
-    Where a part is damaged it writes nothing: the part is missing then.
+    Writes no statistics if a part is damaged: the part is missing then, and selected again.
     """
     prompts = sum(len(block.prompts) for block in blocks)
     summary = PoolStatistics(experiment.pairs.loser_rank, _unusable(experiment, prompts))
