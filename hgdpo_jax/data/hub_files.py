@@ -1,13 +1,14 @@
 """Files of data sets on the Hugging Face hub, under the hub's own addresses."""
 
-import fnmatch
 import functools
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.weights.conversion import some
 from hgdpo_jax.weights.hub import fetch
 
 _PREFIX = "hf://"
@@ -16,16 +17,16 @@ _MOST_NAMES = 6
 
 
 def is_hub_address(file: str) -> bool:
-    """Whether a file is named by an address of the hub."""
+    """Whether a file's name is an address of the hub."""
     return file.startswith(_PREFIX)
 
 
 @functools.cache
 def fetch_files(address: str) -> list[epath.Path]:
-    """Files of a data set, `hf://datasets/OWNER/NAME[@REVISION]/FILE` with * in FILE for many, by name.
+    """Files of a data set, `hf://datasets/OWNER/NAME[@REVISION]/FILE` with * in FILE for several, sorted by name.
 
-    They are fetched once, with progress, into the hub's cache; without a network those in the cache are used. A slash
-    in a revision is written %2F. A program asks the hub once. Raises UserError where there are none.
+    Downloads them once into the hub's cache, with progress; without a network, uses those in the cache. A slash in a
+    revision is written %2F. Raises UserError if there are none.
     """
     match = _ADDRESS.fullmatch(address)
     if not match or "**" in address:
@@ -36,17 +37,11 @@ def fetch_files(address: str) -> list[epath.Path]:
     revision = match["revision"].replace("%2F", "/") if match["revision"] else None
 
     def wanted(files: Sequence[str]) -> Iterator[str]:
-        # As a search of folders does, by which a cache is read: * stands for no slash.
-        chosen = [file for file in files if _matches(file.split("/"), pattern.split("/"))]
+        # Like `glob`, which searches the cache: the whole path, and * matches no slash.
+        chosen = [file for file in files if PurePosixPath("/", file).match(f"/{pattern}")]
         if not chosen:
-            more = f" and {len(files) - _MOST_NAMES} more" if len(files) > _MOST_NAMES else ""
-            shown = ", ".join(files[:_MOST_NAMES]) + more
-            raise UserError(f"the data set {name} has no file {pattern}, expected one of {shown}")
+            raise UserError(f"the data set {name} has no file {pattern}, expected one of {some(files, _MOST_NAMES)}")
         yield from chosen
 
     folder = fetch(name, revision, wanted, cached=[pattern], kind="dataset")
     return sorted(path for path in folder.glob(pattern) if path.is_file())
-
-
-def _matches(words: Sequence[str], patterns: Sequence[str]) -> bool:
-    return len(words) == len(patterns) and all(map(fnmatch.fnmatchcase, words, patterns))

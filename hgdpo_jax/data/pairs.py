@@ -1,10 +1,12 @@
 """Preference pairs as a TFDS data set in ArrayRecord files, written and read without TensorFlow."""
 
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -18,6 +20,7 @@ from hgdpo_jax.files import PARTIAL_SUFFIX, cached_folder, is_remote
 
 _NAME, _SPLIT, _SUFFIX = "pairs", "train", FileFormat.ARRAY_RECORD.file_suffix
 _INFO_FILE = "dataset_info.json"
+_LATENTS = ("winner_latents", "loser_latents")
 # A file of 180 MB at 704x1024.
 _PAIRS_PER_FILE = 1024
 
@@ -48,47 +51,35 @@ def write_pairs(folder: epath.PathLike, pairs: Iterable[dict[str, Any]], latent_
     return count
 
 
-def open_pairs(folder: epath.PathLike) -> "Pairs":
-    """The pairs of a folder; raises UserError where it holds none."""
+def open_pairs(folder: epath.PathLike) -> grain.MapDataset:
+    """The pairs of a folder: dicts as in `write_pairs`, with float32 latents; raises UserError if it holds none."""
     folder = epath.Path(folder)
     if not (folder / _INFO_FILE).is_file():
         raise UserError(f"{folder} holds no pairs, expected {_INFO_FILE}: run the stage select_pairs")
     # ArrayRecord reads local files only.
     local = cached_folder(folder, [path.name for path in folder.iterdir()])
-    return Pairs(tfds.builder_from_directory(str(local)).as_data_source(split=_SPLIT))
+    source = tfds.builder_from_directory(str(local)).as_data_source(split=_SPLIT)
+    return grain.MapDataset.source(source).map(_read)
 
 
-class Pairs:
-    """Pairs by their number: dicts as in `write_pairs`, with float32 latents."""
-
-    def __init__(self, source: Sequence[dict[str, Any]]):
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        pair = dict(self._source[number])
-        pair["prompt"] = pair["prompt"].decode()
-        for name in ("winner_latents", "loser_latents"):
-            pair[name] = pair[name].astype(np.float32)
-        return pair
+def _read(pair: dict[str, Any]) -> dict[str, Any]:
+    latents = {name: pair[name].astype(np.float32) for name in _LATENTS}
+    return {**pair, "prompt": pair["prompt"].decode(), **latents}
 
 
 def _features(latent_shape: Sequence[int]) -> tfds.features.FeaturesDict:
-    def latents() -> tfds.features.Tensor:
-        # As lists of numbers records hold no float16.
-        return tfds.features.Tensor(shape=tuple(latent_shape), dtype=np.float16, encoding="bytes")
-
+    # Without this encoding, records hold lists of numbers, and none of float16.
+    latents = tfds.features.Tensor(shape=tuple(latent_shape), dtype=np.float16, encoding="bytes")
+    score, index = tfds.features.Scalar(np.float32), tfds.features.Scalar(np.int32)
     return tfds.features.FeaturesDict(
         {
             "prompt": tfds.features.Text(),
-            "winner_latents": latents(),
-            "loser_latents": latents(),
-            "winner_score": tfds.features.Scalar(np.float32),
-            "loser_score": tfds.features.Scalar(np.float32),
-            "winner_index": tfds.features.Scalar(np.int32),
-            "loser_index": tfds.features.Scalar(np.int32),
+            "winner_latents": latents,
+            "loser_latents": latents,
+            "winner_score": score,
+            "loser_score": score,
+            "winner_index": index,
+            "loser_index": index,
         }
     )
 
@@ -96,8 +87,8 @@ def _features(latent_shape: Sequence[int]) -> tfds.features.FeaturesDict:
 def _write(folder: epath.Path, pairs: Iterable[dict[str, Any]], features: tfds.features.FeaturesDict) -> int:
     """Writes the data set file by file.
 
-    TFDS's own writers keep all pairs a second time, to shuffle them, and serialize the features of a record in an
-    order that changes from one process to the next.
+    TFDS's own writers keep a second copy of all pairs, to shuffle them, and serialise the features of a record in an
+    order that changes between processes.
     """
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     template = naming.ShardedFileTemplate(
@@ -109,24 +100,22 @@ def _write(folder: epath.Path, pairs: Iterable[dict[str, Any]], features: tfds.f
     )
     lengths: list[int] = []
     size = 0
-    writer: ArrayRecordWriter | None = None
-    for pair in pairs:
-        if writer is None or lengths[-1] == _PAIRS_PER_FILE:
-            if writer:
-                writer.close()
-            path = template.sharded_filepath(shard_index=len(lengths), num_shards=None)
-            writer = ArrayRecordWriter(str(path), "group_size:1")
-            lengths.append(0)
-        record = serializer.get_tf_example(features.encode_example(pair)).SerializeToString(deterministic=True)
-        writer.write(record)
-        lengths[-1] += 1
-        size += len(record)
-    if not writer:
+    remaining = iter(pairs)
+    for first in remaining:
+        path = template.sharded_filepath(shard_index=len(lengths), num_shards=None)
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        lengths.append(0)
+        for pair in itertools.chain([first], itertools.islice(remaining, _PAIRS_PER_FILE - 1)):
+            record = serializer.get_tf_example(features.encode_example(pair)).SerializeToString(deterministic=True)
+            writer.write(record)
+            lengths[-1] += 1
+            size += len(record)
+        writer.close()
+    if not lengths:
         raise UserError(
             "no prompt has a winner and a loser: all scores are equal, or too few images are usable or kept by the "
             "filter; check weights.scorer and pairs.filter"
         )
-    writer.close()
     identity = DatasetIdentity(
         name=_NAME, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="hgdpo_jax"
     )

@@ -12,40 +12,41 @@ from etils import epath
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import local_copy
 from hgdpo_jax.texts import require_whole_characters, shortened
+from hgdpo_jax.weights.conversion import some
 
 _SOURCE = re.compile(r"(.+?\.(?:jsonl?|csv|tsv|parquet))(?::(.*))?", re.IGNORECASE)
 _MOST_NAMES = 12
+# The column of texts in a JSON array.
+_UNNAMED = ""
 # str.splitlines also splits at form feeds, U+0085, U+2028 and others, which texts from web pages hold.
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
-# Where a row stands, such as "line 3", and what its columns hold.
+# A row's place, such as "line 3", and its values by column.
 Row = tuple[str, dict[str, Any]]
 
 
 def split_source(source: str) -> tuple[str, str | None]:
-    """The file that a source names and what it selects of it, None where the file is no table.
+    """Splits a source into its file and its selection of columns and rows, None if the file is not a table.
 
-    Only a colon behind a table's ending separates, so drive letters and "gs://" stay whole.
+    Only a colon after a table's suffix separates them, so drive letters and "gs://" are kept.
     """
     match = _SOURCE.fullmatch(source)
     return (match[1], match[2] or "") if match else (source, None)
 
 
 def column_texts(path: epath.Path, selection: str) -> list[str]:
-    """Texts of a column, of all rows ("COLUMN") or of those with a value in another one ("COLUMN:OTHER=VALUE").
+    """Texts of a column, of all rows ("COLUMN") or of those with a value in another column ("COLUMN:OTHER=VALUE").
 
-    What a row lacks is empty. Of a JSON array of texts, which has no columns, the selection is empty. Raises UserError
-    where content or selection is not of that kind.
+    A missing value is an empty text. The selection of a JSON array of texts is empty. Raises UserError if the content
+    or the selection has another form.
     """
-    if path.suffix.lower() == ".json" and (texts := _json_texts(path)) is not None:
-        if selection:
-            raise UserError(f"prompts file {path} is an array of texts, without columns: leave :{selection} out")
-        return texts
     column, _, condition = selection.partition(":")
     rows = table_rows(path, {column, condition.partition("=")[0]} if condition else {column})
     if not rows:
-        raise UserError(f"prompts file {path} is empty, expected columns with names and one prompt a row")
-    columns = dict.fromkeys(name for _, row in rows for name in row)
+        raise UserError(f"prompts file {path} is empty, expected columns with names and one prompt per row")
+    columns = list(dict.fromkeys(name for _, row in rows for name in row))
+    if selection and columns == [_UNNAMED]:
+        raise UserError(f"prompts file {path} is an array of texts, without columns: leave :{selection} out")
     if column not in columns:
         problem = f"has no column {column!r}" if column else "is a table"
         raise UserError(f"prompts file {path} {problem}, expected {path}:COLUMN with one of {_listed(columns)}")
@@ -54,24 +55,19 @@ def column_texts(path: epath.Path, selection: str) -> list[str]:
 
 
 def table_rows(path: epath.Path, names: set[str]) -> list[Row]:
-    """The rows of a table in the format of its ending, with the columns of these names and perhaps others.
+    """The rows of a table in the format that its suffix names, with the columns `names` and perhaps others.
 
-    Where one of them is not there, the first row names all that are. Raises UserError where the file is of another
-    format.
+    If one of them is missing, the first row names all columns. Raises UserError if the file has another format.
     """
-    if path.suffix.lower() == ".parquet":
+    kind = path.suffix.lower()
+    if kind == ".parquet":
         return list(_parquet_rows(path, names))
-    content = read_text(path)
-    match path.suffix.lower():
-        case ".json":
-            return _json_array_rows(path, content)
-        case ".jsonl":
-            return list(_json_rows(path, content))
-    return list(_separated_rows(path, content))
+    read = {".json": _json_array_rows, ".jsonl": _json_rows}.get(kind, _separated_rows)
+    return list(read(path, read_text(path)))
 
 
 def text_of(path: epath.Path, row: Row, column: str) -> str:
-    """What a row holds in a column, empty where it lacks it; raises UserError where that is no text."""
+    """A row's text in a column, empty if it has none; raises UserError if the value is not a text."""
     place, values = row
     text = values.get(column)
     if not isinstance(text, str | None):
@@ -81,36 +77,36 @@ def text_of(path: epath.Path, row: Row, column: str) -> str:
 
 
 def read_text(path: epath.Path) -> str:
-    """A UTF-8 file, with or without a byte order mark; raises UserError where it is not UTF-8."""
+    """Reads a UTF-8 file, with or without a byte order mark; raises UserError if it is not UTF-8."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    # English in UTF-16 without a byte order mark is UTF-8 with a zero between all letters.
+    # English text in UTF-16 without a byte order mark is valid UTF-8, with a zero between letters.
     if "\0" in text:
         raise UserError(f"{path} is not UTF-8 (a zero after {text.index(chr(0))} characters): save it as UTF-8")
     return text
 
 
 def prompt_lines(path: epath.Path) -> list[str]:
-    """Lines of a text file; raises UserError where it holds JSON, whose lines are no prompts."""
+    """Lines of a text file; raises UserError if it holds JSON, whose lines are not prompts."""
     content = read_text(path)
     if _is_json(content) or _is_json(content.lstrip().partition("\n")[0]):
         raise UserError(
-            f"prompts file {path} holds JSON, expected one prompt a line: let its name end in .json or .jsonl"
+            f"prompts file {path} holds JSON, expected one prompt per line: let its name end in .json or .jsonl"
         )
     return lines_of(content)
 
 
 def lines_of(content: str) -> list[str]:
-    """Lines of a text, without the \\n, \\r\\n or \\r that ends them; no other character ends a line."""
+    """Lines of a text, without the \\n, \\r\\n or \\r that ends each; no other character ends a line."""
     lines = _LINE_END.split(content)
     return lines if lines[-1] else lines[:-1]
 
 
 def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[Row]:
-    """Rows with the columns of these names; with all of them, but empty, where a name is not there, to be told."""
-    # Slow to import, and few need it.
+    """Rows with the columns `names`; if one is missing, a single row with all columns, for the message."""
+    # Slow to import, and rarely needed.
     import pyarrow
     from pyarrow import parquet
 
@@ -121,7 +117,7 @@ def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[Row]:
                 yield "row 1", dict.fromkeys(present)
                 return
             table = file.read(columns=[name for name in present if name in names])
-    # What a damaged file's pages cannot be unpacked to is an OSError.
+    # Pages of a damaged file that cannot be decompressed raise OSError.
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from error
     try:
@@ -133,7 +129,7 @@ def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[Row]:
 
 
 def _is_json(content: str) -> bool:
-    """Whether a text is a JSON array or object; a prompt may begin with a bracket, too."""
+    """Whether a text is a JSON array or object; a prompt may begin with a bracket too."""
     try:
         return content.lstrip()[:1] in ("[", "{") and bool(json.loads(content))
     except (ValueError, RecursionError):
@@ -161,42 +157,29 @@ def _json_rows(path: epath.Path, content: str) -> Iterator[Row]:
         yield f"line {line}", row
 
 
-def _json_items(path: epath.Path, content: str) -> list[Any] | None:
-    """Items of a JSON array; None where the file holds JSON lines, as those of many data sets do."""
+def _json_array_rows(path: epath.Path, content: str) -> Iterable[Row]:
+    """Rows of a JSON array of objects, or of texts, which get the column `_UNNAMED`."""
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
         if content.lstrip().startswith("["):
             raise UserError(f"{path} is not JSON: {error}") from error
-        return None
-    return values if isinstance(values, list) else [values]
-
-
-def _json_texts(path: epath.Path) -> list[str] | None:
-    """The texts of a JSON array of texts; None where the file holds something else."""
-    items = _json_items(path, read_text(path))
-    if not items or not isinstance(items[0], str):
-        return None
-    rows = ((f"item {number}", {"text": item}) for number, item in enumerate(items, start=1))
-    return [text_of(path, row, "text") for row in rows]
-
-
-def _json_array_rows(path: epath.Path, content: str) -> list[Row]:
-    items = _json_items(path, content)
-    if items is None:
-        return list(_json_rows(path, content))
+        # Many data sets keep JSON lines in files named .json.
+        return _json_rows(path, content)
+    items = values if isinstance(values, list) else [values]
+    kind = str if isinstance(next(iter(items), None), str) else dict
     for number, item in enumerate(items, start=1):
-        if not isinstance(item, dict):
+        if not isinstance(item, kind):
             raise UserError(
                 f"item {number} of {path} is {shortened(_as_text(item))}, expected an array of texts, or of objects "
                 '{"COLUMN": "a text"}'
             )
-    return [(f"item {number}", item) for number, item in enumerate(items, start=1)]
+    return [(f"item {n}", item if kind is dict else {_UNNAMED: item}) for n, item in enumerate(items, start=1)]
 
 
 def _separated_rows(path: epath.Path, content: str) -> Iterator[Row]:
     lines = io.StringIO(content, newline="")
-    # In TSV a quotation mark is a character like others: PartiPrompts has prompts that begin with one.
+    # In TSV a quotation mark is an ordinary character: PartiPrompts has prompts that begin with one.
     tabs = path.suffix.lower() == ".tsv"
     reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
     try:
@@ -234,6 +217,4 @@ def _as_text(value: Any) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    names = [shortened(name) for name in names]
-    rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + rest
+    return some([shortened(name) for name in names], _MOST_NAMES)

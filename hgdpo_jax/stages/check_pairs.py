@@ -1,4 +1,4 @@
-"""Looks at the pairs, as training sees them, before anything is trained: winners against losers by every score."""
+"""Compares winners and losers by every score before training, as decoded from the latents that training reads."""
 
 import dataclasses
 
@@ -20,6 +20,7 @@ INPUTS = ("select_pairs",)
 _MOST_PAIRS = 1024
 _CHUNK_PAIRS = 64
 _SHOWN = 8
+_SIDES = ("winner", "loser")
 
 
 def settings(experiment: Experiment) -> dict:
@@ -31,7 +32,7 @@ def settings(experiment: Experiment) -> dict:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where a scorer is missing, cannot be loaded, or fails on a black picture."""
+    """Raises UserError if a scorer is missing, cannot be loaded, or fails on a black image."""
     scorer_source(experiment)
     check_scorers(experiment)
 
@@ -43,10 +44,9 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 def run(experiment: Experiment, run: StageRun) -> None:
     pairs = open_pairs(run.local_input("select_pairs"))
     model, scores = load_autoencoder(experiment), scores_of(experiment)
-    # Spread over the whole data set where it is larger.
+    # Evenly spaced in a larger data set.
     rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_PAIRS)).astype(int)
-    sides = ("winner", "loser")
-    values = {side: {name: np.zeros(len(rows)) for name in scores} for side in sides}
+    values = {side: {name: np.zeros(len(rows)) for name in scores} for side in _SIDES}
     unusable = Unusable(experiment.pool.unusable_limit, 2 * len(rows))
 
     def images_of(side: str, chosen) -> tuple[np.ndarray, np.ndarray]:
@@ -57,17 +57,16 @@ def run(experiment: Experiment, run: StageRun) -> None:
     with progress(total=2 * len(rows), description="check_pairs", unit="image") as bar:
         for start in range(0, len(rows), _CHUNK_PAIRS):
             chunk = slice(start, start + _CHUNK_PAIRS)
-            for side in sides:
+            for side in _SIDES:
                 images, decoded = images_of(side, rows[chunk])
                 finite = {f"the pictures that {name_of(experiment, 'autoencoder')} decodes": decoded}
                 for name, score in scores.items():
-                    scored = np.where(decoded, score.function(images, prompts[chunk]), np.nan)
-                    values[side][name][chunk] = scored
-                    finite[f"the scores of {name}"] = np.isfinite(scored)
+                    values[side][name][chunk] = np.where(decoded, score.function(images, prompts[chunk]), np.nan)
+                    finite[f"the scores of {name}"] = np.isfinite(values[side][name][chunk])
                 unusable.add(finite, pair_of(prompts[chunk]))
                 bar.update(len(images))
     unusable.warn()
-    compared = np.isfinite([table for side in sides for table in values[side].values()]).all(axis=0)
+    compared = np.isfinite([table for side in _SIDES for table in values[side].values()]).all(axis=0)
     unusable.require_rest(compared.sum())
     rows, prompts = rows[compared], [prompts[i] for i in np.flatnonzero(compared)]
     values = {side: {name: table[compared] for name, table in tables.items()} for side, tables in values.items()}
@@ -77,15 +76,22 @@ def run(experiment: Experiment, run: StageRun) -> None:
     write_json(run.folder / CHECK, dataclasses.asdict(check))
     furthest_first = np.argsort(values["loser"][TRAINING] - values["winner"][TRAINING], kind="stable")
     half = min(_SHOWN, (len(rows) + 1) // 2)
-    listed: dict[str, list] = {}
+    shown = {}
     for kind, chosen in (("best", furthest_first[:half]), ("worst", furthest_first[half:][::-1][:_SHOWN])):
-        pictures = {side: images_of(side, rows[chosen])[0] for side in sides if len(chosen)}
-        listed[kind] = [{"prompt": prompts[i]} for i in chosen]
-        for place, i in enumerate(chosen):
-            for side in sides:
-                name = f"images/{kind}-{place}-{side}.png"
-                write_bytes(run.folder / name, png_bytes(pictures[side][place]))
-                scored = {score: float(table[i]) for score, table in values[side].items()}
-                listed[kind][place][side] = {"image": name, "scores": scored}
-    write_json(run.folder / SHOWN, listed)
+        places = {i: f"images/{kind}-{place}" for place, i in enumerate(chosen)}
+        for side in _SIDES if places else ():
+            for name, image in zip(places.values(), images_of(side, rows[chosen])[0], strict=True):
+                write_bytes(run.folder / f"{name}-{side}.png", png_bytes(image))
+        shown[kind] = [
+            {
+                side: {
+                    "image": f"{name}-{side}.png",
+                    "scores": {score: float(table[i]) for score, table in values[side].items()},
+                }
+                for side in _SIDES
+            }
+            | {"prompt": prompts[i]}
+            for i, name in places.items()
+        ]
+    write_json(run.folder / SHOWN, shown)
     print(check, flush=True)

@@ -128,7 +128,7 @@ def test_only_a_colon_behind_a_tables_ending_separates(source, parts):
         ("a.json", "", "", "is empty"),
         ("a.json", "[]", ":caption", "is empty"),
         ("a.json", '["a man"]', ":caption", "is an array of texts, without columns: leave :caption out"),
-        ("a.json", '["a man", 5]', "", "item 2 of .* has 5 as 'text', expected a text"),
+        ("a.json", '["a man", 5]', "", "item 2 of .* is 5, expected an array of texts"),
         ("a.json", "[5]", "", "item 1 of .* is 5, expected an array of texts, or of objects"),
         ("a.json", '[{"caption": "a man"}]', "", "is a table, expected .*a.json:COLUMN with one of caption"),
         ("a.json", '{"images": [], "annotations": []}', ":caption", "has no column .* one of images, annotations"),
