@@ -1,9 +1,10 @@
-"""Errors that a person can mend."""
+"""Errors that a person can mend, and warnings."""
 
 import contextlib
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 # What stops a run from outside, and may be mended while it waits.
@@ -21,6 +22,11 @@ _DISK_TROUBLES = {
 
 class UserError(Exception):
     """A mistake in what was given; its text is one line: what was given, what was expected, what to type next."""
+
+
+def warn(message: str) -> None:
+    """Prints a warning of one line on the error stream."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def first_line(error: BaseException) -> str:

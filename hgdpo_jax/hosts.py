@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
@@ -191,6 +191,13 @@ def from_first(value: Any) -> Any:
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
     padded = encoded if is_first() else np.zeros(length, np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
+def chosen_by_first(items: Sequence[Item], choose: Callable[[], Iterable[Item]]) -> list[Item]:
+    """Those of the items that the first process chooses once all processes have come here, the same on all."""
+    wait()
+    numbers = {item: number for number, item in enumerate(items)}
+    return [items[number] for number in from_first([numbers[item] for item in choose()] if is_first() else [])]
 
 
 def gather(value: Any) -> list[Any]:

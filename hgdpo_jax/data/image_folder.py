@@ -3,12 +3,11 @@
     FOLDER/metadata.jsonl    {"file_name": "people/0001.jpg", "text": "a woman in the rain"}, one line an image
     FOLDER/metadata.csv      or a table with these columns, or metadata.parquet
 
-The first of these tables that is there counts.
+The first of these tables that exists is read.
 """
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
@@ -20,16 +19,16 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 
 from hgdpo_jax.artifacts import fingerprint_of
 from hgdpo_jax.data.prompt_tables import table_rows, text_of
-from hgdpo_jax.errors import UserError, first_line
+from hgdpo_jax.errors import UserError, first_line, warn
 from hgdpo_jax.files import expanded, leads_out
 from hgdpo_jax.weights.conversion import some
 
 _TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _TABLE_NAMES = f"{', '.join(_TABLES[:-1])} or {_TABLES[-1]}"
 _NAME_COLUMN = "file_name"
-# Opening a file waits for the disk, or for an object store, and hardly ever computes.
+# Threads that open files mostly wait for the disk or an object store.
 _THREADS = 32
-# What turns an image upright, by its EXIF orientation; those from 5 on lie on their side.
+# The transpositions that turn an image upright, by its EXIF orientation; from 5 on they swap width and height.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,17 +39,17 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _TURNED = range(5, 9)
-# 16,384 x 16,384, which takes 1 GiB while it is decoded, on each thread. Pillow's own limit of 179 million pixels keeps
-# out scans and panoramas, and from half of it on Pillow warns.
+# 16,384 x 16,384, which takes 1 GiB per thread while it is decoded. Pillow's own limit of 179 million pixels excludes
+# scans and panoramas, and Pillow warns from half of it on.
 _MOST_PIXELS = 1 << 28
 Image.MAX_IMAGE_PIXELS = None
-# Programs that draw images keep their whole workflow in a PNG's text, of which Pillow takes 1 MB.
+# Programs that draw images store their whole workflow in a PNG's text, of which Pillow accepts 1 MB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """Images by their number in the table, each with its caption; nothing of an image is kept in memory."""
+    """Images by their row in the table, each with its caption; no image is kept in memory."""
 
     folder: epath.Path
     names: tuple[str, ...]
@@ -58,7 +57,7 @@ class ImageFolder:
 
     @classmethod
     def open(cls, folder: epath.PathLike, caption_column: str) -> "ImageFolder":
-        """Reads the table of a folder; raises UserError where it, a column of it, or an image's name is missing."""
+        """Reads the table of a folder; raises UserError if it, one of its columns, or an image's name is missing."""
         folder = expanded(folder)
         if not folder.is_dir():
             raise UserError(f"image folder {str(folder)!r} does not exist, expected a folder with {_TABLE_NAMES}")
@@ -72,7 +71,7 @@ class ImageFolder:
         columns = list(dict.fromkeys(name for _, row in rows for name in row))
         if not rows:
             raise UserError(
-                f"{table} is empty, expected the columns {_NAME_COLUMN} and {caption_column}, a row an image"
+                f"{table} is empty, expected the columns {_NAME_COLUMN} and {caption_column}, one row per image"
             )
         if _NAME_COLUMN not in columns:
             raise UserError(f"{table} has no column {_NAME_COLUMN!r}, expected it beside {some(columns)}")
@@ -81,33 +80,35 @@ class ImageFolder:
                 f"{table} has no column {caption_column!r}, "
                 f"expected finetune.caption_column to be one of {some([c for c in columns if c != _NAME_COLUMN])}"
             )
-        names = tuple(text_of(table, row, _NAME_COLUMN) for row in rows)
-        if "" in names:
-            raise UserError(f"{rows[names.index('')][0]} of {table} has no {_NAME_COLUMN}, expected an image's path")
-        if outside := next((row for row, name in zip(rows, names, strict=True) if leads_out(name)), None):
-            raise UserError(
-                f"{outside[0]} of {table} names {outside[1][_NAME_COLUMN]!r}, which leads out of the folder: put the "
-                "image into it, and give its path from there"
-            )
+        names = []
+        for row in rows:
+            names.append(name := text_of(table, row, _NAME_COLUMN))
+            if not name:
+                raise UserError(f"{row[0]} of {table} has no {_NAME_COLUMN}, expected an image's path")
+            if leads_out(name):
+                raise UserError(
+                    f"{row[0]} of {table} names {name!r}, which leads out of the folder: put the image into it, and "
+                    "give its path from there"
+                )
         captions = tuple(text_of(table, row, caption_column).strip() for row in rows)
         if not any(captions):
             raise UserError(f"{table} has no text in its column {caption_column!r}, expected captions")
-        return cls(folder, names, captions)
+        return cls(folder, tuple(names), captions)
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def fingerprint(self) -> str:
-        """Names the images by their names and captions."""
-        # Not by their content: to read it, hundreds of gigabytes, would take longer than many a run.
+        """A hash of the names and captions."""
+        # Not of the content: reading hundreds of gigabytes would take longer than many runs.
         return fingerprint_of({"names": self.names, "captions": self.captions})
 
     def require_images(self, width: int, height: int, report: Callable[[], object] = lambda: None) -> None:
-        """Opens every file as far as its size; raises UserError where some are missing or cannot be used.
+        """Reads the size of every image; raises UserError if some are missing or cannot be used.
 
-        Images smaller than `width` x `height`, and those without a caption, are counted on the error stream. `report`
-        is called for every image.
+        Warns of the number of images that are smaller than `width` x `height` or have no caption. `report` is called
+        for every image.
         """
         absent, unreadable, small = [], [], []
         with ThreadPoolExecutor(_THREADS) as threads:
@@ -128,16 +129,16 @@ class ImageFolder:
                 f"{self.folder} has images that cannot be used, {some(unreadable)}: replace them, or remove their rows"
             )
         if small:
-            _warn(
+            warn(
                 f"{len(small):,} of {len(self):,} images are smaller than {width}x{height} and enlarged: {some(small)}"
             )
         if empty := self.captions.count(""):
-            _warn(f"{empty:,} of {len(self):,} images have no caption and train the empty prompt")
+            warn(f"{empty:,} of {len(self):,} images have no caption and train the empty prompt")
 
     def image(self, row: int, width: int, height: int) -> UInt8[np.ndarray, "height width 3"]:
-        """An image upright, its transparent parts white, resized to cover `width` x `height` and cropped to its centre.
+        """An upright image on white, resized to cover `width` x `height` and cropped to its centre.
 
-        Raises UserError where it cannot be decoded.
+        Raises UserError if it cannot be decoded.
         """
         path = self.folder / self.names[row]
         try:
@@ -147,7 +148,7 @@ class ImageFolder:
                 turn = _UPRIGHT.get(_orientation(opened) or 1)
                 upright = _in_eight_bits(opened if turn is None else opened.transpose(turn), black, white)
                 return np.asarray(ImageOps.fit(_on_white(upright), (width, height), Image.Resampling.LANCZOS), np.uint8)
-        # Pillow's readers raise nearly anything on a broken file.
+        # Pillow's readers raise many kinds of errors on a broken file.
         except Exception as error:
             raise UserError(
                 f"{path} cannot be decoded ({first_line(error)}): put a whole image in its place and run again; what "
@@ -155,12 +156,12 @@ class ImageFolder:
             ) from error
 
     def _size(self, name: str) -> tuple[int, int] | Exception | None:
-        """Width and height of an upright image, None where there is no file, or what went wrong."""
+        """Width and height of an upright image, None if there is no file, or the error."""
         try:
             with _opened(self.folder / name) as opened:
                 _range_of(opened)
                 width, height = opened.size
-                # Pillow gives a TIFF's size upright.
+                # Pillow reports a TIFF's size as upright.
                 turned = _orientation(opened) in _TURNED and opened.format != "TIFF"
                 return (height, width) if turned else (width, height)
         except FileNotFoundError:
@@ -171,7 +172,7 @@ class ImageFolder:
 
 @contextlib.contextmanager
 def _opened(path: epath.Path) -> Iterator[Image.Image]:
-    """An image as far as its header; raises ValueError, with the reason, where that is no image or too large."""
+    """Opens an image, reading its header; raises ValueError, with the reason, if it is no image or too large."""
     with path.open("rb") as file:
         try:
             opened = Image.open(file)
@@ -186,7 +187,7 @@ def _opened(path: epath.Path) -> Iterator[Image.Image]:
 
 
 def _reason(file: IO[bytes]) -> str:
-    """Why a file is no image; Pillow does not pass on what its readers say."""
+    """Why a file is no image: Pillow does not pass on the errors of its readers."""
     file.seek(0)
     if not (start := file.read(16)):
         return "an empty file"
@@ -203,22 +204,22 @@ def _reason(file: IO[bytes]) -> str:
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """How EXIF says that an image is turned; None where it says nothing, or is broken."""
+    """The EXIF orientation of an image; None if there is none, or EXIF is broken."""
     try:
-        # Not the PNG reader's own method, which decodes the whole image.
+        # The PNG reader's own method would decode the whole image.
         return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     except Exception:
         return None
 
 
 def _range_of(opened: Image.Image) -> tuple[int, int]:
-    """The values of black and white in an image's file; raises ValueError where it does not say them."""
+    """The values of black and white in an image's file; raises ValueError if the format does not define them."""
     if opened.mode.startswith("I;16"):
         tags = getattr(opened, "tag_v2", {})
         white = (1 << tags.get(ExifTags.Base.BitsPerSample, (16,))[0]) - 1
-        # A TIFF may count from white to black. Pillow turns that round in 8 bits only.
+        # A TIFF may use 0 for white, which Pillow inverts only in 8 bits.
         return (white, 0) if tags.get(ExifTags.Base.PhotometricInterpretation) == 0 else (0, white)
-    # Pillow scales netpbm's values to 16 bits. Other such files hold signed or 32-bit values: depths, measurements.
+    # Pillow scales netpbm's values to 16 bits. Other such files hold signed or 32-bit values, such as depths.
     if opened.mode == "I" and opened.format == "PPM":
         return 0, (1 << 16) - 1
     if opened.mode in ("I", "F"):
@@ -229,7 +230,7 @@ def _range_of(opened: Image.Image) -> tuple[int, int]:
 
 
 def _in_eight_bits(image: Image.Image, black: int, white: int) -> Image.Image:
-    """The image with 0 as black and 255 as white; Pillow would clip values above 255."""
+    """Rescales an image so that 0 is black and 255 white; Pillow would clip values above 255."""
     if (black, white) == (0, 255):
         return image
     values = np.asarray(image)
@@ -245,7 +246,3 @@ def _on_white(image: Image.Image) -> Image.Image:
     behind = Image.new("RGBA", image.size, "white")
     behind.alpha_composite(image.convert("RGBA"))
     return behind.convert("RGB")
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)

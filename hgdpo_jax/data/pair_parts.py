@@ -1,8 +1,8 @@
-"""What was selected from each block of a pool, kept until the files of the pairs are written.
+"""The selection from each block of a pool, kept until the files of the pairs are written.
 
     FOLDER/<block>.safetensors
 
-A part is whole or not there, so a selection that was stopped continues with the blocks that are missing.
+A part is complete or absent, so a selection that was stopped resumes with the missing blocks.
 """
 
 import dataclasses
@@ -45,23 +45,24 @@ class PairParts:
     folder: epath.Path
 
     def path(self, block: Block) -> epath.Path:
-        """Place of a part."""
+        """The file of a part."""
         return self.folder / f"{block.name}.safetensors"
 
     def missing_for_all(self, blocks: Sequence[Block]) -> list[Block]:
-        """What is missing when every process has come here, the same list on all of them."""
-        hosts.wait()
-        there = names_in(self.folder) if hosts.is_first() else set()
-        absent = hosts.from_first([i for i, block in enumerate(blocks) if self.path(block).name not in there])
-        return [blocks[i] for i in absent]
+        """The blocks without a part once every process has come here, the same list on all of them."""
+
+        def missing() -> list[Block]:
+            present = names_in(self.folder)
+            return [block for block in blocks if self.path(block).name not in present]
+
+        return hosts.chosen_by_first(blocks, missing)
 
     def write(self, block: Block, selected: SelectedBlock) -> None:
         """Writes a part."""
-        arrays = {field.name: getattr(selected, field.name) for field in dataclasses.fields(selected)}
-        save_tensors(self.path(block), arrays)
+        save_tensors(self.path(block), vars(selected))
 
     def read(self, block: Block) -> SelectedBlock:
-        """A part; one that is cut short or altered is removed with a warning, and DamagedPartError raised."""
+        """Reads a part; removes a truncated or altered one with a warning and raises DamagedPartError."""
         path = self.path(block)
         with removed_if_damaged(path):
             arrays = load_tensors(path)[0]

@@ -1,12 +1,12 @@
-"""A pool of images: for every prompt of a list the same number of latents, and scorers' opinions of them.
+"""A pool of images: the same number of latents for every prompt of a list, and their scores.
 
-    FOLDER/<block>/image-007.safetensors                  latents of image 7 of every prompt of a block
+    FOLDER/<block>/image-007.safetensors                  latents of image 7 of every prompt in a block
     FOLDER/scores-<scorer>/<block>/image-007.safetensors  their scores
     FOLDER/kept-<filter>/<block>/image-007.safetensors    whether a filter keeps them
 
-A block is named by its prompts' texts, so that lists which begin alike share parts. A part is whole or not there.
-An image whose latents or score are not finite is unusable: such rows are kept as they are, and later stages leave the
-image out.
+A block's name is a hash of its prompts, so that lists with the same beginning share parts. A part is complete or
+absent. An image whose latents or score are not finite is unusable: its row is stored as it is, and later stages leave
+the image out.
 """
 
 import collections
@@ -15,8 +15,8 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -26,12 +26,12 @@ from etils import epath
 from jaxtyping import Shaped
 
 from hgdpo_jax import hosts, leases
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, warn
 from hgdpo_jax.files import names_in, write_json
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
 _LISTERS = 16
-# More than a machine has cores: in an object store most of them wait.
+# More threads than cores: with an object store, most of them wait.
 _READERS = 32
 
 Item = TypeVar("Item")
@@ -39,17 +39,17 @@ Result = TypeVar("Result")
 
 
 class DamagedPartError(Exception):
-    """A part that could not be read; it has been removed, to be made again."""
+    """A part could not be read, and has been removed so that it is made again."""
 
 
 @contextlib.contextmanager
 def removed_if_damaged(path: epath.Path) -> Iterator[None]:
-    """Removes a part with a warning where reading it, inside, finds it damaged; raises DamagedPartError."""
+    """Removes a part, with a warning, if the code inside finds it damaged; raises DamagedPartError."""
     try:
         yield
     except (UserError, KeyError) as error:
         path.unlink(missing_ok=True)
-        print(f"warning: {path} was damaged and is made again", file=sys.stderr, flush=True)
+        warn(f"{path} was damaged and is made again")
         raise DamagedPartError(str(path)) from error
 
 
@@ -61,30 +61,30 @@ class Block:
 
     @functools.cached_property
     def name(self) -> str:
-        """Sixteen hexadecimal digits, from the texts."""
+        """Sixteen hexadecimal digits of a hash of the texts."""
         return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
 
 
 def blocks_of(prompts: Sequence[str], size: int) -> list[Block]:
-    """Consecutive prompts, `size` to a block; the last block may be smaller."""
+    """Splits prompts into blocks of `size`; the last one may be smaller."""
     return [Block(tuple(prompts[start : start + size])) for start in range(0, len(prompts), size)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """One kind of array, a file for each block and image index, with a row for each prompt of the block."""
+    """Arrays of one kind: a file per block and image index, with a row per prompt of the block."""
 
     folder: epath.Path
     kind: str
     dtype: type
 
     def path(self, block: Block, index: int) -> epath.Path:
-        """Place of a part."""
+        """The file of a part."""
         return self.folder / block.name / f"image-{index:03d}.safetensors"
 
     def missing(self, blocks: Sequence[Block], size: int) -> list[tuple[Block, int]]:
-        """Blocks and image indices below `size` that are not there."""
-        # An object store takes its time for each of hundreds of folders.
+        """Blocks and image indices below `size` whose part is missing."""
+        # An object store is slow to list each of hundreds of folders.
         with concurrent.futures.ThreadPoolExecutor(_LISTERS) as executor:
             listed = list(executor.map(lambda block: names_in(self.folder / block.name), blocks))
         return [
@@ -95,19 +95,16 @@ class Parts:
         ]
 
     def missing_for_all(self, blocks: Sequence[Block], size: int) -> list[tuple[Block, int]]:
-        """What is missing when every process has come here, the same list on all of them."""
-        hosts.wait()
-        numbers = {block: number for number, block in enumerate(blocks)}
-        absent = self.missing(blocks, size) if hosts.is_first() else []
-        listed = hosts.from_first([(numbers[block], index) for block, index in absent])
-        return [(blocks[number], index) for number, index in listed]
+        """The missing parts once every process has come here, the same list on all of them."""
+        parts = list(itertools.product(blocks, range(size)))
+        return hosts.chosen_by_first(parts, lambda: self.missing(blocks, size))
 
     def make_missing(
         self, blocks: Sequence[Block], size: int, make: Callable[[Sequence[tuple[Block, int]]], object]
     ) -> bool:
-        """Calls `make` on every process with its share of what is missing; returns False if nothing was missing.
+        """Calls `make` on every process with its share of the missing parts; returns False if none was missing.
 
-        No other run makes parts of this kind meanwhile: if one does, this one waits, and uses what the other has made.
+        While another run makes parts of this kind, this one waits, and then uses them.
         """
         if not self.missing_for_all(blocks, size):
             return False
@@ -117,7 +114,7 @@ class Parts:
         return True
 
     def stored(self, rows: Shaped[np.ndarray, "prompts ..."]) -> Shaped[np.ndarray, "prompts ..."]:
-        """The rows in the stored type; a row that is not finite in it stands for an image that cannot be used."""
+        """The rows in the stored type; a row that is not finite in it belongs to an unusable image."""
         with np.errstate(over="ignore"):
             return np.asarray(rows).astype(self.dtype)
 
@@ -126,7 +123,7 @@ class Parts:
         save_tensors(self.path(block, index), {self.kind: self.stored(rows)})
 
     def read(self, block: Block, index: int) -> Shaped[np.ndarray, "prompts ..."]:
-        """A part; one that is cut short or altered is removed with a warning, and DamagedPartError raised."""
+        """Reads a part; removes a truncated or altered one with a warning and raises DamagedPartError."""
         path = self.path(block, index)
         with removed_if_damaged(path):
             rows = load_tensors(path)[0][self.kind]
@@ -141,7 +138,7 @@ class Parts:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Latents, scores and filters' verdicts of a pool that lies in `folder`."""
+    """The latents, scores and filters' decisions of the pool in `folder`."""
 
     folder: epath.Path
 
@@ -151,12 +148,12 @@ class Pool:
         return Parts(self.folder, "latents", np.float16)
 
     def note_rate(self, images_per_second: float) -> None:
-        """Notes how fast this host draws, for those who ask from outside how long it will take."""
+        """Records how fast this process draws, for `--plan` to estimate the time that is left."""
         name = f"host-{hosts.index()}-of-{hosts.count()}.json"
         write_json(self.folder / "rates" / name, {"images_per_second": images_per_second, "time": time.time()})
 
     def rates(self) -> list[float]:
-        """Images a second of each of the hosts that drew last; [] where no rate is known."""
+        """Images per second of each process of the last run that drew; [] if no rate is known."""
         folder = self.folder / "rates"
         files = list(folder.glob("host-*.json")) if folder.is_dir() else []
         noted = {path.name: json.loads(path.read_text()) for path in files}
@@ -177,9 +174,9 @@ class Pool:
 
 @contextlib.contextmanager
 def write_behind() -> Iterator[Callable[..., None]]:
-    """A function that calls another one on a thread of its own, while its caller computes on; one call waits at most.
+    """Yields a function that calls another one on a thread, while the caller continues; at most one call is queued.
 
-    What a call raises is raised by the next one, or at the end.
+    An exception of a call is raised by the next one, or at the end.
     """
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as executor:
         last: concurrent.futures.Future[Any] | None = None
@@ -196,7 +193,7 @@ def write_behind() -> Iterator[Callable[..., None]]:
 
 
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`function` of each item, in their order, called ahead on threads; what a call raises is raised in its turn."""
+    """Yields `function` of each item in order, computed ahead on threads; an exception is raised in its turn."""
     with concurrent.futures.ThreadPoolExecutor(_READERS) as executor:
         pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
         try:

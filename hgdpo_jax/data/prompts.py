@@ -1,7 +1,6 @@
 """Prompts from a text file, from a column of a table, or from a plugin."""
 
 import functools
-import sys
 from collections.abc import Sequence
 
 from etils import epath
@@ -9,7 +8,7 @@ from etils import epath
 from hgdpo_jax import plugins
 from hgdpo_jax.data.hub_files import fetch_files, is_hub_address
 from hgdpo_jax.data.prompt_tables import column_texts, prompt_lines, split_source
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, warn
 from hgdpo_jax.files import expanded
 from hgdpo_jax.texts import shortened
 from hgdpo_jax.weights.clip_tokenizer import LongPrompt
@@ -18,16 +17,13 @@ _MOST_WARNINGS = 5
 
 
 def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
-    """The first `count` distinct prompts of a source, all for 0.
+    """The first `count` distinct prompts of a source, or all if `count` is 0.
 
-    The source is a UTF-8 text file with one prompt a line; a JSON file with an array of texts; a column of a JSON,
+    The source is a UTF-8 text file with one prompt per line; a JSON file with an array of texts; a column of a JSON,
     JSON-lines, CSV, TSV or Parquet file, "FILE:COLUMN", or of some of its rows, "FILE:COLUMN:OTHER=VALUE", where FILE
-    may lie on the hub, "hf://datasets/OWNER/NAME/FILE"; or a plugin's, "PLUGIN:NAME". Empty prompts and
-    repetitions in files do not count, and are reported once. Raises UserError where it is missing, unreadable or too
-    short.
+    may be on the hub, "hf://datasets/OWNER/NAME/FILE"; or a plugin's, "PLUGIN:NAME". Empty and repeated prompts in
+    files are not counted, and are reported once. Raises UserError if the source is missing, unreadable or too short.
     """
-    if count < 0:
-        raise UserError(f"{count} prompts of {source} asked for, expected a number above 0, or 0 for all")
     if not str(source):
         raise UserError(
             "no prompts are given: set config.prompts.train, config.prompts.validation and config.prompts.test"
@@ -38,7 +34,7 @@ def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
     texts = [text.strip() for text in _texts(str(source))]
     prompts = list(dict.fromkeys(filter(None, texts)))
     if not prompts:
-        raise UserError(f"prompts file {source} is empty, expected one prompt a line")
+        raise UserError(f"prompts file {source} is empty, expected one prompt per line")
     if len(prompts) < count:
         raise UserError(
             f"prompts file {source} holds {len(prompts)} distinct prompts, {count} were asked for: "
@@ -54,7 +50,7 @@ def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
 
 
 def _texts(source: str) -> list[str]:
-    """All prompts of a file in their order, empty ones and repetitions among them."""
+    """All prompts of a file in their order, including empty and repeated ones."""
     file, selection = split_source(source)
     if is_hub_address(file):
         return [text for path in fetch_files(file) for text in _texts_of(path, selection)]
@@ -62,7 +58,7 @@ def _texts(source: str) -> list[str]:
     if not path.is_file():
         named = [f"{name}:..." for name, plugin in plugins.installed().items() if plugin.prompts]
         raise UserError(
-            f"prompts file {file!r} does not exist, expected a text file with one prompt a line, FILE:COLUMN of a "
+            f"prompts file {file!r} does not exist, expected a text file with one prompt per line, FILE:COLUMN of a "
             f".json, .jsonl, .csv, .tsv or .parquet file, or prompts of a plugin: {', '.join(named)}"
         )
     return _texts_of(path, selection)
@@ -73,16 +69,12 @@ def _texts_of(path: epath.Path, selection: str | None) -> list[str]:
 
 
 def warn_long_prompts(long: Sequence[LongPrompt]) -> None:
-    """Warns, on the error stream, of prompts that are cut; shows where the lost part of the first few begins."""
+    """Warns of prompts that are cut off; shows the lost part of the first few."""
     for text, tokens, used, lost in long[:_MOST_WARNINGS]:
-        _warn(f"prompt {shortened(text)!r} has {tokens} tokens, of which {used} are used; cut off: {shortened(lost)!r}")
+        warn(f"prompt {shortened(text)!r} has {tokens} tokens, of which {used} are used; cut off: {shortened(lost)!r}")
     if len(long) > _MOST_WARNINGS:
-        _warn(f"{len(long) - _MOST_WARNINGS} more prompts are too long and are cut off")
+        warn(f"{len(long) - _MOST_WARNINGS} more prompts are too long and are cut off")
 
 
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
-
-
-# Each stage reads its prompts anew, for its fingerprint, its plan and its work; one line is enough for all of them.
-_warn_once = functools.cache(_warn)
+# A stage reads its prompts several times: for its fingerprint, its plan and its work.
+_warn_once = functools.cache(warn)

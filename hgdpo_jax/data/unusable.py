@@ -1,12 +1,11 @@
 """Images with values that are not finite are left out and counted; too many of them stop a stage."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool
 
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, warn
 from hgdpo_jax.texts import shortened
 
 # This many are always allowed: one image may be a quarter of a small pool.
@@ -64,7 +63,7 @@ class Unusable:
     def warn(self) -> None:
         """Warns of the unusable ones, if there are any."""
         if self.count:
-            print(f"warning: {self._description()}; they are left out", file=sys.stderr, flush=True)
+            warn(f"{self._description()}; they are left out")
 
     def _description(self) -> str:
         counts = f"{self.count:,} of {self._seen:,} {self._unit}"

@@ -62,9 +62,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
     model.latent_shape(experiment.pool.width, experiment.pool.height)
     warn_long_prompts(model.long_prompts(images.captions))
     encoded = _encoded(run, len(images))
-    hosts.wait()
-    starts = hosts.from_first([rows.start for rows in encoded.missing()])
-    missing = [rows for rows in encoded.files() if rows.start in hosts.own(starts)]
+    missing = hosts.own(hosts.chosen_by_first(encoded.files(), encoded.missing))
     empty = model.encode_prompts([""])
     device_batch = batch_of_block(experiment.scoring.device_batch, min(ROWS_PER_FILE, len(images)))
     encode = functools.partial(make_encode(model), {"autoencoder": model.parameters["autoencoder"]})
