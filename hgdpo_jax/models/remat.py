@@ -1,4 +1,4 @@
-"""What the gradient of a module keeps from the forward pass, and what it makes again."""
+"""Rematerialisation: what the backward pass of a module keeps from the forward pass, and what it recomputes."""
 
 import functools
 from collections.abc import Callable
@@ -9,16 +9,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 REMAT = ("none", "activations", "blocks")
 
-# The mark of arrays that the gradient keeps with "activations", for kernels that mark their own.
+# The checkpoint name of arrays that "activations" keeps, for kernels that name their own.
 KEPT = "kept"
-# Marks an array with it.
 keep = functools.partial(checkpoint_name, name=KEPT)
 
 _policies = jax.checkpoint_policies
 _POLICIES = {
     "activations": _policies.save_from_both_policies(
         _policies.save_only_these_names(KEPT),
-        # What the gradient of cuDNN's attention asks for beside its inputs has no name.
+        # The residuals of cuDNN's attention have no name.
         lambda primitive, *_, **__: primitive.name.startswith("dot_product_attention_fwd"),
     ),
     "blocks": _policies.nothing_saveable,
@@ -26,10 +25,10 @@ _POLICIES = {
 
 
 def rematerialized(remat: str) -> Callable:
-    """What turns a module class, or a function of a module, into one whose gradient keeps less.
+    """Returns a transformation of a module class, or of a function of a module, that keeps less for the backward pass.
 
-    "none" changes nothing: kept is all that a derivative uses, several times as much as the results of matrix products,
-    and partly in float32. "activations" keeps inputs and what is marked by `keep`: the results of matrix products and
-    attention; norms, activations and gates are made again. "blocks" keeps inputs alone.
+    "none" changes nothing: all residuals are kept, several times the size of the results of matrix products, and partly
+    in float32. "activations" keeps inputs and what `keep` names, the results of matrix products and attention; norms,
+    activations and gates are recomputed. "blocks" keeps only inputs.
     """
     return functools.partial(nn.remat, policy=_POLICIES[remat]) if remat in _POLICIES else lambda target: target

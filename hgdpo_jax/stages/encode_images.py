@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -105,7 +105,7 @@ def _encoded(run: StageRun, images: int) -> EncodedImages:
     return EncodedImages(run.folder / "rows", images)
 
 
-def _pixels(images: ImageFolder, missing: list[range], width: int, height: int) -> Iterator[np.ndarray]:
+def _pixels(images: ImageFolder, missing: Sequence[range], width: int, height: int) -> Iterator[np.ndarray]:
     """Pixels `[n, height, width, 3]` of the rows of each missing file, decoded ahead on threads."""
     options = grain.ReadOptions(num_threads=usable_cores(), prefetch_buffer_size=ROWS_PER_FILE)
     decoded = (

@@ -1,6 +1,6 @@
 """Fine-tunes all weights of the base's denoiser on captioned images by noise prediction (HG-DPO, Sec. 2).
 
-The result is a checkpoint of its own, in float16, whose VAE and text encoder are those of the base.
+Writes a complete checkpoint in float16, with the VAE and the text encoder of the base.
 """
 
 import jax
@@ -45,24 +45,24 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where a setting of the training cannot be."""
+    """Raises UserError if a setting of the training is invalid."""
     check_training(experiment.finetune, "finetune")
 
 
 def drop_captions(seed: int, step: int, batch_size: int, share: float) -> Bool[np.ndarray, " batch_size"]:
-    """For each row of a step's batch whether the empty prompt replaces its caption, with a probability of `share`."""
+    """Which captions of a step's batch the empty prompt replaces, each with probability `share`."""
     return np.random.default_rng((seed, step)).random(batch_size) < share
 
 
 def run(experiment: Experiment, run: StageRun) -> None:
     options = experiment.finetune
     images, captions = read_encoded(run.local_input("encode_images"))
-    # In bfloat16 a step of this learning rate would round to nothing.
+    # In bfloat16 an update at this learning rate would round to zero.
     model = load_base(experiment, "float32").computing_in(experiment.dtype)
     mesh = training_mesh(options.fsdp)
     initial_state, step_function = make_finetuning(experiment, model, mesh)
     batches = ShuffledBatches(images, options.batch_size, experiment.seed)
-    # With all layers, as guidance leads away from it.
+    # From all layers of the text encoder, like the empty prompt of guidance.
     empty = half(model.encode_prompts([""]))
 
     def batch_at(step):
@@ -91,7 +91,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
         return {}
 
     parameters = shard_parameters(model.parameters["denoiser"], mesh)
-    # Where devices share the denoiser, none keeps a copy of its own but while it draws.
+    # Devices that share the denoiser hold full copies only while they draw.
     model = model.with_parameters(denoiser={})
     state = train(
         jax.jit(initial_state)(parameters),

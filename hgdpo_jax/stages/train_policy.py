@@ -1,11 +1,10 @@
 """Trains the LoRA on the pairs by the objective of the experiment (HG-DPO, Sec. 3.2)."""
 
-import sys
-
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.errors import warn
 from hgdpo_jax.experiment.drawing import drawing_settings
 from hgdpo_jax.experiment.models import load_base
 from hgdpo_jax.experiment.prompts import prompts_fingerprint, train_prompts, validation_prompts
@@ -48,7 +47,7 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where a setting of the training cannot be."""
+    """Raises UserError if a setting of the training is invalid."""
     check_training(experiment.train, "train")
 
 
@@ -60,7 +59,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
     state = initial_state()
     del initial_state
     base = shard_parameters({name: model.parameters[name] for name in ("denoiser", "text")}, mesh)
-    # Where devices share the base, none keeps a copy of its own but while it draws.
+    # Devices that share the base hold full copies only while they draw.
     model = model.with_parameters(denoiser={}, text={})
 
     def batch_at(step):
@@ -72,7 +71,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
     first_evaluated = min(experiment.train.evaluate_every, experiment.train.steps)
     if not best.is_there() and was_evaluated(checkpoints, log, first_evaluated):
         if hosts.is_first():
-            print(f"warning: {best.path} is missing or damaged; training starts anew", file=sys.stderr, flush=True)
+            warn(f"{best.path} is missing or damaged; training starts anew")
         checkpoints.remove(first_evaluated)
     validation = Validation(experiment, model, base, mesh, log)
 

@@ -1,4 +1,4 @@
-"""Adam whose two moments lie in 8 bits (Dettmers et al., arXiv 2110.02861), as in bitsandbytes' `Adam8bit`."""
+"""Adam with its two moments stored in 8 bits (Dettmers et al., arXiv 2110.02861), as in bitsandbytes' `Adam8bit`."""
 
 import math
 from typing import NamedTuple
@@ -9,30 +9,30 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, UInt8
 
-# Elements that share a scale, and elements from which a tensor is quantised at all: both as in bitsandbytes.
+# Elements per scale, and the number of elements from which a tensor is quantised, as in bitsandbytes.
 BLOCK_SIZE = 256
 SMALLEST_SIZE = 4096
 
 
 class Quantized(NamedTuple):
-    """A tensor in blocks of its elements in order, the last filled up; a value is its code's level times the scale."""
+    """A flattened tensor in blocks, the last one padded; a value is its code's level times its block's scale."""
 
     codes: UInt8[Array, "blocks 256"]
     scales: Float[Array, " blocks"]
 
 
 def dynamic_levels(signed: bool) -> np.ndarray:
-    """The 256 levels of bitsandbytes' dynamic map, float32, ascending, in [-1, 1] if signed and else in [0, 1].
+    """The 256 levels of bitsandbytes' dynamic map, float32, ascending, in [-1, 1] if signed, otherwise in [0, 1].
 
-    Seven decades down to 1e-7, each in twice as many equal parts as the one below; a level is the middle of a part. So
-    small values keep a relative precision that a uniform grid would take from them. And 0 and 1.
+    Besides 0 and 1, these are the midpoints of equal parts of seven decades down to 1e-7. Each decade has twice as many
+    parts as the one below, so small values keep a relative precision that a uniform grid would lose.
     """
     levels = [np.array([0, 1], np.float32)]
     for power in range(7):
         parts = 2 ** (power if signed else power + 1)
         share = np.arange(parts + 1) / parts
         width = float(np.float32(1) - np.float32(0.1))
-        # As torch.linspace counts, from the nearer end: a level's last digit decides some codes.
+        # From the nearer end, like torch.linspace: a level's last digit decides some codes.
         edges = np.where(share < 0.5, np.float32(0.1) + width * share, 1 - width * (1 - share)).astype(np.float32)
         middles = (edges[:-1] + edges[1:]) / 2 * np.float32(10.0 ** (power - 6))
         levels += [middles, -middles] if signed else [middles]
@@ -50,16 +50,16 @@ def quantize(values: Float[Array, "..."], levels: np.ndarray) -> Quantized:
 
 
 def dequantize(tensor: Quantized, levels: np.ndarray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """The values of the given shape, float32."""
+    """The float32 values of a quantised tensor of the given shape."""
     blocks = jnp.asarray(levels)[tensor.codes] * tensor.scales[:, None]
     return blocks.ravel()[: math.prod(shape)].reshape(shape)
 
 
 def scale_by_adam_8bit(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """`optax.scale_by_adam` on float32 parameters with `Quantized` moments between the steps.
+    """`optax.scale_by_adam` on float32 parameters, with `Quantized` moments between steps.
 
-    As in bitsandbytes an update is made from the new moments before these are rounded, and tensors under 4096 elements
-    are left alone. Its kernels for GPUs differ in one thing: a negative first moment is never rounded to zero.
+    As in bitsandbytes, an update uses the new moments before they are rounded, and tensors of fewer than 4096 elements
+    are not quantised. Unlike here, its GPU kernels never round a negative first moment to zero.
     """
     adam = optax.scale_by_adam(b1, b2, eps)
     # The second moment is never negative.

@@ -1,4 +1,4 @@
-"""The best LoRA of a training, in a file of its own."""
+"""The best LoRA of a training run, in its own file."""
 
 import contextlib
 import math
@@ -17,21 +17,21 @@ BEST_FILE = "best.safetensors"
 
 
 class Best:
-    """The LoRA of the evaluated step with the highest validation win rate, the later of two equal ones, in a file."""
+    """A file with the LoRA of the highest validation win rate, of the later step if two are equal."""
 
     def __init__(self, folder: epath.Path, family: type[Family]):
         self.path, self._save = folder / BEST_FILE, family.save_adapter
         self.win_rate = -math.inf
 
     def is_there(self) -> bool:
-        """Whether an earlier run left one, and its file is whole; the first process's answer on all."""
+        """Whether the first process finds an undamaged file of an earlier run."""
         with contextlib.suppress(UserError):
             self.win_rate = float(load_tensors(self.path)[1]["validation_win_rate"])
-        # What follows from it all do together.
+        # All processes must agree, because what follows is collective.
         return hosts.from_first(self.win_rate > -math.inf)
 
     def offer(self, parameters, step: int, win_rate: float) -> None:
-        """Keeps the LoRA of a step if it is as good as the one kept."""
+        """Saves the LoRA of a step if it is at least as good as the saved one."""
         if win_rate >= self.win_rate and hosts.is_first():
             self.win_rate = win_rate
             metadata = {"step": str(step), "validation_win_rate": repr(win_rate)}
@@ -44,5 +44,5 @@ def best_adapter(folder: epath.Path, family: type[Family]) -> tuple[dict, int]:
 
 
 def was_evaluated(checkpoints: Checkpoints, log: RunLog, first: int) -> bool:
-    """Whether `first`, the first step that is evaluated, has its evaluation: its checkpoint is saved before that."""
+    """Whether step `first`, the first one to evaluate, was evaluated: its checkpoint alone does not show that."""
     return any(step > first or (step == first and log.count(step) > 1) for step in checkpoints.steps())

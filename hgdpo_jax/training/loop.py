@@ -36,22 +36,21 @@ def train(
     samples_per_step: int = 0,
     unit: str = "step",
 ) -> State:
-    """Runs `step_function` from the last checkpoint (or `state`) to `steps`, and returns the state it ends with.
+    """Runs `step_function` from the last checkpoint, or from `state`, to step `steps`; returns the final state.
 
-    The state lies on the mesh as `shard_parameters` places it, and a batch is divided over it. `batch_at` gives this
-    process's rows of a batch, a function of the step alone, so that a resumed run repeats the uninterrupted one.
-    Scalars are fetched one step late: the host never waits for the device. After SIGTERM the step that is being made,
-    or the one behind it where several processes have to agree, is saved, and Terminated raised. A step is saved before
-    it is evaluated: an evaluation that was cut short is all that the next run repeats. Raises UserError where loss or
-    gradient is not finite.
+    The state is placed on the mesh by `shard_parameters`, batches by `shard_batch`. `batch_at` returns this process's
+    rows of a batch as a function of the step alone, so that a resumed run repeats the uninterrupted one. Scalars are
+    fetched one step late, so that the host never waits for the device. After SIGTERM the current step is saved, or the
+    next one if several processes have to agree, and Terminated is raised. A step is saved before it is evaluated, so
+    that the next run repeats only an interrupted evaluation. Raises UserError if loss or gradient are not finite.
     """
     given = shard_parameters(state, mesh)
     start, state = checkpoints.restore(given)
     if start:
-        # As the first step would have used it up: of a whole U-Net it is gigabytes.
+        # The first step would have donated it: for all weights of a U-Net it takes gigabytes.
         jax.tree.map(lambda leaf: leaf.delete(), given)
     log.resume(start)
-    # Whoever is ahead saves, and who comes behind must not take that for the start.
+    # Barrier: a slower process must not resume from a checkpoint that a faster one has just written.
     hosts.wait()
     introduce(mesh)
     agreed = hosts.Agreement()
@@ -60,12 +59,12 @@ def train(
     def write(pending) -> None:
         step, device_scalars = pending
         scalars = {name: float(value) for name, value in jax.device_get(device_scalars).items()}
-        # The gradient's too: it can fail alone, and the weights that it makes would be saved before the next loss.
+        # Also the gradient: it can fail alone, and the resulting weights would be saved before the next loss.
         for name in ("loss", "gradient_norm"):
             if not np.isfinite(scalars[name]):
                 what = f"{description}: the {name.replace('_', ' ')} is {scalars[name]} at step {step}"
                 if step == 1:
-                    # No learning rate has had any part in it.
+                    # The learning rate has not had any effect yet.
                     raise UserError(f"{what}, before the first update; check the weights and the training data")
                 raise UserError(
                     f"{what}; lower the learning rate (the last good checkpoint, step "
@@ -82,7 +81,7 @@ def train(
     def measure(state: State, step: int) -> None:
         assert evaluate is not None
         with raised_on_sigterm():
-            # It may have come while the step was waited for.
+            # SIGTERM may have come while the step was running.
             if sigterm_came():
                 raise Terminated
             measured = evaluate(state, step)
@@ -95,7 +94,7 @@ def train(
         contextlib.closing(checkpoints),
         progress(total=steps, initial=start, description=description, unit="step") as bar,
     ):
-        # Once by its step, once more by its evaluation.
+        # A step logs once, and its evaluation once more.
         if start and is_evaluated(start) and log.count(start) < 2:
             measure(state, start)
         for step in range(start, steps):
@@ -108,7 +107,7 @@ def train(
             if is_evaluated(done) or done % save_every == 0 or done == steps or stop:
                 write(pending)
                 pending = None
-                # A run that goes on from here does not log these steps again.
+                # A run that resumes from this checkpoint does not log these steps again.
                 log.flush()
                 checkpoints.save(done, state)
                 if is_evaluated(done) and not stop:

@@ -1,4 +1,4 @@
-"""The optimiser of every training stage."""
+"""The optimiser of all training stages."""
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ def make_optimizer(
     max_gradient_norm: float = 0.0,
     adam_bits: int = 32,
 ) -> optax.GradientTransformation:
-    """AdamW (0.9, 0.999) with linear warm-up; then constant, or a cosine to zero over `decay_steps` where given.
+    """AdamW (0.9, 0.999) with linear warm-up, then a constant rate, or a cosine to zero at step `decay_steps` if given.
 
-    Gradients are clipped to `max_gradient_norm` where it is above zero. Moments take 32 bits an element, or 8
-    as in `scale_by_adam_8bit`.
+    Gradients are clipped to `max_gradient_norm` if it is not zero. Moments have 32 bits per element, or 8 with
+    `scale_by_adam_8bit`.
     """
     if decay_steps:
         schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps)
@@ -29,7 +29,7 @@ def make_optimizer(
         schedule = optax.constant_schedule(learning_rate)
     clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
     scale_by_adam = {8: scale_by_adam_8bit, 32: optax.scale_by_adam}[adam_bits]
-    # optax.adamw, which takes no other Adam.
+    # optax.adamw does not accept another Adam.
     adamw = optax.chain(
         scale_by_adam(b1=0.9, b2=0.999),
         optax.add_decayed_weights(weight_decay),
@@ -39,6 +39,6 @@ def make_optimizer(
 
 
 def update_average(average, parameters, step: jax.Array, decay: float):
-    """Exponential moving average of the parameters; its memory grows at first, so that the start leaves no trace."""
+    """Exponential moving average of the parameters; a decay that grows at first lets the initial values fade."""
     share = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda a, p: a + share * (p - a), average, parameters)

@@ -1,4 +1,4 @@
-"""How well policy and reference denoise the two images of preference pairs, from two calls of the denoiser."""
+"""Denoising errors of policy and reference on the images of preference pairs, from two calls of the denoiser."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ from hgdpo_jax.training.policy_and_reference import policy_and_reference
 
 @dataclasses.dataclass(frozen=True)
 class PairErrors:
-    """Mean squared errors of winners and losers, by the names that losses and logs give them, one value a pair."""
+    """Mean squared errors of winners and losers, one value per pair, named as in losses and logs."""
 
     errors: dict[str, Float[Array, "n"]]
     _schedule: NoiseSchedule
@@ -26,15 +26,15 @@ class PairErrors:
 
     @property
     def margin(self) -> Float[Array, "n"]:
-        """How much more the policy improves on the reference for winners than for losers: the implicit reward."""
+        """The implicit reward: how much more the policy improves on the reference for winners than for losers."""
         errors = self.errors
         return (errors["reference_winner_error"] - errors["policy_winner_error"]) - (
             errors["reference_loser_error"] - errors["policy_loser_error"]
         )
 
     def statistic_loss(self, stride: int) -> Float[Array, "n"]:
-        """Statistic matching of one sampler step of policy and reference from the noisy winners (HG-DPO, Eq. 8)."""
-        # The sampler's own noise, shared by both models, cancels in the difference of their means.
+        """Statistic matching of policy and reference after one sampler step from the noisy winners (HG-DPO, Eq. 8)."""
+        # The sampler's noise is the same for both models and cancels in the difference of their means.
         policy_step, reference_step = (
             ddpm.step(self._schedule, predicted, self._timesteps, self._noisy_winners, noise=None, stride=stride)
             for predicted in self._winner_predictions
@@ -43,11 +43,11 @@ class PairErrors:
 
 
 def pair_errors(model: Model, lora: dict, base: dict, batch: dict[str, Any], conditioning: Any) -> PairErrors:
-    """The errors of a batch of pairs.
+    """The errors on a batch of pairs.
 
-    `batch` holds `winner_latents` and `loser_latents` `[n, h, w, c]`, and for each pair one `timesteps` `[n]` and one
-    `noise` `[n, h, w, c]`, shared by its two images. The denoiser runs once with the LoRA and once without on winners
-    and losers interleaved.
+    `batch` has `winner_latents` and `loser_latents` `[n, h, w, c]`, and `timesteps` `[n]` and `noise` `[n, h, w, c]`,
+    which the two images of a pair share. The denoiser runs once with the LoRA and once without it, on interleaved
+    winners and losers.
     """
     winners = batch["winner_latents"].astype(jnp.float32)
     losers = batch["loser_latents"].astype(jnp.float32)
@@ -56,7 +56,7 @@ def pair_errors(model: Model, lora: dict, base: dict, batch: dict[str, Any], con
     noisy_losers = add_noise(model.schedule, losers, noise, timesteps)
     both = jax.tree.map(_interleaved, conditioning, conditioning)
     inputs = _interleaved(noisy_winners, noisy_losers), _interleaved(timesteps, timesteps), both
-    # The base is stored in the type that it computes in.
+    # The type in which the base is stored is the one in which it computes.
     if jax.tree.leaves(base["denoiser"])[0].dtype == jnp.bfloat16:
 
         def predict(lora, scale, frozen):
@@ -81,11 +81,11 @@ def pair_errors(model: Model, lora: dict, base: dict, batch: dict[str, Any], con
 
 
 def _interleaved(first: Float[Array, "n ..."], second: Float[Array, "n ..."]) -> Float[Array, "2n ..."]:
-    """Rows of both interleaved: a pair stays on its device, where one half behind the other would move every row."""
+    """Interleaves rows, so that a pair stays on its device; concatenated halves would move every row."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
 def _sides(rows: Float[Array, "2n ..."]) -> tuple[Float[Array, "n ..."], Float[Array, "n ..."]]:
-    """The two that `_interleaved` joined."""
+    """The inverse of `_interleaved`."""
     pairs = rows.reshape(-1, 2, *rows.shape[1:])
     return pairs[:, 0], pairs[:, 1]

@@ -1,4 +1,4 @@
-"""The predictions of a policy and of its reference, made by the same arithmetic."""
+"""Predictions of policy and reference by identical arithmetic."""
 
 import functools
 from collections.abc import Callable
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def policy_and_reference(predict: Callable[..., jax.Array], lora: Any, frozen: Any) -> tuple[jax.Array, jax.Array]:
-    """`predict(lora, scale, frozen)` at scale 1 and at scale 0; the first alone has a gradient, to the LoRA alone.
+    """`predict(lora, scale, frozen)` at scales 1 and 0; only the first has a gradient, and only for the LoRA.
 
-    Both are rounds of one loop. As two calls they would be compiled apart, because a gradient needs more of the first:
-    XLA would leave out other roundings and fuse other sums, which turns last digits of bfloat16.
+    Both are iterations of one loop. XLA would compile two calls differently, because the gradient needs more of the
+    first: it would omit other roundings and fuse other sums, which changes the last digits of bfloat16.
     """
     return _forward(predict, lora, frozen)[0]
 
@@ -25,7 +25,7 @@ def _forward(predict, lora, frozen):
     def one_round(_, scale):
         prediction, pullback = jax.vjp(lambda lora: predict(lora, scale, frozen), lora)
         leaves, tree = jax.tree.flatten(pullback)
-        # To carry weights, which are the same in both rounds, would copy them.
+        # The weights are the same in both iterations; carrying them would copy them.
         places = [given.get(id(leaf)) for leaf in leaves]
         structures.append((tree, places))
         return [leaf for leaf, place in zip(leaves, places, strict=True) if place is None], prediction
@@ -33,7 +33,7 @@ def _forward(predict, lora, frozen):
     scales = jnp.array([0.0, 1.0])
     shapes, _ = jax.eval_shape(one_round, None, scales[0])
     nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    # Each round writes over what the one before it kept, so that the policy's is left.
+    # Each iteration overwrites the residuals of the previous one, so that the policy's remain.
     kept, (reference, policy) = jax.lax.scan(one_round, nothing, scales)
     tree, places = structures[-1]
     rest = iter(kept)

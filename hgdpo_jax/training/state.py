@@ -1,4 +1,4 @@
-"""What training carries from step to step, and one step of it."""
+"""Training states with a moving average of the parameters, and the step that updates them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +13,11 @@ Scalars = dict[str, jax.Array]
 
 
 def initial_state(parameters, optimizer: optax.GradientTransformation) -> dict[str, Any]:
-    """Parameters, the optimiser's state, the parameters' moving average and the number of steps made."""
+    """Parameters, the optimiser's state, the moving average of the parameters and the number of steps."""
     return {
         "parameters": parameters,
         "optimizer": optimizer.init(parameters),
-        # A copy: the step donates its state, and one buffer cannot be donated twice.
+        # A copy: the step donates its state, and a buffer cannot be donated twice.
         "average": jax.tree.map(jnp.copy, parameters),
         "step": jnp.zeros((), jnp.int32),
     }
@@ -30,9 +30,9 @@ def make_step(
     average_decay: float,
     frozen: Any = None,
 ) -> Callable[[Any, Any], tuple[Any, Scalars]]:
-    """A compiled step `(state, batch) -> (state, scalars)` of `loss_function(parameters, frozen, batch)`.
+    """Compiles a step `(state, batch) -> (state, scalars)` on `loss_function(parameters, frozen, batch)`.
 
-    `frozen` is an argument of the compiled program, not a constant in it. The state's buffers are reused.
+    `frozen` is an argument of the compiled program, not a constant in it. The state's buffers are donated.
     """
 
     def step(state, frozen, batch):
