@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float16
+from jaxtyping import Float16, Int32
 
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, flat
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.batching import map_batches
-from hgdpo_jax.data.choice import Choice, winners_and_losers
+from hgdpo_jax.data.choice import winners_and_losers
 from hgdpo_jax.data.image_filter import apply_filter, load_filter
 from hgdpo_jax.data.pair_parts import PairParts, SelectedBlock
 from hgdpo_jax.data.pairs import write_pairs
@@ -94,33 +94,43 @@ def _filter(experiment: Experiment, model: Model, pool: Pool, kept: Parts, parts
 
 def _read(
     experiment: Experiment, pool: Pool, scores: Parts, kept: Parts | None, shape: Sequence[int], block: Block
-) -> tuple[Choice, Float16[np.ndarray, "2 pairs h w c"], Float[np.ndarray, "2 prompts size c"]] | None:
-    """What a block's scores choose, latents of winners and losers, and statistics of all images; None if damaged."""
+) -> dict[str, np.ndarray] | None:
+    """The fields of a block's selection, with `latents` of the pool `[2, pairs, h, w, c]`; None if a part is damaged."""
     size = experiment.pool.size
     with contextlib.suppress(DamagedPartError):
         of_block = scores.read_block(block, size)
         # An image whose score is not finite is unusable, for whatever reason.
         usable = np.isfinite(of_block)
         allowed = usable & kept.read_block(block, size) if kept else usable
-        places = winners_and_losers(of_block, experiment.pairs.loser_rank, allowed)
-        choice = Choice(block, np.where(usable, of_block, np.float32(np.nan)), *places)
-        latents, statistics = np.empty((2, len(choice.rows), *shape), np.float16), []
+        winners, losers = winners_and_losers(of_block, experiment.pairs.loser_rank, allowed)
+        rows = np.flatnonzero(winners >= 0)
+        rows = rows[of_block[rows, winners[rows]] > of_block[rows, losers[rows]]]
+        latents, statistics = np.empty((2, len(rows), *shape), np.float16), []
         for index in range(size):
             # Reads the other images too, so that all damaged ones are drawn again at once.
             with contextlib.suppress(DamagedPartError):
                 of_index = pool.latents.read(block, index)
-                for side, chosen in zip(latents, choice.chosen(index), strict=True):
-                    side[chosen] = of_index[choice.rows[chosen]]
+                for side, indices in zip(latents, (winners, losers), strict=True):
+                    chosen = indices[rows] == index
+                    side[chosen] = of_index[rows[chosen]]
                 statistics.append(channel_statistics(of_index))
         if len(statistics) == size:
-            return choice, latents, np.stack(statistics, axis=2)
+            whole = usable.all(axis=1)
+            return {
+                "scores": np.where(usable, of_block, np.float32(np.nan)),
+                "winners": winners.astype(np.int32),
+                "losers": losers.astype(np.int32),
+                "rows": rows.astype(np.int32),
+                "latents": latents,
+                "distances": rank_distances(np.stack(statistics, axis=2)[:, whole], of_block[whole]),
+            }
     return None
 
 
 def _select(
     experiment: Experiment,
     model: Model,
-    read: Callable[[Block], tuple | None],
+    read: Callable[[Block], dict[str, np.ndarray] | None],
     parts: PairParts,
     missing: Sequence[Block],
     prompts: int,
@@ -143,36 +153,33 @@ def _select(
         progress(total=prompts, initial=done, description="select_pairs", unit="prompt") as bar,
         write_behind() as write,
     ):
-        for choice, latents, statistics in filter(None, read_ahead(read, missing)):
-            selected = _selected(choice, latents, statistics, encode)
-            # Not written where too many are unusable, so that the block is encoded again by a repaired VAE.
-            unusable.add(choice.block, selected)
-            write(parts.write, choice.block, selected)
-            bar.update(len(choice.block.prompts))
+        for block, found in zip(missing, read_ahead(read, missing), strict=True):
+            if found:
+                selected = _selected(encode, **found)
+                # Not written where too many are unusable, so that the block is encoded again by a repaired VAE.
+                unusable.add(block, selected)
+                write(parts.write, block, selected)
+                bar.update(len(block.prompts))
 
 
 def _selected(
-    choice: Choice,
-    latents: Float16[np.ndarray, "2 pairs h w c"],
-    statistics: Float[np.ndarray, "2 prompts size c"],
     encode: Callable[[np.ndarray], np.ndarray],
+    latents: Float16[np.ndarray, "2 pairs h w c"],
+    rows: Int32[np.ndarray, " pairs"],
+    **fields: np.ndarray,
 ) -> SelectedBlock:
-    """What is selected from a block; `encode` is called with the latents of winners, then losers."""
+    """The selection that `_read` returns, after `encode` of the latents of the winners, then of the losers."""
     with np.errstate(over="ignore"):
         encoded = encode(latents.reshape(-1, *latents.shape[2:])).astype(np.float16).reshape(latents.shape)
     finite = np.isfinite(encoded).all(axis=(0, 2, 3, 4))
     winner_latents, loser_latents = encoded[:, finite]
-    whole = np.isfinite(choice.scores).all(axis=1)
     return SelectedBlock(
-        scores=choice.scores,
-        winners=choice.winners.astype(np.int32),
-        losers=choice.losers.astype(np.int32),
-        rows=choice.rows[finite].astype(np.int32),
-        unencodable=choice.rows[~finite].astype(np.int32),
+        rows=rows[finite],
+        unencodable=rows[~finite],
         winner_latents=winner_latents,
         loser_latents=loser_latents,
         channel_means=np.stack([channel_statistics(side)[0] for side in (winner_latents, loser_latents)]),
-        distances=rank_distances(statistics[:, whole], choice.scores[whole]),
+        **fields,
     )
 
 
