@@ -5,10 +5,10 @@ A stage is a module with
     INPUTS                  names of the earlier stages that it reads; or a function, where the experiment decides:
     inputs(experiment)      their names
     settings(experiment)    the settings that it reads, a dict of plain values: they make its fingerprint
-    plan(experiment, run)   what it costs, one line
-    run(experiment, run)    the work; goes on where a killed run stopped
+    plan(experiment, run)   one line on what it costs
+    run(experiment, run)    the work; resumes where a killed run stopped
     check(experiment)       optional: raises UserError for what cannot work, before any stage runs
-    EVERY_HOST = True       optional: of several processes each calls run; else the first one alone, and all others wait
+    EVERY_HOST = True       optional: every process calls run; otherwise only the first one does, and the others wait
 """
 
 import difflib
@@ -22,17 +22,17 @@ from hgdpo_jax import plugins
 from hgdpo_jax.errors import UserError
 
 if TYPE_CHECKING:
-    # --help does not wait for JAX.
+    # So that --help does not import JAX.
     from hgdpo_jax.base_config import Experiment
 
 
 def stage_names() -> list[str]:
-    """All stages that there are."""
+    """The names of all stages."""
     return sorted(_modules())
 
 
 def require_stage(name: str) -> None:
-    """Raises UserError where there is no stage of this name."""
+    """Raises UserError if there is no stage of this name."""
     if name not in (names := stage_names()):
         near = difflib.get_close_matches(name, names, 1, 0.4)
         hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(names)}"
@@ -40,7 +40,7 @@ def require_stage(name: str) -> None:
 
 
 def load_stage(name: str) -> ModuleType:
-    """The module of a stage; raises UserError where there is none of this name."""
+    """The module of a stage; raises UserError if there is none of this name."""
     require_stage(name)
     return importlib.import_module(_modules()[name])
 

@@ -1,4 +1,4 @@
-"""Encodes a folder of captioned images, once, for fine-tuning: latents of the images, conditioning of the captions."""
+"""Encodes a folder of captioned images once for fine-tuning: latents of the images, conditioning of the captions."""
 
 import functools
 import itertools
@@ -35,7 +35,7 @@ def settings(experiment: Experiment) -> dict:
         **base_fingerprints(experiment),
         "dtype": experiment.dtype,
         "images": _images(experiment).fingerprint,
-        # Those of the images that are drawn later: the base should know their size, and their captions' states.
+        # As for drawing, so that the base is fine-tuned on the size and the conditioning that it later draws with.
         "pool.width": experiment.pool.width,
         "pool.height": experiment.pool.height,
         "pool.clip_skip": experiment.pool.clip_skip,
@@ -50,7 +50,7 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where the folder, its table or one of its images is not as expected."""
+    """Raises UserError if the folder, its table or one of its images is invalid."""
     check_base(experiment)
     images = _images(experiment)
     with progress(total=len(images), description="encode_images: sizes", unit="image") as bar:
@@ -87,11 +87,11 @@ def run(experiment: Experiment, run: StageRun) -> None:
             moments = map_batches(encode, pixels, device_batch, bar.update)
             captions = images.captions[rows.start : rows.stop]
             conditioning = model.encode_prompts(captions, experiment.pool.clip_skip, device_batch)
-            # Guidance leads away from the empty prompt as all layers see it.
+            # The empty prompt of guidance uses all layers of the text encoder.
             without = np.array([not caption for caption in captions])
             write(keep, rows, moments, chosen(without, repeated(empty, len(without)), conditioning))
     unusable.warn()
-    # What fine-tuning draws while it goes on; it does not read the folder again.
+    # Fine-tuning draws samples of these and does not read the folder again.
     shown = list(itertools.islice(dict.fromkeys(filter(None, images.captions)), _CAPTIONS_SHOWN))
     hosts.wait()
     if hosts.is_first():
@@ -113,7 +113,7 @@ def _pixels(images: ImageFolder, missing: Sequence[range], width: int, height: i
         .map(lambda row: images.image(row, width, height))
         .to_iter_dataset(options)
     )
-    # Of all files but the last one the rows are as many.
+    # Every file but the last has this many rows.
     return iter(decoded.batch(ROWS_PER_FILE, drop_remainder=False))
 
 

@@ -30,7 +30,7 @@ _EXAMPLES = 24
 
 
 def inputs(experiment: Experiment) -> tuple[str, ...]:
-    """Its own LoRA, if it is compared, and what the report says of its training, if the experiment trains one."""
+    """The experiment's own LoRA, if it is compared, and the stages of its training that the report describes."""
     trained = [name for name in ("select_pairs", "check_pairs", "train_policy") if name in experiment.stages]
     return (*trained, "export_adapter") if any(model.adapter == TUNED for model in models_of(experiment)) else ()
 
@@ -41,7 +41,7 @@ def settings(experiment: Experiment) -> dict:
 
 
 def _model_settings(experiment: Experiment, model: ComparedModel) -> dict[str, Any]:
-    """What decides the images of a model."""
+    """The settings that decide the images of a model."""
     if model.folder:
         return {"folder": folder_images(experiment, model, epath.Path()).fingerprint}
     adapter = model.adapter
@@ -58,7 +58,7 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where a folder lacks images, a LoRA does not fit, or a scorer or measure fails."""
+    """Raises UserError if a folder lacks images, a LoRA does not fit, or a scorer or measure fails."""
     measures_of(experiment)
     if "check_pairs" not in inputs(experiment):
         check_scorers(experiment)
@@ -85,13 +85,13 @@ def run(experiment: Experiment, run: StageRun) -> None:
         settings=plain(experiment),
         attribution=plugin_of(experiment.prompts.test)[0].attribution,
     )
-    write_report(epath.Path(run.folder) / "report", report)
+    write_report(run.folder / "report", report)
     print(report, flush=True)
 
 
 def _trained(experiment: Experiment, run: StageRun, results: Results) -> Results:
-    """The results with what is known of how the experiment's LoRA came about."""
-    ranks = check = None
+    """The results with the training, the pool's statistics and the pair check of the experiment's LoRA."""
+    ranks = None
     training: dict[str, Any] = {}
     if "train_policy" in run.inputs:
         objective = experiment.objective
@@ -106,6 +106,5 @@ def _trained(experiment: Experiment, run: StageRun, results: Results) -> Results
         statistics = read_statistics(run.input("select_pairs", STATISTICS))
         training |= {"prompts.train_count": statistics["prompts"], "pairs": statistics["pairs"]}
         ranks = RankStatistics(**statistics["ranks"]) if statistics["ranks"] else None
-    if "check_pairs" in run.inputs:
-        check = read_check(run.input("check_pairs"))
+    check = read_check(run.input("check_pairs")) if "check_pairs" in run.inputs else None
     return dataclasses.replace(results, training=training, ranks=ranks, pair_check=check)

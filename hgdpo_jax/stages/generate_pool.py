@@ -1,7 +1,7 @@
-"""Draws the pool: for every training prompt the same number of images, as latents (HG-DPO, Eq. 4)."""
+"""Draws the pool: the same number of images, as latents, for every training prompt (HG-DPO, Eq. 4)."""
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.artifacts import StageRun, flat
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.drawing import complete_pool, drawing_settings, pool_of
@@ -17,14 +17,14 @@ EVERY_HOST = True
 def settings(experiment: Experiment) -> dict:
     return {
         **drawing_settings(experiment),
-        **{f"pool.{name}": value for name, value in decisive(experiment.pool).items()},
+        **flat({"pool": decisive(experiment.pool)}),
         "prompts.train": prompts_fingerprint(train_prompts(experiment)),
         "prompts.train_count": experiment.prompts.train_count,
     }
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where the pool gives no pairs, or the base cannot draw its images."""
+    """Raises UserError if the pool gives no pairs, or the base cannot draw its images."""
     if experiment.pool.size < 2:
         raise UserError(f"pool.size is {experiment.pool.size}, expected at least 2: a pair needs a winner and a loser")
     check_base(experiment)
@@ -40,7 +40,7 @@ def plan(experiment: Experiment, run: StageRun) -> str:
     done = total - sum(len(block.prompts) for block, _ in missing)
     if not missing or not done:
         return words
-    # So many prompts another experiment can take for its own pool, and need not wait.
+    # Another experiment can already use the images of this many prompts for its own pool.
     finished = sum(len(block.prompts) for block in blocks[: blocks.index(missing[0][0])])
     words += f"; drawn are {done:,} of {total:,} images, all of the first {finished:,} prompts"
     if rates := pool.rates():

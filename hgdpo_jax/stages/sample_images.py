@@ -1,19 +1,16 @@
-"""Draws prompts with the base and with the trained LoRA from the same noise, for the eye."""
-
-from collections.abc import Iterator
+"""Draws prompts with the base and with the trained LoRA from the same noise, for viewing."""
 
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun
+from hgdpo_jax.artifacts import StageRun, flat
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.unusable import Unusable, pair_of
 from hgdpo_jax.experiment.drawing import drawing_of, drawing_settings
 from hgdpo_jax.experiment.models import load_base
 from hgdpo_jax.experiment.prompts import test_prompts
-from hgdpo_jax.experiment.samples import Drawn, draw_base_and_tuned
+from hgdpo_jax.experiment.samples import draw_base_and_tuned
 from hgdpo_jax.files import write_bytes, write_json
 from hgdpo_jax.pages.pictures import ImagePair, pair_grid, png_bytes, resize_for_display
 from hgdpo_jax.run_log import progress
@@ -31,7 +28,7 @@ def settings(experiment: Experiment) -> dict:
     return {
         **drawing_settings(experiment),
         "adapter.scale": experiment.adapter.scale,
-        **{f"sample.{name}": value for name, value in decisive(experiment.sample).items()},
+        **flat({"sample": decisive(experiment.sample)}),
         "prompts": _prompts(experiment),
     }
 
@@ -41,49 +38,41 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 
 
 def run(experiment: Experiment, run: StageRun) -> None:
-    prompts = _prompts(experiment)
+    prompts, seeds, model = _prompts(experiment), experiment.sample.seeds, load_base(experiment)
+    adapter_file = run.input("export_adapter") / lora_files.EXPORTED["diffusers"]
+    adapter, scale = model.load_adapter(adapter_file, model.lora_targets), experiment.adapter.scale
+    drawings = {
+        # The base is the LoRA at scale zero, which needs no second program.
+        "base": drawing_of(experiment, model, [(adapter, jnp.float32(0.0))]),
+        "tuned": drawing_of(experiment, model, [(adapter, jnp.float32(scale))], experiment.sample.latent_normalization),
+    }
     listed: list[dict] = [{"prompt": prompt, "images": []} for prompt in prompts]
     pairs = []
-    unusable = Unusable(experiment.pool.unusable_limit, 2 * len(prompts) * experiment.sample.seeds)
-    for drawn in draw(experiment, run.input("export_adapter"), prompts, experiment.sample.seeds, "sample_images"):
-        drawn_of = [prompts[i] for i in drawn.prompts]
-        for model, finite in (("base", drawn.base_usable), ("tuned model", drawn.tuned_usable)):
-            unusable.add({f"the pictures of the {model}": finite}, pair_of(drawn_of))
-        if not hosts.is_first():
-            continue
-        usable = drawn.base_usable & drawn.tuned_usable
-        shown = (rows[usable] for rows in (drawn.prompts, drawn.seeds, drawn.base, drawn.tuned))
-        for i, seed, base, tuned in zip(*shown, strict=True):
-            words = slug(prompts[i].lower().encode("ascii", "ignore").decode(), "-")[:40]
-            names = {model: f"images/{i:03d}-{words}-{seed}-{model}.png" for model in ("base", "tuned")}
-            write_bytes(run.folder / names["base"], png_bytes(base))
-            write_bytes(run.folder / names["tuned"], png_bytes(tuned))
-            listed[i]["images"].append(names)
-            # All of them at full size would be a lot to keep for one sheet.
-            images = [np.asarray(resize_for_display(image, _SHEET_HEIGHT)) for image in (base, tuned)]
-            pairs.append(ImagePair(prompts[i], images))
+    images = 2 * len(prompts) * seeds
+    unusable = Unusable(experiment.pool.unusable_limit, images)
+    with progress(total=images, description="sample_images", unit="image") as bar:
+        for drawn in draw_base_and_tuned(drawings, prompts, seeds, bar.update):
+            name = pair_of([prompts[i] for i in drawn.prompts])
+            unusable.add({"the pictures of the base": drawn.base_usable}, name)
+            unusable.add({"the pictures of the tuned model": drawn.tuned_usable}, name)
+            if not hosts.is_first():
+                continue
+            usable = drawn.base_usable & drawn.tuned_usable
+            shown = (rows[usable] for rows in (drawn.prompts, drawn.seeds, drawn.base, drawn.tuned))
+            for i, seed, base, tuned in zip(*shown, strict=True):
+                words = slug(prompts[i].lower().encode("ascii", "ignore").decode(), "-")[:40]
+                names = {model: f"images/{i:03d}-{words}-{seed}-{model}.png" for model in drawings}
+                write_bytes(run.folder / names["base"], png_bytes(base))
+                write_bytes(run.folder / names["tuned"], png_bytes(tuned))
+                listed[i]["images"].append(names)
+                # Reduced here, because all images at full size would take too much memory.
+                reduced = [np.asarray(resize_for_display(image, _SHEET_HEIGHT)) for image in (base, tuned)]
+                pairs.append(ImagePair(prompts[i], reduced))
     if hosts.is_first():
         unusable.warn()
         unusable.require_rest(len(pairs))
         write_json(run.folder / "prompts.json", listed)
         write_bytes(run.folder / "sheet.png", pair_grid(pairs, ("Base", "Tuned"), "", _SHEET_HEIGHT))
-
-
-def draw(
-    experiment: Experiment, export_folder: epath.Path, prompts: list[str], seeds: int, description: str
-) -> Iterator[Drawn]:
-    """Chunks of images of the base and of the tuned model, with a progress bar."""
-    model, sample = load_base(experiment), experiment.sample
-    adapter = model.load_adapter(export_folder / lora_files.EXPORTED["diffusers"], model.lora_targets)
-    drawings = {
-        # A scale of zero is the base, in the program that is compiled already.
-        "base": drawing_of(experiment, model, [(adapter, jnp.float32(0.0))]),
-        "tuned": drawing_of(
-            experiment, model, [(adapter, jnp.float32(experiment.adapter.scale))], sample.latent_normalization
-        ),
-    }
-    with progress(total=2 * len(prompts) * seeds, description=description, unit="image") as bar:
-        yield from draw_base_and_tuned(drawings, prompts, seeds, bar.update)
 
 
 def _prompts(experiment: Experiment) -> list[str]:

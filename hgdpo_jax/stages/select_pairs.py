@@ -95,7 +95,7 @@ def _filter(experiment: Experiment, model: Model, pool: Pool, kept: Parts, parts
 def _read(
     experiment: Experiment, pool: Pool, scores: Parts, kept: Parts | None, shape: Sequence[int], block: Block
 ) -> dict[str, np.ndarray] | None:
-    """The fields of a block's selection, with `latents` of the pool `[2, pairs, h, w, c]`; None if a part is damaged."""
+    """The fields of a block's selection, with pool `latents` `[2, pairs, h, w, c]`; None if a part is damaged."""
     size = experiment.pool.size
     with contextlib.suppress(DamagedPartError):
         of_block = scores.read_block(block, size)

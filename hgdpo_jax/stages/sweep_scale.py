@@ -1,4 +1,4 @@
-"""Draws test prompts at several scales of the LoRA: score and diversity against the scale (HG-DPO, Fig. 8)."""
+"""Draws test prompts at several LoRA scales: score and diversity by scale (HG-DPO, Fig. 8)."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where there is no scale to draw at, or one is named twice."""
+    """Raises UserError if no scale is given, or one is given twice."""
     if not experiment.sweep.scales or len(set(experiment.sweep.scales)) < len(experiment.sweep.scales):
         raise UserError(f"sweep.scales is {experiment.sweep.scales}, expected one scale or more, each once")
 
@@ -42,7 +42,7 @@ def check(experiment: Experiment) -> None:
 def run(experiment: Experiment, run: StageRun) -> None:
     scales, normalized = experiment.sweep.scales, experiment.sample.latent_normalization
     tuned = [ComparedModel.parse(f"{TUNED}@{scale:g}", scale, normalized) for scale in scales]
-    # The base first: win rates are over it.
+    # The base comes first: win rates are against it.
     models = [ComparedModel.parse(BASE, 0.0, False), *tuned]
     found = measure_models(experiment, run, models, _prompts(experiment), _SHOWN_PROMPTS)
     if not found:
