@@ -49,8 +49,8 @@ class EncodedImages:
 
     def files(self) -> list[range]:
         """Rows of each file."""
-        starts = range(0, self._images, ROWS_PER_FILE)
-        return [range(start, min(start + ROWS_PER_FILE, self._images)) for start in starts]
+        rows = range(self._images)
+        return [rows[start : start + ROWS_PER_FILE] for start in rows[::ROWS_PER_FILE]]
 
     def missing(self) -> list[range]:
         """Rows of the missing files."""

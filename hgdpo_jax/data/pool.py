@@ -70,6 +70,11 @@ def blocks_of(prompts: Sequence[str], size: int) -> list[Block]:
     return [Block(tuple(prompts[start : start + size])) for start in range(0, len(prompts), size)]
 
 
+def prompt_count(blocks: Iterable[Block]) -> int:
+    """The number of prompts in all blocks."""
+    return sum(len(block.prompts) for block in blocks)
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """Arrays of one kind: a file per block and image index, with a row per prompt of the block."""

@@ -12,7 +12,7 @@ from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.batching import finite_rows
-from hgdpo_jax.data.pool import Block, Pool, blocks_of, write_behind
+from hgdpo_jax.data.pool import Block, Pool, blocks_of, prompt_count, write_behind
 from hgdpo_jax.data.prompts import warn_long_prompts
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.diffusion import dpm_solver
@@ -116,7 +116,7 @@ def sampling_settings(experiment: Experiment) -> dict:
 def complete_pool(experiment: Experiment, run: StageRun) -> tuple[Pool, list[Block]]:
     """The pool and its blocks, with all images that were missing drawn, a share of them by each host."""
     pool, blocks = pool_of(experiment, run)
-    images = sum(len(block.prompts) for block in blocks) * experiment.pool.size
+    images = prompt_count(blocks) * experiment.pool.size
     draw = functools.partial(_draw, experiment, pool, images // hosts.count())
     while pool.latents.make_missing(blocks, experiment.pool.size, draw):
         pass
@@ -173,7 +173,7 @@ def draw_parts(
         unusable.add(finite, image_of(block.prompts, index))
         pool.latents.write(block, index, stored)
 
-    done = images - sum(len(block.prompts) for block, _ in missing)
+    done = images - prompt_count(block for block, _ in missing)
     with (
         progress(total=images, initial=done, description=description, unit="image") as bar,
         write_behind() as write,

@@ -9,7 +9,7 @@ from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.folder_images import FolderImages
-from hgdpo_jax.data.pool import Block, Pool, blocks_of
+from hgdpo_jax.data.pool import Block, Pool, blocks_of, prompt_count
 from hgdpo_jax.evaluation.compared_models import TUNED, ComparedModel, compared_models
 from hgdpo_jax.evaluation.measures import Measure, headline, load_measures, measure_sources, score_sources
 from hgdpo_jax.evaluation.results import ModelResults, Results
@@ -126,7 +126,7 @@ class _DrawnImages:
             self.folder = run.folder / "drawn" / model.name
 
     def complete(self, blocks: Sequence[Block], seeds: int) -> None:
-        images = seeds * sum(len(block.prompts) for block in blocks)
+        images = seeds * prompt_count(blocks)
         pool = Pool(self.folder)
 
         def draw(missing: Sequence[tuple[Block, int]]) -> None:

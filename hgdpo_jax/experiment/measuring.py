@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from hgdpo_jax import hosts, leases
 from hgdpo_jax.batching import finite_rows
-from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, write_behind
+from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, prompt_count, write_behind
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.color_shift import HSVMeans, hsv_of_images, means_of
@@ -87,7 +87,7 @@ def measure(
                 found = missing()
                 todo = dict.fromkeys(part for parts in found.values() for part in parts)
                 wanted = {name: set(parts) for name, parts in found.items()}
-                images = seeds * sum(len(block.prompts) for block in blocks) // hosts.count()
+                images = seeds * prompt_count(blocks) // hosts.count()
                 _measure(source, columns, wanted, hosts.own(list(todo)), Unusable(unusable_limit, images))
             continue
 
@@ -128,7 +128,7 @@ def _measure(
     parts: Sequence[tuple[Block, int]],
     unusable: Unusable,
 ) -> None:
-    total = sum(len(block.prompts) for block, _ in parts)
+    total = prompt_count(block for block, _ in parts)
     with progress(total=total, description=f"measure {source.name}", unit="image") as bar, write_behind() as write:
         for block, index in parts:
             with contextlib.suppress(DamagedPartError):

@@ -12,7 +12,7 @@ from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, fingerprint_of
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.batching import finite_rows, map_batches
-from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, write_behind
+from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, prompt_count, write_behind
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.measures import Measure, load_scores, score_sources
@@ -84,7 +84,7 @@ def complete_scores(experiment: Experiment, run: StageRun) -> tuple[Pool, Parts,
     while True:
         pool, blocks = complete_pool(experiment, run)
         scores = pool.scores(fingerprint_of(scoring_settings(experiment)))
-        images = sum(len(block.prompts) for block in blocks) * experiment.pool.size
+        images = prompt_count(blocks) * experiment.pool.size
         score = functools.partial(_score, experiment, pool, scores, images // hosts.count())
         if not scores.make_missing(blocks, experiment.pool.size, score):
             return pool, scores, blocks
@@ -110,7 +110,7 @@ def _score(
     """Scores parts, this host's share, but for those whose latents are damaged; `images` is the share of the pool."""
     model = load_autoencoder(experiment)
     device_batch = batch_of_block(experiment.scoring.device_batch, experiment.pool.block)
-    done = images - sum(len(block.prompts) for block, _ in missing)
+    done = images - prompt_count(block for block, _ in missing)
     with (
         progress(total=images, initial=done, description="score_pool", unit="image") as bar,
         write_behind() as write,

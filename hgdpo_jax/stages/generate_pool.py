@@ -3,6 +3,7 @@
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, flat
 from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.data.pool import prompt_count
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.drawing import complete_pool, drawing_settings, pool_of
 from hgdpo_jax.experiment.models import check_base
@@ -32,16 +33,16 @@ def check(experiment: Experiment) -> None:
 
 def plan(experiment: Experiment, run: StageRun) -> str:
     pool, blocks = pool_of(experiment, run)
-    total = sum(len(block.prompts) for block in blocks) * experiment.pool.size
+    total = prompt_count(blocks) * experiment.pool.size
     words = (
         f"{total // experiment.pool.size:,} prompts x {experiment.pool.size} images of {experiment.pool.steps} steps"
     )
     missing = pool.latents.missing(blocks, experiment.pool.size)
-    done = total - sum(len(block.prompts) for block, _ in missing)
+    done = total - prompt_count(block for block, _ in missing)
     if not missing or not done:
         return words
     # Another experiment can already use the images of this many prompts for its own pool.
-    finished = sum(len(block.prompts) for block in blocks[: blocks.index(missing[0][0])])
+    finished = prompt_count(blocks[: blocks.index(missing[0][0])])
     words += f"; drawn are {done:,} of {total:,} images, all of the first {finished:,} prompts"
     if rates := pool.rates():
         hours = (total - done) / sum(rates) / 3600
@@ -57,6 +58,6 @@ def run(experiment: Experiment, run: StageRun) -> None:
             {
                 "pool": pool.folder.name,
                 "blocks": [block.name for block in blocks],
-                "images": experiment.pool.size * sum(len(block.prompts) for block in blocks),
+                "images": experiment.pool.size * prompt_count(blocks),
             },
         )

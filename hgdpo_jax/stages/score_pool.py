@@ -3,6 +3,7 @@
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.data.pool import prompt_count
 from hgdpo_jax.experiment.prompts import train_prompts
 from hgdpo_jax.experiment.scoring import complete_scores, load_scorer, scoring_settings, try_out
 from hgdpo_jax.files import write_json
@@ -33,6 +34,6 @@ def run(experiment: Experiment, run: StageRun) -> None:
             run.folder / "scores.json",
             {
                 "scores": f"{pool.folder.name}/{scores.folder.name}",
-                "images": experiment.pool.size * sum(len(block.prompts) for block in blocks),
+                "images": experiment.pool.size * prompt_count(blocks),
             },
         )

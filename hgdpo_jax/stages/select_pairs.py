@@ -16,7 +16,7 @@ from hgdpo_jax.data.choice import winners_and_losers
 from hgdpo_jax.data.image_filter import apply_filter, load_filter
 from hgdpo_jax.data.pair_parts import PairParts, SelectedBlock
 from hgdpo_jax.data.pairs import write_pairs
-from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, read_ahead, write_behind
+from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, prompt_count, read_ahead, write_behind
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.pool_statistics import STATISTICS, PoolStatistics, UnusablePairs
 from hgdpo_jax.evaluation.rank_statistics import channel_statistics, rank_distances
@@ -71,7 +71,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
             continue
         if missing := parts.missing_for_all(blocks):
             read = functools.partial(_read, experiment, pool, scores, kept, shape)
-            prompts = sum(len(block.prompts) for block in blocks) // hosts.count()
+            prompts = prompt_count(blocks) // hosts.count()
             _select(experiment, model, read, parts, hosts.own(missing), prompts)
             continue
         hosts.by_first(functools.partial(_write, experiment, run, parts, blocks, shape))
@@ -83,7 +83,7 @@ def _filter(experiment: Experiment, model: Model, pool: Pool, kept: Parts, parts
     """Applies the filter to the images of some parts, except those whose latents are damaged."""
     device_batch = batch_of_block(experiment.scoring.device_batch, experiment.pool.block)
     image_filter, _ = load_filter(experiment.pairs.filter)
-    total = sum(len(block.prompts) for block, _ in parts)
+    total = prompt_count(block for block, _ in parts)
     with progress(total=total, description="filter images", unit="image") as bar, write_behind() as write:
         for block, index in parts:
             with contextlib.suppress(DamagedPartError):
@@ -148,7 +148,7 @@ def _select(
         return map_batches(functools.partial(reencode, autoencoder), latents, device_batch)
 
     unusable = _unusable(experiment, prompts)
-    done = prompts - sum(len(block.prompts) for block in missing)
+    done = prompts - prompt_count(missing)
     with (
         progress(total=prompts, initial=done, description="select_pairs", unit="prompt") as bar,
         write_behind() as write,
@@ -195,7 +195,7 @@ def _write(
 
     Writes no statistics if a part is damaged: the part is missing then, and selected again.
     """
-    prompts = sum(len(block.prompts) for block in blocks)
+    prompts = prompt_count(blocks)
     summary = PoolStatistics(experiment.pairs.loser_rank, _unusable(experiment, prompts))
 
     def pairs() -> Iterator[dict[str, Any]]:

@@ -65,8 +65,11 @@ def scale_by_adam_8bit(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) ->
     # The second moment is never negative.
     first_levels, second_levels = dynamic_levels(signed=True), dynamic_levels(signed=False)
 
-    def packed(moments, levels):
-        return jax.tree.map(lambda x: quantize(x, levels) if x.size >= SMALLEST_SIZE else x, moments)
+    def packed(state):
+        def pack(moments, levels):
+            return jax.tree.map(lambda x: quantize(x, levels) if x.size >= SMALLEST_SIZE else x, moments)
+
+        return state._replace(mu=pack(state.mu, first_levels), nu=pack(state.nu, second_levels))
 
     def unpacked(moments, levels, like):
         def unpack(x, moment):
@@ -74,13 +77,9 @@ def scale_by_adam_8bit(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) ->
 
         return jax.tree.map(unpack, like, moments)
 
-    def init(parameters):
-        state = adam.init(parameters)
-        return state._replace(mu=packed(state.mu, first_levels), nu=packed(state.nu, second_levels))
-
     def update(gradients, state, parameters=None):
         mu, nu = unpacked(state.mu, first_levels, gradients), unpacked(state.nu, second_levels, gradients)
         updates, state = adam.update(gradients, state._replace(mu=mu, nu=nu), parameters)
-        return updates, state._replace(mu=packed(state.mu, first_levels), nu=packed(state.nu, second_levels))
+        return updates, packed(state)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(lambda parameters: packed(adam.init(parameters)), update)
