@@ -78,9 +78,7 @@ class Drawing:
         if prompts not in self._encoded:
             conditioning = self.model.encode_prompts(prompts, self.sampling.clip_skip, adapters=self.adapters)
             # With all layers, as in `Model.generate`.
-            negative = self.model.encode_prompts(
-                [self.sampling.negative_prompt] * len(prompts), adapters=self.adapters
-            )
+            negative = self.model.encode_prompts([self.sampling.negative_prompt] * len(prompts), adapters=self.adapters)
             self._encoded.clear()
             self._encoded[prompts] = conditioning, negative, finite_rows((conditioning, negative))
         return self._encoded[prompts]

@@ -59,7 +59,6 @@ def check(experiment: Experiment) -> None:
 
 def run(experiment: Experiment, run: StageRun) -> None:
     images, model = _images(experiment), load_base(experiment)
-    model.latent_shape(experiment.pool.width, experiment.pool.height)
     warn_long_prompts(model.long_prompts(images.captions))
     encoded = _encoded(run, len(images))
     missing = hosts.own(hosts.chosen_by_first(encoded.files(), encoded.missing))

@@ -15,7 +15,7 @@ from hgdpo_jax.random_keys import training_key
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.settings import decisive
 from hgdpo_jax.sharding import on_each_device, shard_parameters, training_mesh
-from hgdpo_jax.training.best import Best, was_evaluated
+from hgdpo_jax.training.best import BEST_FILE, has_best, keep_best, was_evaluated
 from hgdpo_jax.training.loop import train
 
 EVERY_HOST = True
@@ -67,17 +67,17 @@ def run(experiment: Experiment, run: StageRun) -> None:
 
     log = RunLog(run.folder)
     checkpoints = Checkpoints(run.folder / "checkpoints")
-    best = Best(run.folder, type(model))
     first_evaluated = min(experiment.train.evaluate_every, experiment.train.steps)
-    if not best.is_there() and was_evaluated(checkpoints, log, first_evaluated):
+    if not has_best(run.folder) and was_evaluated(checkpoints, log, first_evaluated):
         if hosts.is_first():
-            warn(f"{best.path} is missing or damaged; training starts anew")
+            warn(f"{run.folder / BEST_FILE} is missing or damaged; training starts again")
         checkpoints.remove(first_evaluated)
     validation = Validation(experiment, model, base, mesh, log)
 
     def evaluate(state, step):
         measured = validation(state, step)
-        best.offer(on_each_device(state["parameters"], mesh), step, measured["validation_win_rate"])
+        adapter = on_each_device(state["parameters"], mesh)
+        keep_best(run.folder, type(model), adapter, step, measured["validation_win_rate"])
         return measured
 
     train(

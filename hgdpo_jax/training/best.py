@@ -16,26 +16,23 @@ from hgdpo_jax.weights.tensor_files import load_tensors
 BEST_FILE = "best.safetensors"
 
 
-class Best:
-    """A file with the LoRA of the highest validation win rate, of the later step if two are equal."""
+def has_best(folder: epath.Path) -> bool:
+    """Whether the first process finds the best LoRA of an earlier run, undamaged."""
+    # All processes must agree, because what follows is collective.
+    return hosts.from_first(_best_win_rate(folder) > -math.inf)
 
-    def __init__(self, folder: epath.Path, family: type[Family]):
-        self.path, self._save = folder / BEST_FILE, family.save_adapter
-        self.win_rate = -math.inf
 
-    def is_there(self) -> bool:
-        """Whether the first process finds an undamaged file of an earlier run."""
-        with contextlib.suppress(UserError):
-            self.win_rate = float(load_tensors(self.path)[1]["validation_win_rate"])
-        # All processes must agree, because what follows is collective.
-        return hosts.from_first(self.win_rate > -math.inf)
+def keep_best(folder: epath.Path, family: type[Family], parameters, step: int, win_rate: float) -> None:
+    """Saves the LoRA of a step if its validation win rate is at least that of the saved one."""
+    if hosts.is_first() and win_rate >= _best_win_rate(folder):
+        metadata = {"step": str(step), "validation_win_rate": repr(win_rate)}
+        family.save_adapter(jax.device_get(parameters), folder / BEST_FILE, metadata=metadata)
 
-    def offer(self, parameters, step: int, win_rate: float) -> None:
-        """Saves the LoRA of a step if it is at least as good as the saved one."""
-        if win_rate >= self.win_rate and hosts.is_first():
-            self.win_rate = win_rate
-            metadata = {"step": str(step), "validation_win_rate": repr(win_rate)}
-            self._save(jax.device_get(parameters), self.path, metadata=metadata)
+
+def _best_win_rate(folder: epath.Path) -> float:
+    with contextlib.suppress(UserError):
+        return float(load_tensors(folder / BEST_FILE)[1]["validation_win_rate"])
+    return -math.inf
 
 
 def best_adapter(folder: epath.Path, family: type[Family]) -> tuple[dict, int]:

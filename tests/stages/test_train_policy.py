@@ -15,7 +15,7 @@ from hgdpo_jax.experiment.validation import Validation
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.sharding import shard_parameters, training_mesh
-from hgdpo_jax.training.best import BEST_FILE, Best, best_adapter, was_evaluated
+from hgdpo_jax.training.best import BEST_FILE, best_adapter, has_best, keep_best, was_evaluated
 
 
 def adapter(value):
@@ -23,14 +23,10 @@ def adapter(value):
 
 
 def test_the_later_of_two_equally_good_steps_is_kept_also_when_the_run_goes_on_between_them(tmp_path):
-    best = Best(tmp_path, StableDiffusion)
-    assert not best.is_there()
-    for step, win_rate in ((6, 0.5), (12, 0.75), (18, 0.25)):
-        best.offer(adapter(step), step, win_rate)
-    resumed = Best(tmp_path, StableDiffusion)
-    assert resumed.is_there()
-    for step, win_rate in ((24, 0.75), (30, 0.5)):
-        resumed.offer(adapter(step), step, win_rate)
+    assert not has_best(tmp_path)
+    for step, win_rate in ((6, 0.5), (12, 0.75), (18, 0.25), (24, 0.75), (30, 0.5)):
+        keep_best(tmp_path, StableDiffusion, adapter(step), step, win_rate)
+        assert has_best(tmp_path)
     kept, step = best_adapter(tmp_path, StableDiffusion)
     assert step == 24
     np.testing.assert_array_equal(kept["mid_block.attentions.0.proj_in"]["down"], 24)
@@ -38,17 +34,17 @@ def test_the_later_of_two_equally_good_steps_is_kept_also_when_the_run_goes_on_b
 
 @pytest.mark.parametrize("content", [lambda whole: whole[:-1], lambda whole: whole[:-1] + b"!"])
 def test_a_damaged_file_is_not_taken_for_a_best(tmp_path, content):
-    Best(tmp_path, StableDiffusion).offer(adapter(1), 6, 0.5)
+    keep_best(tmp_path, StableDiffusion, adapter(1), 6, 0.5)
     path = tmp_path / BEST_FILE
     path.write_bytes(content(path.read_bytes()))
-    assert not Best(tmp_path, StableDiffusion).is_there()
+    assert not has_best(tmp_path)
 
 
 def test_all_processes_go_by_what_the_first_one_finds_of_a_best(tmp_path, monkeypatch):
-    Best(tmp_path, StableDiffusion).offer(adapter(1), 6, 0.5)
+    keep_best(tmp_path, StableDiffusion, adapter(1), 6, 0.5)
     monkeypatch.setattr(hosts, "from_first", lambda own: not own)
-    assert not Best(tmp_path, StableDiffusion).is_there()
-    assert Best(tmp_path / "elsewhere", StableDiffusion).is_there()
+    assert not has_best(tmp_path)
+    assert has_best(tmp_path / "elsewhere")
 
 
 def test_the_first_evaluated_step_counts_as_evaluated_only_after_its_evaluation(tmp_path):
