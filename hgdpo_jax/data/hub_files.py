@@ -3,7 +3,6 @@
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 
 from etils import epath
 
@@ -38,7 +37,7 @@ def fetch_files(address: str) -> list[epath.Path]:
 
     def wanted(files: Sequence[str]) -> Iterator[str]:
         # Like `glob`, which searches the cache: the whole path, and * matches no slash.
-        chosen = [file for file in files if PurePosixPath("/", file).match(f"/{pattern}")]
+        chosen = [file for file in files if epath.Path("/", file).match(f"/{pattern}")]
         if not chosen:
             raise UserError(f"the data set {name} has no file {pattern}, expected one of {some(files, _MOST_NAMES)}")
         yield from chosen
