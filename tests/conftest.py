@@ -106,7 +106,14 @@ def write_tiny_scorer(folder, tokenizer, seed):
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = {
         # transformers takes the state at this token.
-        "text_config": {"vocab_size": 600, "bos_token_id": 598, "eos_token_id": 599, "pad_token_id": 599, **tower},
+        "text_config": {
+            "vocab_size": 600,
+            "max_position_embeddings": 77,
+            "bos_token_id": 598,
+            "eos_token_id": 599,
+            "pad_token_id": 599,
+            **tower,
+        },
         "vision_config": {"image_size": 32, "patch_size": 8, **tower},
         "projection_dim": 16,
     }

@@ -104,7 +104,8 @@ TINY = Size(
     },
     text_encoder=_TOWER | {"hidden_act": "quick_gelu", "vocab_size": 600},
     clip={
-        "text_config": _TOWER | {"hidden_act": "gelu", "vocab_size": 600, "eos_token_id": 599},
+        "text_config": _TOWER
+        | {"hidden_act": "gelu", "vocab_size": 600, "max_position_embeddings": 77, "eos_token_id": 599},
         "vision_config": _TOWER | {"hidden_act": "gelu", "image_size": 32, "patch_size": 8},
         "projection_dim": 16,
     },

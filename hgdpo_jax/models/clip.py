@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.models.attention import attention
+from hgdpo_jax.models.layers import attend, embed_patches
+from hgdpo_jax.models.parameters import NetworkConfig
 from hgdpo_jax.models.precision import precise
 
 
@@ -19,65 +20,41 @@ def _quick_gelu(x):
 
 
 _ACTIVATIONS = {"quick_gelu": _quick_gelu, "gelu": lambda x: nn.gelu(x, approximate=False)}
+_PROJECTIONS = tuple(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out"))
 
 
-# transformers' defaults, ViT-B/32's, where they are not those below.
-_TEXT_DEFAULTS = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "eos_token_id": 49407}
-_VISION_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "patch_size": 32,
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerConfig(NetworkConfig):
+    """What both towers have, under the names of transformers' config.json; an unknown activation is a UserError."""
 
-
-def _known(cls, values: Mapping[str, Any]):
-    names = {field.name for field in dataclasses.fields(cls)}
-    config = cls(**{k: v for k, v in values.items() if k in names})
-    if config.hidden_act not in _ACTIVATIONS:
-        raise UserError(f"CLIP activation {config.hidden_act!r} is unknown, expected one of {sorted(_ACTIVATIONS)}")
-    return config
-
-
-@dataclasses.dataclass(frozen=True)
-class CLIPTextConfig:
-    """Shape of a text tower, under the names of transformers' config.json; defaults are ViT-L/14's."""
-
-    vocab_size: int = 49408
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    max_position_embeddings: int = 77
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
-    # Early configs say 2, which is no end token: there transformers takes the largest id for it.
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in _ACTIVATIONS:
+            raise UserError(f"CLIP activation {self.hidden_act!r} is unknown, expected one of {sorted(_ACTIVATIONS)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPTextConfig(TowerConfig):
+    """Shape of a text tower."""
+
+    vocab_size: int
+    max_position_embeddings: int
+    # Early configs say 2, which is no end token: transformers then takes the largest id.
     eos_token_id: int = 2
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CLIPTextConfig":
-        """Reads a transformers config.json; raises UserError for an unknown activation."""
-        return _known(cls, values)
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPVisionConfig(TowerConfig):
+    """Shape of an image tower."""
 
-@dataclasses.dataclass(frozen=True)
-class CLIPVisionConfig:
-    """Shape of an image tower, under the names of transformers' config.json; defaults are ViT-L/14's."""
-
-    hidden_size: int = 1024
-    intermediate_size: int = 4096
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    image_size: int = 224
-    patch_size: int = 14
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CLIPVisionConfig":
-        """Reads a transformers config.json; raises UserError for an unknown activation."""
-        return _known(cls, values)
+    image_size: int
+    patch_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,37 +66,26 @@ class CLIPConfig:
     projection_dim: int
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CLIPConfig":
-        """Reads a transformers CLIPModel config.json; raises UserError for another model's, or an unknown activation.
-
-        Many versions of transformers leave out of the towers' configs what equals its own defaults.
-        """
-        if missing := [name for name in ("text_config", "vision_config", "projection_dim") if name not in values]:
-            raise UserError(
-                f"a config without {missing[0]} is not of a CLIP of two towers: give a folder of a CLIPModel"
-            )
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Reads a transformers CLIPModel config.json whose towers leave nothing out."""
         return cls(
-            text=CLIPTextConfig.from_dict(_TEXT_DEFAULTS | dict(values["text_config"])),
-            vision=CLIPVisionConfig.from_dict(_VISION_DEFAULTS | dict(values["vision_config"])),
-            projection_dim=values["projection_dim"],
+            CLIPTextConfig.from_dict(values["text_config"]),
+            CLIPVisionConfig.from_dict(values["vision_config"]),
+            values["projection_dim"],
         )
 
 
 class EncoderLayer(nn.Module):
     """One pre-norm transformer layer."""
 
-    config: CLIPTextConfig | CLIPVisionConfig
+    config: TowerConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x, mask=None):
         config, dtype = self.config, self.dtype
         h = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, name="layer_norm1")(x)
-        query, key, value = (
-            nn.Dense(config.hidden_size, dtype=dtype, name=f"self_attn.{name}_proj")(h) for name in "qkv"
-        )
-        attended = attention(query, key, value, config.num_attention_heads, mask)
-        x = x + nn.Dense(config.hidden_size, dtype=dtype, name="self_attn.out_proj")(attended)
+        x = x + attend(h, h, config.num_attention_heads, dtype, _PROJECTIONS, mask)
         h = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, name="layer_norm2")(x)
         h = _ACTIVATIONS[config.hidden_act](nn.Dense(config.intermediate_size, dtype=dtype, name="mlp.fc1")(h))
         return x + nn.Dense(config.hidden_size, dtype=dtype, name="mlp.fc2")(h)
@@ -128,7 +94,7 @@ class EncoderLayer(nn.Module):
 class CLIPTextTransformer(nn.Module):
     """Token ids to the states after the final layer norm, in float32; attention is causal, padding is not masked.
 
-    Being causal, it gives the first k states of a prompt from its first k tokens alone. `skipped_layers` leaves out the
+    Because of this, the first k states of a prompt depend on its first k tokens alone. `skipped_layers` leaves out the
     last layers, but not the norm.
     """
 
@@ -160,28 +126,18 @@ class CLIPVisionTransformer(nn.Module):
     @precise
     @nn.compact
     def __call__(self, pixels: Float[Array, "n height width 3"]) -> Float[Array, "n d"]:
-        config, dtype, size = self.config, self.dtype, self.config.patch_size
-        patches = nn.Conv(
-            config.hidden_size,
-            (size, size),
-            strides=(size, size),
-            padding="VALID",
-            use_bias=False,
-            dtype=dtype,
-            name="embeddings.patch_embedding",
-        )(pixels.astype(dtype)).reshape(pixels.shape[0], -1, config.hidden_size)
+        config, dtype = self.config, self.dtype
         # One name with a dot: the key of the PyTorch parameter.
         class_token = self.param("embeddings.class_embedding", nn.initializers.normal(0.02), (config.hidden_size,))
-        class_tokens = jnp.broadcast_to(class_token.astype(dtype), (patches.shape[0], 1, config.hidden_size))
-        x = jnp.concatenate([class_tokens, patches], axis=1)
-        count = (config.image_size // size) ** 2 + 1
-        x = x + nn.Embed(count, config.hidden_size, dtype=dtype, name="embeddings.position_embedding")(
-            jnp.arange(count)
-        )
+        patches = "embeddings.patch_embedding"
+        x = embed_patches(pixels, class_token, config.patch_size, dtype, patches, use_bias=False)
+        count = (config.image_size // config.patch_size) ** 2 + 1
+        positions = nn.Embed(count, config.hidden_size, dtype=dtype, name="embeddings.position_embedding")
+        x = x + positions(jnp.arange(count))
         # The reference's own spelling.
         x = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, name="pre_layrnorm")(x)
         for i in range(config.num_hidden_layers):
-            x = EncoderLayer(config, dtype, name=f"encoder.layers.{i}")(x, None)
+            x = EncoderLayer(config, dtype, name=f"encoder.layers.{i}")(x)
         x = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, name="post_layernorm")(x[:, 0])
         return x.astype(jnp.float32)
 

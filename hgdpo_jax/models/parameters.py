@@ -1,9 +1,21 @@
-"""Networks and their parameters, which are kept apart from them."""
+"""Networks, their configs, and their parameters, which are kept apart from them."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
+
+
+class NetworkConfig:
+    """Base of dataclasses that hold the shape of a network, under the names of a config.json."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Reads a config.json and ignores values that the shape does not depend on."""
+        names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
 
 
 def apply(network: nn.Module, parameters: dict, *arguments, **keywords) -> Any:

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from hgdpo_jax.models.attention import attention
 from hgdpo_jax.models.convolution import convolution
-from hgdpo_jax.models.layers import GroupNorm, upsample
+from hgdpo_jax.models.layers import GroupNorm, attend, upsample
 from hgdpo_jax.models.remat import keep
 
 
@@ -34,60 +33,30 @@ class TimestepEmbedding(nn.Module):
         return nn.Dense(self.channels, dtype=self.dtype, name="linear_2")(nn.silu(x))
 
 
-class ResnetBlock(nn.Module):
-    """Two convolutions around a time projection; without `time_state` it is the autoencoder's block."""
-
-    channels: int
-    groups: int
-    epsilon: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x, time_state=None):
-        h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(x))
-        h = convolution(self.channels, "conv1", self.dtype)(h)
-        if time_state is not None:
-            time = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_state))
-            h = h + time[:, None, None, :]
-        h = keep(h)
-        h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(h))
-        h = convolution(self.channels, "conv2", self.dtype)(h)
-        if x.shape[-1] != self.channels:
-            x = convolution(self.channels, "conv_shortcut", self.dtype, kernel=1)(x)
-        return x + h
-
-
 class Attention(nn.Module):
-    """Attention of `x` to `context`; the LoRA of HG-DPO sits on its four projections."""
+    """Attention of `x` to `context`; the LoRA of HG-DPO is added to its four projections."""
 
-    channels: int
     heads: int
     dtype: jnp.dtype
     attention: str
 
     @nn.compact
     def __call__(self, x, context):
-        query = nn.Dense(self.channels, use_bias=False, dtype=self.dtype, name="to_q")(x)
-        key = nn.Dense(self.channels, use_bias=False, dtype=self.dtype, name="to_k")(context)
-        value = nn.Dense(self.channels, use_bias=False, dtype=self.dtype, name="to_v")(context)
-        attended = attention(keep(query), keep(key), keep(value), self.heads, implementation=self.attention)
-        return nn.Dense(self.channels, dtype=self.dtype, name="to_out.0")(attended)
+        return attend(x, context, self.heads, self.dtype, use_bias=False, implementation=self.attention)
 
 
 class FeedForward(nn.Module):
-    channels: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x):
-        x = keep(nn.Dense(8 * self.channels, dtype=self.dtype, name="net.0.proj")(x))
-        value, gate = jnp.split(x, 2, axis=-1)
+        channels = x.shape[-1]
+        value, gate = jnp.split(keep(nn.Dense(8 * channels, dtype=self.dtype, name="net.0.proj")(x)), 2, axis=-1)
         # The exact GELU: the tanh form differs by more than float32 rounding.
-        return nn.Dense(self.channels, dtype=self.dtype, name="net.2")(value * nn.gelu(gate, approximate=False))
+        return nn.Dense(channels, dtype=self.dtype, name="net.2")(value * nn.gelu(gate, approximate=False))
 
 
 class TransformerBlock(nn.Module):
-    channels: int
     heads: int
     dtype: jnp.dtype
     attention: str
@@ -97,11 +66,13 @@ class TransformerBlock(nn.Module):
         def norm(name, x):
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(x)
 
-        shape = (self.channels, self.heads, self.dtype, self.attention)
+        def attention(name, x, context):
+            return Attention(self.heads, self.dtype, self.attention, name=name)(x, context)
+
         attended = norm("norm1", x)
-        x = keep(x + Attention(*shape, name="attn1")(attended, attended))
-        x = keep(x + Attention(*shape, name="attn2")(norm("norm2", x), text_states))
-        return x + FeedForward(self.channels, self.dtype, name="ff")(norm("norm3", x))
+        x = keep(x + attention("attn1", attended, attended))
+        x = keep(x + attention("attn2", norm("norm2", x), text_states))
+        return x + FeedForward(self.dtype, name="ff")(norm("norm3", x))
 
 
 class Transformer(nn.Module):
@@ -118,7 +89,7 @@ class Transformer(nn.Module):
         # 1e-6 here, 1e-5 in the ResNet blocks: as in the reference.
         tokens = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
         tokens = keep(convolution(channels, "proj_in", self.dtype, kernel=1)(tokens).reshape(n, h * w, channels))
-        block = TransformerBlock(channels, self.heads, self.dtype, self.attention, name="transformer_blocks.0")
+        block = TransformerBlock(self.heads, self.dtype, self.attention, name="transformer_blocks.0")
         tokens = block(tokens, text_states)
         return x + convolution(channels, "proj_out", self.dtype, kernel=1)(tokens.reshape(n, h, w, channels))
 
@@ -162,15 +133,3 @@ class UpBlock(nn.Module):
         if self.has_upsampler:
             x = convolution(self.channels, "upsamplers.0.conv", self.dtype)(upsample(x))
         return x
-
-
-class MidBlock(nn.Module):
-    channels: int
-    resnet: Callable[..., nn.Module]
-    transformer: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x, time_state, text_states):
-        x = self.resnet(self.channels, name="resnets.0")(x, time_state)
-        x = self.transformer(name="attentions.0")(x, text_states)
-        return self.resnet(self.channels, name="resnets.1")(x, time_state)

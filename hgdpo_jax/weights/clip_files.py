@@ -24,6 +24,27 @@ OPENAI_COLORS = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 
+# transformers' defaults, ViT-B/32's: many of its versions leave out of a tower's config what equals them.
+_DEFAULTS = {
+    "text_config": {
+        "vocab_size": 49408,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 77,
+        "eos_token_id": 49407,
+    },
+    "vision_config": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 32,
+    },
+}
+
 # Pillow's number for what images are resized by.
 _BICUBIC = 3
 
@@ -45,13 +66,25 @@ def read_folder(folder: epath.PathLike, processor: epath.PathLike = "") -> CLIPF
     """
     folder = epath.Path(folder)
     processor = epath.Path(processor or folder)
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     return CLIPFiles(
         config=config,
-        preprocessor=_read_preprocessor(processor, config.get("vision_config", {}).get("image_size", 224)),
+        preprocessor=_read_preprocessor(processor, config["vision_config"]["image_size"]),
         tokenizer=require_tokenizer(processor),
         tensors=read_weights(folder, "model"),
     )
+
+
+def read_config(folder: epath.Path) -> dict[str, Any]:
+    """The config of a transformers CLIPModel folder; its towers get transformers' defaults for values that they lack.
+
+    Raises UserError where it is the config of another model.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    if missing := [name for name in (*_DEFAULTS, "projection_dim") if name not in config]:
+        raise UserError(f"{path} has no {missing[0]}, expected a CLIP of two towers: give a folder of a CLIPModel")
+    return config | {name: defaults | config[name] for name, defaults in _DEFAULTS.items()}
 
 
 def _read_preprocessor(folder: epath.Path, image_size: int) -> dict[str, Any]:

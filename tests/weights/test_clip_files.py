@@ -8,7 +8,7 @@ import pytest
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.clip import CLIP, CLIPConfig
-from hgdpo_jax.weights.clip_files import read_folder, write_folder
+from hgdpo_jax.weights.clip_files import read_config, read_folder, write_folder
 from hgdpo_jax.weights.conversion import from_tree, to_tree
 
 
@@ -54,6 +54,18 @@ def test_a_written_folder_loads_in_transformers(clip_folder, tmp_path):
     inputs = processor(text=["a hat"], images=np.zeros((20, 16, 3), np.uint8), return_tensors="np")
     assert inputs["pixel_values"].shape == (1, 3, 16, 16)
     assert transformers.CLIPTokenizer.from_pretrained(tmp_path)("a hat")["input_ids"] == inputs["input_ids"][0].tolist()
+
+
+def test_what_a_config_of_two_towers_leaves_out_is_transformers_default(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {}, "vision_config": {}, "projection_dim": 512}))
+    assert CLIPConfig.from_dict(read_config(tmp_path)) == CLIPConfig.from_dict(transformers.CLIPConfig().to_dict())
+
+
+def test_a_config_of_one_tower_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 512}))
+    with pytest.raises(UserError, match="config.json has no text_config, expected a CLIP of two towers"):
+        read_config(tmp_path)
 
 
 @pytest.fixture

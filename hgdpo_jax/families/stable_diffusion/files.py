@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.families.stable_diffusion.configs import SCHEDULER
+from hgdpo_jax.families.stable_diffusion.configs import SCHEDULER, autoencoder_config
 from hgdpo_jax.families.stable_diffusion.ldm_file import convert_checkpoint, convert_vae
 from hgdpo_jax.families.stable_diffusion.single_file_schedule import scheduler_config
 from hgdpo_jax.files import expanded, write_json, write_text
@@ -81,7 +81,7 @@ def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") 
         (configs, tensors), folder = _read_file(path), None
     _refuse_foreign(configs["unet"], str(path))
     if vae:
-        configs["vae"], tensors["vae"] = _read_vae(vae, AutoencoderConfig.from_dict(configs.get("vae", {})))
+        configs["vae"], tensors["vae"] = _read_vae(vae, autoencoder_config(configs.get("vae", {})))
     elif "vae" not in tensors:
         raise UserError(f"{path} holds no VAE: set weights.vae to a VAE of the Stable Diffusion 1.x family")
     if tokenizer:
@@ -164,7 +164,7 @@ def _read_vae(source: str, replaced: AutoencoderConfig) -> tuple[dict[str, Any],
         config, tensors = read_json(path / "config.json"), read_weights(path, _WEIGHT_FILES["vae"])
     else:
         config, tensors = convert_vae(read_tensor_file(path), str(path))
-    given = AutoencoderConfig.from_dict(config)
+    given = autoencoder_config(config)
     for name in ("latent_channels", "scaling_factor"):
         if (value := getattr(given, name)) != (expected := getattr(replaced, name)):
             raise UserError(

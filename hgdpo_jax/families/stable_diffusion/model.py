@@ -22,12 +22,12 @@ from hgdpo_jax.errors import UserError, as_user_error
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.families.protocol import Adapters
 from hgdpo_jax.families.stable_diffusion import files
-from hgdpo_jax.families.stable_diffusion.configs import PUBLISHED
+from hgdpo_jax.families.stable_diffusion.configs import PUBLISHED, autoencoder_config, text_config
 from hgdpo_jax.families.stable_diffusion.lora_names import StableDiffusionNames
 from hgdpo_jax.families.stable_diffusion.unet import UNet, UNetConfig
 from hgdpo_jax.models.attention import IMPLEMENTATIONS
-from hgdpo_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from hgdpo_jax.models.clip import CLIPTextConfig, CLIPTextTransformer
+from hgdpo_jax.models.autoencoder import Autoencoder
+from hgdpo_jax.models.clip import CLIPTextTransformer
 from hgdpo_jax.models.parameters import apply, shapes_of
 from hgdpo_jax.weights.clip_tokenizer import LongPrompt, load_tokenizer, long_prompts, token_ids
 from hgdpo_jax.weights.conversion import from_tree, to_tree
@@ -107,8 +107,8 @@ class StableDiffusion(Model):
         compute = jnp.dtype(require_compute_type(dtype))
         with as_user_error(f"the configs of {source} describe no model that can be built"):
             unet = UNet(UNetConfig.from_dict(configs["unet"]), compute, attention)
-            autoencoder = Autoencoder(AutoencoderConfig.from_dict(configs["vae"]), compute)
-            text_encoder = CLIPTextTransformer(CLIPTextConfig.from_dict(configs["text_encoder"]), compute)
+            autoencoder = Autoencoder(autoencoder_config(configs["vae"]), compute)
+            text_encoder = CLIPTextTransformer(text_config(configs["text_encoder"]), compute)
             schedule = NoiseSchedule.from_dict(configs["scheduler"])
             ids, size = jnp.zeros((1, 2), jnp.int32), 8 * autoencoder.config.factor
             shapes = by_role(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,18 +11,11 @@ from jaxtyping import Array, Float, Int
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.models.convolution import convolution
-from hgdpo_jax.models.layers import GroupNorm
+from hgdpo_jax.models.layers import MidBlock, ResnetBlock, output_convolution
+from hgdpo_jax.models.parameters import NetworkConfig
 from hgdpo_jax.models.precision import precise
 from hgdpo_jax.models.remat import rematerialized
-from hgdpo_jax.models.unet_blocks import (
-    DownBlock,
-    MidBlock,
-    ResnetBlock,
-    TimestepEmbedding,
-    Transformer,
-    UpBlock,
-    timestep_embedding,
-)
+from hgdpo_jax.models.unet_blocks import DownBlock, TimestepEmbedding, Transformer, UpBlock, timestep_embedding
 
 # Values of a diffusers config.json that other architectures change and this module does not implement.
 _FIXED = {
@@ -41,7 +34,7 @@ _FIXED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(NetworkConfig):
     """Shape of a U-Net, under the names of diffusers' config.json; `attention_head_dim` counts heads there."""
 
     in_channels: int = 4
@@ -59,7 +52,7 @@ class UNetConfig:
     sample_size: int = 64
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "UNetConfig":
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Reads a diffusers config.json; raises UserError where it describes another architecture than SD1.x."""
         for name, expected in _FIXED.items():
             if values.get(name, expected) != expected:
@@ -67,9 +60,7 @@ class UNetConfig:
                     f"this U-Net has {name}={values[name]!r}, expected {expected!r}: "
                     "give a Stable Diffusion 1.x checkpoint"
                 )
-        names = {field.name for field in dataclasses.fields(cls)}
-        chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
-        config = cls(**chosen)
+        config = super().from_dict(values)
         if not isinstance(config.attention_head_dim, int) or not isinstance(config.layers_per_block, int):
             raise UserError("this U-Net has a head count per level: give a Stable Diffusion 1.x checkpoint")
         return config
@@ -138,7 +129,6 @@ class UNet(nn.Module):
             )(x, block_skips, time_state, text_states)
 
         def output(unet, x):
-            x = nn.silu(GroupNorm(groups, epsilon, dtype, name="conv_norm_out")(x))
-            return convolution(config.out_channels, "conv_out", dtype)(x)
+            return output_convolution(x, config.out_channels, groups, epsilon, dtype)
 
         return remat(output)(self, x)

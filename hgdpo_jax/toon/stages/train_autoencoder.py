@@ -48,6 +48,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
     model_config = AutoencoderConfig(
         block_out_channels=options.block_out_channels,
         layers_per_block=options.layers_per_block,
+        latent_channels=4,
         norm_num_groups=options.norm_num_groups,
         scaling_factor=1.0,
     )

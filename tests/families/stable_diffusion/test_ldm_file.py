@@ -5,12 +5,11 @@ import safetensors.numpy
 from single_file import PREFIXES, SD15, diffusers_names, make_models, single_file_of
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.configs import PUBLISHED, autoencoder_config, text_config
 from hgdpo_jax.families.stable_diffusion.files import read_checkpoint
 from hgdpo_jax.families.stable_diffusion.ldm_file import convert_checkpoint, convert_vae
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion, by_file
 from hgdpo_jax.families.stable_diffusion.unet import UNetConfig
-from hgdpo_jax.models.autoencoder import AutoencoderConfig
-from hgdpo_jax.models.clip import CLIPTextConfig
 from hgdpo_jax.weights.conversion import from_tree
 
 SMALL = {
@@ -57,8 +56,8 @@ def test_every_name_of_stable_diffusion_1_5_becomes_what_diffusers_makes_of_it(s
 def test_shapes_of_stable_diffusion_1_5_tell_its_configuration(sd15):
     configs, _ = convert_checkpoint(sd15[1], "file")
     assert UNetConfig.from_dict(configs["unet"]) == UNetConfig()
-    assert AutoencoderConfig.from_dict(configs["vae"]) == AutoencoderConfig()
-    assert CLIPTextConfig.from_dict(configs["text_encoder"]) == CLIPTextConfig()
+    assert autoencoder_config(configs["vae"]) == autoencoder_config(PUBLISHED["vae"])
+    assert text_config(configs["text_encoder"]) == text_config(PUBLISHED["text_encoder"])
 
 
 def unused():
@@ -196,7 +195,7 @@ def test_a_vae_in_one_file_replaces_the_checkpoints(small, small_file, tokenizer
     files = read_checkpoint(small_file, str(tokenizer_folder), str(tmp_path / "vae.safetensors"))
     assert files.tensors["vae"].keys() == expected.keys() == small[0]["vae"].state_dict().keys()
     assert all(np.array_equal(array, expected[key]) for key, array in files.tensors["vae"].items())
-    assert AutoencoderConfig.from_dict(files.configs["vae"]).block_out_channels == (32, 32, 64)
+    assert autoencoder_config(files.configs["vae"]).block_out_channels == (32, 32, 64)
 
 
 def test_a_file_without_vae_needs_one(small, tokenizer_folder, tmp_path):
