@@ -1,4 +1,4 @@
-"""What was found out, as a table for people and as plain values for programs."""
+"""The findings of a preflight, as a table for people and as plain values for programs."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,29 +15,26 @@ _LISTED = 5
 def as_json(
     target: Target, programs: Mapping[str, Examined], total: Mapping[str, Any], experiment: str
 ) -> dict[str, Any]:
-    """Plain values: of each program those of a call on one device, of the experiment the sums over all devices."""
+    """Plain values: for each program those of a call on one device, for the experiment the sums over all devices."""
     return {
         "experiment": experiment,
         "target": target.name,
         "devices": target.count,
         "usable_bytes": target.chip.usable_bytes,
-        "programs": {
-            name: {
-                **dataclasses.asdict(examined.measurement),
-                "rows": examined.rows,
-                "setting": examined.setting,
-                "device_batch": examined.device_batch,
-                "largest_batch": examined.largest_batch,
-            }
-            for name, examined in programs.items()
-        },
+        "programs": {name: _plain(examined) for name, examined in programs.items()},
         "total": dict(total),
     }
+
+
+def _plain(examined: Examined) -> dict[str, Any]:
+    values = dataclasses.asdict(examined)
+    return values.pop("measurement") | values
 
 
 def as_table(values: Mapping[str, Any], target: Target) -> str:
     """The values of `as_json` for people; GB are 10^9 bytes."""
     chip, total = target.chip, values["total"]
+    stages = {**total["roofline_device_hours_of_stages"], "all": total["roofline_device_hours"]}
     parts = [
         f"{values['experiment']} on {target.count} x {chip.title}: {chip.usable_bytes / _GB:.1f} GB usable on each, "
         f"{chip.peak_flops / 1e12:g} TFLOP/s in bfloat16, {chip.bandwidth / _GB:,.0f} GB/s",
@@ -57,11 +54,8 @@ def as_table(values: Mapping[str, Any], target: Target) -> str:
         _columns(
             ("stage", "device hours at the roofline", *(f"at {float(e):.0%} of it" for e in total["device_hours"])),
             [
-                _hours_row(stage, hours, total["device_hours"])
-                for stage, hours in [
-                    *total["roofline_device_hours_of_stages"].items(),
-                    ("all", total["roofline_device_hours"]),
-                ]
+                (stage, f"{hours:,.2f}", *(f"{hours / float(share):,.2f}" for share in total["device_hours"]))
+                for stage, hours in stages.items()
             ],
         ),
         "",
@@ -83,15 +77,18 @@ def as_table(values: Mapping[str, Any], target: Target) -> str:
 
 
 def _program_row(name: str, program: Mapping[str, Any]) -> tuple[str, ...]:
-    sizes = ("weight_bytes", "state_bytes", "resident_bytes", "temporary_bytes")
-    known = program["peak_bytes"] > 0
+    peak, *sizes, own = (
+        f"{program[f'{part}_bytes'] / _GB:.2f}" for part in ("peak", "weight", "state", "resident", "temporary")
+    )
+    # A compiler may refuse without saying what it needs.
+    peak, own = (peak, own) if program["peak_bytes"] else ("?", "?")
     return (
         name,
         str(program["device_batch"]),
         "yes" if program["fits"] else "NO",
-        f"{program['peak_bytes'] / _GB:.2f}" if known else "?",
-        *(f"{program[size] / _GB:.2f}" for size in sizes[:-1]),
-        f"{program['temporary_bytes'] / _GB:.2f}" if known else "?",
+        peak,
+        *sizes,
+        own,
         f"{program['flops'] / 1e12:,.1f}",
         f"{program['bytes'] / _GB:,.0f}",
         f"{program['roofline_seconds']:.3f}",
@@ -125,29 +122,20 @@ def _largest_lines(programs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The largest value of each setting with which all its programs fit."""
     largest: dict[str, int] = {}
     for program in programs.values():
-        if program["largest_batch"] is not None:
-            setting = program["setting"]
-            largest[setting] = min(largest.get(setting, program["largest_batch"]), program["largest_batch"])
-    if not largest:
-        return []
-    return [f"largest that were compiled and fit: {', '.join(f'{name}={value}' for name, value in largest.items())}"]
-
-
-def _hours_row(stage: str, hours: float, efficiencies: Mapping[str, float]) -> tuple[str, ...]:
-    return stage, f"{hours:,.2f}", *(f"{hours / float(share):,.2f}" for share in efficiencies)
+        if (found := program["largest_batch"]) is not None:
+            largest[program["setting"]] = min(largest.get(program["setting"], found), found)
+    shown = ", ".join(f"{name}={value}" for name, value in largest.items())
+    return [f"largest that were compiled and fit: {shown}"] if largest else []
 
 
 def _columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under their heads; the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (heads, *rows)
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    """Rows under their heads; the first column is aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = []
+    for first, *others in (heads, *rows):
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
 
 
 def _size(count: float) -> str:

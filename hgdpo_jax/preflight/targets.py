@@ -1,4 +1,4 @@
-"""Accelerators that programs are compiled for without having them."""
+"""Accelerators that programs are compiled for although none is present."""
 
 import dataclasses
 import difflib
@@ -12,13 +12,13 @@ from hgdpo_jax.errors import UserError
 
 _GIB = 2**30
 
-# Of a GPU's memory, what arrays can have with XLA_PYTHON_CLIENT_MEM_FRACTION=.95: the rest is for driver and libraries.
+# The share of a GPU's memory for arrays, with XLA_PYTHON_CLIENT_MEM_FRACTION=.95; driver and libraries need the rest.
 GPU_SHARE = 0.95
 
-# Arrangements of chips by their number, as they are rented.
+# Topologies in which TPU chips are rented, by their number.
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _SOLID = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
-_GPUS_A_HOST = 8
+_GPUS_PER_HOST = 8
 _MOST_GPUS = 1024
 
 # What XLA's compiler asks about a GPU. The figures are those of XLA's own descriptions of these GPUs (openxla/xla,
@@ -73,19 +73,24 @@ class Chip:
     memory_bytes: int
     peak_flops: float
     bandwidth: float
-    # Of a GPU, what the compiler asks about it.
+    # For a GPU, what the compiler asks about it.
     description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # Of a TPU, arrangements by the number of chips, and options of its topology.
+    # For a TPU, topologies by the number of chips, and options of the topology.
     arrangements: Mapping[int, str] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def usable_bytes(self) -> int:
-        """What programs can have of the memory."""
+        """The memory that programs can use."""
         return int(self.memory_bytes * (GPU_SHARE if self.platform == "cuda" else 1))
 
+    @property
+    def counts(self) -> Sequence[int]:
+        """How many of these devices a target may have."""
+        return list(self.arrangements) or range(1, _MOST_GPUS + 1)
 
-# Memory: of GPUs what the driver reports, of TPUs what libtpu 0.0.42 lets a program have.
+
+# Memory: for GPUs what the driver reports, for TPUs what libtpu 0.0.42 lets a program use.
 CHIPS = {
     # NVIDIA's data sheet of the A100: 312 TFLOP/s; 1,555 and 2,039 GB/s.
     "a100-40gb": Chip("NVIDIA A100-SXM4-40GB", "cuda", 42_331_013_120, 312e12, 1555e9, _AMPERE),
@@ -108,7 +113,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """So many devices of a kind."""
+    """A number of devices of one kind."""
 
     name: str
     count: int
@@ -123,42 +128,35 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """The target that "NAME:COUNT" means; raises UserError where there is no such device, or never so many."""
+    """The target that "NAME:COUNT" means; raises UserError for an unknown device or an impossible number of them."""
     name, _, count_text = text.partition(":")
     if name not in CHIPS:
         near = difflib.get_close_matches(name, CHIPS, 1, 0.4)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(CHIPS)}"
         raise UserError(f"there is no target {name!r}: {hint}")
-    counts: Sequence[int] = list(CHIPS[name].arrangements)
-    if not counts:
-        if not count_text.isdecimal() or not 1 <= int(count_text) <= _MOST_GPUS:
-            raise UserError(f"the target is {text!r}, expected {name}:COUNT with 1 to {_MOST_GPUS} devices")
-    elif not count_text.isdecimal() or int(count_text) not in counts:
-        raise UserError(f"the target is {text!r}, expected {name}:COUNT with {', '.join(map(str, counts))} chips")
+    if not count_text.isdecimal() or int(count_text) not in CHIPS[name].counts:
+        expected = ", ".join(map(str, CHIPS[name].arrangements)) or f"1 to {_MOST_GPUS}"
+        raise UserError(f"the target is {text!r}, expected {name}:COUNT with {expected} devices")
     return Target(name, int(count_text))
 
 
 def target_devices(target: Target) -> list[jax.Device]:
-    """Devices to compile for, none of which is here; for a process with the environment of `compiler_environment`."""
+    """Devices to compile for, none of which is present; call it in a process with `compiler_environment`."""
     chip, count = target.chip, target.count
     if chip.platform == "tpu":
         # A single chip is a quarter of a usual host.
         bounds = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
         topology = f"{target.name}:{chip.arrangements[count]}"
         return list(topologies.get_topology_desc(topology, "tpu", **chip.options, **bounds).devices)
-    a_host = next(n for n in range(min(count, _GPUS_A_HOST), 0, -1) if count % n == 0)
-    topology = f"1x{count // a_host}x{a_host}"
-    described = topologies.get_topology_desc(topology, "cuda", topology=topology, target_config=_target_config(chip))
-    return list(described.devices)
+    per_host = next(n for n in range(min(count, _GPUS_PER_HOST), 0, -1) if count % n == 0)
+    topology = f"1x{count // per_host}x{per_host}"
+    config = _target_config(chip)
+    return list(topologies.get_topology_desc(topology, "cuda", topology=topology, target_config=config).devices)
 
 
 def _target_config(chip: Chip) -> str:
     """XLA's description of a GPU, a `GpuTargetConfigProto` as text."""
-    values = {
-        **chip.description,
-        "memory_bandwidth": int(chip.bandwidth),
-        "device_memory_size": chip.memory_bytes,
-    }
+    values = {**chip.description, "memory_bandwidth": int(chip.bandwidth), "device_memory_size": chip.memory_bytes}
     fields = "".join(f"  {name}{'' if str(value)[0] == '{' else ':'} {value}\n" for name, value in values.items())
     return (
         f"gpu_device_info {{\n{fields}}}\n"

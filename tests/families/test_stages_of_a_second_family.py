@@ -79,7 +79,6 @@ def test_preflight_counts_the_arithmetic_of_every_program(of_second_family, name
     config.dtype = "float32"
     config.pool.update(width=48, height=64, steps=2)
     config.train.batch_size = config.finetune.batch_size = 4
-    setup = programs.make_setup(typed(config), name, 2, 1)
-    program = programs.build_program(name, setup, data_mesh(jax.devices()[:1]))
+    program = programs.build_program(name, programs.make_setup(typed(config), name, 2, data_mesh(jax.devices()[:1])))
     found = total_flops(matrix_products(program.function.trace(*program.arguments).jaxpr.jaxpr, "cpu"))
     assert found > (program.least_flops() if program.least_flops else 0) >= 0

@@ -32,8 +32,7 @@ def products_of_stage(name, dtype, base, scorer, platforms=("cuda", "tpu")):
     config.pool.width, config.pool.height, config.pool.steps = 96, 128, 2
     config.train.batch_size = config.train.device_batch = 1
     config.finetune.batch_size = config.finetune.device_batch = 1
-    setup = programs.make_setup(typed(config), name, 1, 1)
-    program = programs.build_program(name, setup, data_mesh(jax.devices()[:1]))
+    program = programs.build_program(name, programs.make_setup(typed(config), name, 1, data_mesh(jax.devices()[:1])))
     return products(program.function.trace(*program.arguments).lower(lowering_platforms=platforms))
 
 

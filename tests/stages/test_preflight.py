@@ -51,8 +51,8 @@ def measured(config, chip=CPU):
 
 def build(config, name, device_batch):
     """A program for one device."""
-    setup = programs.make_setup(typed(config), name, device_batch, 1)
-    return programs.build_program(name, setup, data_mesh(jax.devices()[:1]))
+    setup = programs.make_setup(typed(config), name, device_batch, data_mesh(jax.devices()[:1]))
+    return programs.build_program(name, setup)
 
 
 def flops(config, name, device_batch):
@@ -123,7 +123,8 @@ def test_a_step_in_parts_takes_as_much_arithmetic_as_the_whole(small):
 
 def test_devices_share_a_step(small):
     config = small(n20_sml())
-    setups = [programs.make_setup(typed(config), "train_policy", 2, devices) for devices in (1, 2)]
+    meshes = [data_mesh(jax.devices()[:count]) for count in (1, 2)]
+    setups = [programs.make_setup(typed(config), "train_policy", 2, mesh) for mesh in meshes]
     assert [setup.parts for setup in setups] == [2, 1]
 
 

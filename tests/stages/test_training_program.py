@@ -43,8 +43,11 @@ def small(tiny_base):
 
 
 def build(config, mesh=None):
-    setup = programs.make_setup(typed(config), "train_policy", PAIRS, 1)
-    return programs.build_program("train_policy", setup, mesh or data_mesh(jax.devices()[:1]))
+    return programs.build_program("train_policy", make_setup(config, mesh))
+
+
+def make_setup(config, mesh=None):
+    return programs.make_setup(typed(config), "train_policy", PAIRS, mesh or data_mesh(jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +108,7 @@ def test_in_bfloat16_it_also_takes_what_the_lora_costs_at_scale_zero_in_the_refe
     config = small()
     config.train.remat = "none"
     program = build(config)
-    base = programs.make_setup(typed(config), "train_policy", PAIRS, 1).base
+    base = make_setup(config).base
     state, parameters, batch, _ = program.arguments
     rows, *shape = batch["winner_latents"].shape
     noisy, timesteps = (
@@ -149,7 +152,7 @@ def test_the_largest_temporaries_are_named_with_what_makes_them(measured):
 def test_the_statistic_loss_adds_less_than_a_thousandth_of_the_operations(small):
     def operations(name):
         config = small()
-        model = programs.make_setup(typed(config), "train_policy", PAIRS, 1).base
+        model = make_setup(config).base
         state, base, batch, _ = build(config).arguments
         batch = batch | {
             "noise": batch["winner_latents"],
