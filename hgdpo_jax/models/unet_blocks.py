@@ -94,42 +94,38 @@ class Transformer(nn.Module):
         return x + convolution(channels, "proj_out", self.dtype, kernel=1)(tokens.reshape(n, h, w, channels))
 
 
-class DownBlock(nn.Module):
+class _Level(nn.Module):
+    """A level of the way down or up; `resizes` says whether another level follows."""
+
     channels: int
-    layers: int
     resnet: Callable[..., nn.Module]
     transformer: Callable[..., nn.Module] | None
-    has_downsampler: bool
+    resizes: bool
     dtype: jnp.dtype
 
+    def layer(self, i, x, time_state, text_states):
+        x = self.resnet(self.channels, name=f"resnets.{i}")(x, time_state)
+        return self.transformer(name=f"attentions.{i}")(x, text_states) if self.transformer else x
+
+
+class DownBlock(_Level):
     @nn.compact
-    def __call__(self, x, time_state, text_states):
+    def __call__(self, x, layers: int, time_state, text_states):
         skips = []
-        for i in range(self.layers):
-            x = self.resnet(self.channels, name=f"resnets.{i}")(x, time_state)
-            if self.transformer:
-                x = self.transformer(name=f"attentions.{i}")(x, text_states)
+        for i in range(layers):
+            x = self.layer(i, x, time_state, text_states)
             skips.append(x)
-        if self.has_downsampler:
+        if self.resizes:
             x = convolution(self.channels, "downsamplers.0.conv", self.dtype, stride=2)(x)
             skips.append(x)
         return x, skips
 
 
-class UpBlock(nn.Module):
-    channels: int
-    resnet: Callable[..., nn.Module]
-    transformer: Callable[..., nn.Module] | None
-    has_upsampler: bool
-    dtype: jnp.dtype
-
+class UpBlock(_Level):
     @nn.compact
     def __call__(self, x, skips: Sequence[jax.Array], time_state, text_states):
         for i, skip in enumerate(reversed(skips)):
-            x = jnp.concatenate([x, skip], axis=-1)
-            x = self.resnet(self.channels, name=f"resnets.{i}")(x, time_state)
-            if self.transformer:
-                x = self.transformer(name=f"attentions.{i}")(x, text_states)
-        if self.has_upsampler:
+            x = self.layer(i, jnp.concatenate([x, skip], axis=-1), time_state, text_states)
+        if self.resizes:
             x = convolution(self.channels, "upsamplers.0.conv", self.dtype)(upsample(x))
         return x

@@ -1,4 +1,4 @@
-"""What a whole experiment takes: arithmetic, device hours, price."""
+"""The cost of a whole experiment: arithmetic, device hours, price."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from hgdpo_jax.preflight.programs import TRAINING
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Rows (images, pairs) that a stage puts through a program; `stage` may name a part of one."""
+    """Rows (images, pairs) that a stage, or a part of one, passes through a program."""
 
     stage: str
     program: str
@@ -25,7 +25,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """A program, measured, with the rows that one call takes on one device and the setting that says how many."""
+    """A measured program, the rows of one call on one device, and the setting for the number of rows at once."""
 
     measurement: Measurement
     rows: int
@@ -43,10 +43,10 @@ def totals(
     price_per_hour: float,
     storage_bytes: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Sums over `work`, plain values; `efficiencies` are shares of the roofline's speed that programs reach.
+    """Sums over `work` as plain values; `efficiencies` are shares of the roofline's speed that programs reach.
 
-    Batches count as full. `price_per_hour` is that of one device; 0: no price. Stages whose
-    work goes through a program that was not examined, or has no rows, are in "not_counted".
+    Batches are assumed to be full. `price_per_hour` is that of one device; 0: no price. "not_counted" has the stages
+    without rows and those whose program was not examined.
     """
     counted = [item for item in work if item.rows and item.program in programs]
     seconds: dict[str, float] = {}
@@ -71,7 +71,7 @@ def totals(
 
 
 def work(experiment: Experiment) -> list[Work]:
-    """What the experiment puts through its programs; raises UserError where nothing says how many prompts there are."""
+    """The rows of each of the experiment's programs; raises UserError if the number of prompts is unknown."""
     items = []
     if "generate_pool" in experiment.stages:
         prompts = _prompts(experiment, "train")
@@ -95,19 +95,18 @@ def work(experiment: Experiment) -> list[Work]:
         items += [Work("evaluate_policy", "evaluate_policy", images), Work("evaluate_policy", "score_pool", images)]
     if "finetune_base" in experiment.stages:
         images = experiment.finetune.steps * experiment.finetune.batch_size
-        items.append(Work("encode_images", "encode_images", images))
-        items.append(Work("finetune_base", "finetune_base", images))
+        items += [Work("encode_images", "encode_images", images), Work("finetune_base", "finetune_base", images)]
     return items
 
 
 def _prompts(experiment: Experiment, name: str) -> int:
-    """How many prompts a source has; where none is named, how many of them are to be used."""
+    """The number of prompts of a source; without a source, the number that is configured."""
     source, count = getattr(experiment.prompts, name), getattr(experiment.prompts, f"{name}_count")
     return len(load_prompts(source, count)) if source else count
 
 
 def storage(experiment: Experiment, programs: Mapping[str, Examined]) -> dict[str, int]:
-    """Bytes that stay, by what they are."""
+    """Bytes of the artifacts, by kind."""
     base = base_shapes(experiment)
     height, width, channels = base.latent_shape(experiment.pool.width, experiment.pool.height)
     latents = 2 * height * width * channels
@@ -118,9 +117,9 @@ def storage(experiment: Experiment, programs: Mapping[str, Examined]) -> dict[st
         stored |= {"pool": images * latents, "scores": 4 * images, "pairs": 2 * prompts * latents}
     if "finetune_base" in experiment.stages:
         conditioning = sum(leaf.size for leaf in jax.tree.leaves(base.conditioning_shapes(1)))
-        stored["encoded images"] = (
-            experiment.finetune.steps * experiment.finetune.batch_size * 2 * (latents + conditioning)
-        )
-    # Two are kept while a third is written.
-    states = [3 * programs[name].measurement.state_bytes for name in TRAINING if name in programs]
-    return stored | ({"checkpoints": sum(states)} if states else {})
+        images = experiment.finetune.steps * experiment.finetune.batch_size
+        stored["encoded images"] = images * 2 * (latents + conditioning)
+    if states := [programs[name].measurement.state_bytes for name in TRAINING if name in programs]:
+        # Two are kept while a third is written.
+        stored["checkpoints"] = 3 * sum(states)
+    return stored

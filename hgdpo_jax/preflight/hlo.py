@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 _SHAPE = re.compile(r"(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_LINE = re.compile(r"^ +(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_LINE = re.compile(r"^ +(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%[\w.\-]+)")
 _LIVE = re.compile(r"^    ([\w.\-]+)\{([\d, ]*)\}: (\d+) bytes", re.M)
 # Products in cuDNN's attention; its gradient makes the scores again.
@@ -45,13 +45,18 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A line of a computation: results, what is done, the operands' names, and all that stands behind them."""
+    """A line of a computation: results, operation, names of the operands, and all the text that follows its bracket."""
 
     name: str
     results: tuple[Array, ...]
     operation: str
     operands: tuple[str, ...]
     attributes: str
+
+    @property
+    def target(self) -> str:
+        """The library function or kernel that a custom call runs, otherwise empty."""
+        return _find(r'custom_call_target="([^"]*)"', self.attributes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Hlo:
 
     def __init__(self, text: str):
         self._places = _places(text)
-        self._reused = re.search(r"input_output_alias=\{(.*?)\}, \w+=", text.partition("\n")[0])
+        self._reused = re.findall(r"\((\d+), \{", _find(r"^.*input_output_alias=\{(.*?)\}, \w+=", text))
         self._computations: dict[str, list[Instruction]] = {}
         self._entry = ""
         for line in text.splitlines():
@@ -80,7 +85,7 @@ class Hlo:
                 instructions = self._computations.setdefault(head[2], [])
                 self._entry = head[2] if head[1] else self._entry
             elif self._computations and (found := _LINE.match(line)):
-                instructions.append(_instruction(found[1], found[2]))
+                instructions.append(_instruction(*found.groups()))
 
     def flops(self) -> float:
         """Operations of all matrix products and convolutions, calls of cuBLAS and cuDNN among them."""
@@ -111,11 +116,10 @@ class Hlo:
 
     def reused_bytes(self) -> int:
         """Bytes of the arguments in whose place results are written, on one device."""
-        numbers = re.findall(r"\((\d+), \{", self._reused[1]) if self._reused else ()
         return sum(
             instruction.results[0].bytes
             for instruction in self._computations[self._entry]
-            if instruction.operation == "parameter" and instruction.attributes.partition(")")[0] in numbers
+            if instruction.operation == "parameter" and instruction.attributes.partition(")")[0] in self._reused
         )
 
     def temporaries(self, live_ranges: str, count: int) -> list[Temporary]:
@@ -164,21 +168,19 @@ class Hlo:
         if known := _numbers(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes):
             return known[0]
         # The TPU's compiler does not say; JAX counts from 0 up to a constant.
-        condition = re.search(r"condition=%([\w.\-]+)", instruction.attributes)
-        lines = self._computations[condition[1]] if condition else []
+        lines = self._computations.get(_find(r"condition=%([\w.\-]+)", instruction.attributes), [])
         limits = [line.attributes.partition(")")[0] for line in lines if line.operation == "constant"]
         return max((int(limit) for limit in limits if limit.isdigit()), default=1)
 
     def _source(self, instruction: Instruction) -> str:
-        frame = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
-        path = re.search(r'op_name="([^"]*)"', instruction.attributes)
+        frame = _find(r"stack_frame_id=(\d+)", instruction.attributes)
+        path = _find(r'op_name="([^"]*)"', instruction.attributes)
         if not path and (called := _CALLED.search(instruction.attributes)):
             # What was fused is named inside.
             inside = [self._source(i) for i in self._computations[called[1].strip("{%}")] if "op_name" in i.attributes]
             return inside[-1] if inside else instruction.operation
-        modules = [part for part in path[1].split("/") if part not in _NO_MODULES] if path else []
-        place = self._places.get(int(frame[1]), "") if frame else ""
-        return f"{place} {'/'.join(modules[-3:])}".strip() or instruction.operation
+        modules = [part for part in path.split("/") if part not in _NO_MODULES]
+        return f"{self._places.get(frame, '')} {'/'.join(modules[-3:])}".strip() or instruction.operation
 
 
 def _order(array: Array) -> str:
@@ -186,7 +188,7 @@ def _order(array: Array) -> str:
     return array.layout.strip("{}").partition(":")[0]
 
 
-def _places(text: str) -> dict[int, str]:
+def _places(text: str) -> dict[str, str]:
     """Of every stack frame the innermost line of this package, FILE:LINE."""
     files = dict(re.findall(r'^(\d+) "(.*)"$', _table(text, "FileNames"), re.M))
     locations = {
@@ -195,7 +197,7 @@ def _places(text: str) -> dict[int, str]:
             r"^(\d+) \{file_name_id=(\d+) .*?\bline=(\d+)", _table(text, "FileLocations"), re.M
         )
     }
-    places: dict[int, str] = {}
+    places: dict[str, str] = {}
     # Callers come first. A frame's caller is given as one more than its number, so that none is 1.
     for number, location, caller in re.findall(
         r"^(\d+) \{file_location_id=(\d+) parent_frame_id=(\d+)\}", _table(text, "StackFrames"), re.M
@@ -204,7 +206,7 @@ def _places(text: str) -> dict[int, str]:
         _, own, name = file.rpartition("hgdpo_jax/")
         # What applies the LoRA calls every layer, and would hide its name. Libraries may lie in a folder of ours.
         known = own and not name.startswith("adapters/") and "site-packages/" not in name
-        places[int(number)] = f"{name}:{line}" if known else places.get(int(caller) - 1, "")
+        places[number] = f"{name}:{line}" if known else places.get(str(int(caller) - 1), "")
     return places
 
 
@@ -212,38 +214,19 @@ def _table(text: str, name: str) -> str:
     return text.partition(f"\n{name}\n")[2].partition("\n\n")[0]
 
 
-def _instruction(name: str, rest: str) -> Instruction:
-    types, rest = _split(rest, " ")
-    operation, _, rest = rest.partition("(")
-    # What stands in the brackets of these are no names.
-    operands, attributes = ("", rest) if operation in ("parameter", "constant") else _split(rest, ")")
+def _instruction(name: str, types: str, operation: str, rest: str) -> Instruction:
     results = tuple(
         Array(kind, tuple(int(length) for length in lengths.split(",") if length), layout)
         for kind, lengths, layout in _SHAPE.findall(types)
     )
-    return Instruction(name, results, operation, tuple(re.findall(r"%([\w.\-]+)", operands)), attributes)
-
-
-def _split(text: str, end: str) -> tuple[str, str]:
-    """What stands before and behind the first `end` that is not within brackets."""
-    depth = 0
-    for place, letter in enumerate(text):
-        if letter == end and not depth:
-            return text[:place], text[place + 1 :]
-        depth += (letter in "({[") - (letter in ")}]")
-    return text, ""
-
-
-def _target(instruction: Instruction) -> str:
-    found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-    return found[1] if found else ""
+    operands = tuple(re.findall(r"%([\w.\-]+)", rest.partition(")")[0]))
+    return Instruction(name, results, operation, operands, rest)
 
 
 def _is_product(instruction: Instruction) -> bool:
-    target = _target(instruction) if instruction.operation == "custom-call" else ""
-    if target == _TPU_KERNEL:
+    if instruction.target == _TPU_KERNEL:
         return _splash_products(instruction) > 0
-    return instruction.operation in ("dot", "convolution") or any(name in target for name in _LIBRARY_PRODUCTS)
+    return instruction.operation in ("dot", "convolution") or any(n in instruction.target for n in _LIBRARY_PRODUCTS)
 
 
 def _splash_products(instruction: Instruction) -> int:
@@ -253,7 +236,7 @@ def _splash_products(instruction: Instruction) -> int:
 def _flops(instruction: Instruction, operands: Sequence[Array]) -> float:
     if not _is_product(instruction):
         return 0.0
-    attributes, target, result = instruction.attributes, _target(instruction), instruction.results[0]
+    attributes, target, result = instruction.attributes, instruction.target, instruction.results[0]
     if target in _ATTENTION:
         scores = _numbers(r'"intermediate_tensor_shape".*?"dimensions": ?\[([^\]]*)\]', attributes)
         return _ATTENTION[target] * 2.0 * math.prod(scores) * operands[0].shape[-1]
@@ -262,14 +245,11 @@ def _flops(instruction: Instruction, operands: Sequence[Array]) -> float:
         query, key, *_ = (operand for operand in operands if operand.type == "bf16")
         return _splash_products(instruction) * 2.0 * query.elements * key.shape[2]
     if labels := re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes):
-        # cuDNN describes a gradient by its convolution.
-        first, second = operands[:2]
-        if "convBackwardInput" in target:
-            arrays = result, second, first
-        elif "convBackwardFilter" in target:
-            arrays = first, result, second
-        else:
-            arrays = first, second, result
+        arrays = [*operands[:2], result]
+        # cuDNN describes a gradient by its convolution, whose input or kernel is then the result.
+        for place, gradient in enumerate(("convBackwardInput", "convBackwardFilter")):
+            if gradient in target:
+                arrays[place], arrays[2] = arrays[2], arrays[place]
         lengths = [dict(zip(names, x.shape, strict=True)) for names, x in zip(labels.groups(), arrays, strict=True)]
         taps = [_taps([n[str(axis)] for n in lengths], axis, attributes) for axis in range(len(result.shape) - 2)]
         return 2.0 * arrays[2].elements * lengths[1]["i"] * math.prod(taps)
@@ -282,8 +262,8 @@ def _taps(lengths: Sequence[int], axis: int, attributes: str) -> float:
     inputs, window, outputs = lengths
 
     def of_axis(name: str, default: str) -> str:
-        found = re.search(rf"\b{name}=([\d_x\-]+)", attributes)
-        return found[1].split("x")[axis] if found else default
+        found = _find(rf"\b{name}=([\d_x\-]+)", attributes)
+        return found.split("x")[axis] if found else default
 
     stride, dilation, holes = (int(of_axis(name, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate"))
     begin = -int(of_axis("pad", "0_0").partition("_")[0])
@@ -294,6 +274,11 @@ def _taps(lengths: Sequence[int], axis: int, attributes: str) -> float:
     return sum(met) / outputs if max(met) <= 1 else window / holes
 
 
+def _find(pattern: str, text: str) -> str:
+    """The group of a pattern where it is first found, otherwise an empty text."""
+    found = re.search(pattern, text)
+    return found[1] if found else ""
+
+
 def _numbers(pattern: str, attributes: str) -> list[int]:
-    found = re.search(pattern, attributes)
-    return [int(number) for number in re.findall(r"\d+", found[1])] if found else []
+    return [int(number) for number in re.findall(r"\d+", _find(pattern, attributes))]

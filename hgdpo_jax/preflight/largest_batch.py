@@ -5,38 +5,31 @@ from collections.abc import Callable
 
 from hgdpo_jax.preflight.compilation import Measurement
 
-_MOST_TRIES = 4
+_MOST_TRIES = 5
 
 
 def largest_batch(
     measure: Callable[[int], Measurement], first: int, at_first: Measurement, usable_bytes: int
 ) -> int | None:
-    """The largest batch a device that was found to fit, by compiling it; 0 where not even one row does.
+    """The largest batch per device that was compiled and fits; 0 where not even one row does.
 
-    Memory grows evenly with the batch, nearly: two batches tell where the limit lies, and compiling there tells the
-    truth. None where the compilers say too little, or the tries do not suffice.
+    Memory is nearly linear in the batch: two batches predict where the limit is, and compiling there verifies it. None
+    where nothing fits, and the compilers say too little or the tries do not suffice.
     """
     known = {first: at_first}
-
-    def at(batch: int) -> Measurement:
+    batch = 2 * first if at_first.fits else max(1, first // 2)
+    for _ in range(_MOST_TRIES):
         if batch not in known:
             known[batch] = measure(batch)
-        return known[batch]
-
-    at(2 * first if at_first.fits else max(1, first // 2))
-    for _ in range(_MOST_TRIES):
         fitting = max((batch for batch, found in known.items() if found.fits), default=0)
         refused = min((batch for batch, found in known.items() if not found.fits), default=math.inf)
-        if refused == fitting + 1:
-            return fitting
-        guess = _at_limit({b: m.peak_bytes for b, m in known.items() if m.peak_bytes}, usable_bytes)
-        if guess is None:
+        limit = _at_limit({b: found.peak_bytes for b, found in known.items() if found.peak_bytes}, usable_bytes)
+        if refused == fitting + 1 or limit is None:
             break
-        guess = int(min(max(guess, 1), refused - 1))
-        if guess <= fitting:
-            return fitting
-        at(guess)
-    return max((batch for batch, found in known.items() if found.fits), default=None)
+        batch = int(min(max(limit, 1), refused - 1))
+        if batch <= fitting:
+            break
+    return fitting if fitting or refused == 1 else None
 
 
 def _at_limit(peaks: dict[int, int], usable_bytes: int) -> int | None:

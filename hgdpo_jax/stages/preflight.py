@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -24,23 +25,20 @@ INPUTS = ()
 
 
 def settings(experiment: Experiment) -> dict:
-    # All that may decide a shape or a sum: this folder is cheap to make again.
+    # Everything that may decide a shape or a sum.
     return plain(dataclasses.replace(experiment, name="", cpu_devices=0))
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where the target is unknown or its compiler missing, or a setting cannot be."""
+    """Raises UserError for an unknown target, a compiler that is not installed, or an impossible setting."""
     options = experiment.preflight
     target = parse_target(options.target)
     if not all(0 < share <= 1 for share in options.efficiencies):
         raise UserError(f"preflight.efficiencies is {options.efficiencies}, expected shares above 0, 1 at most")
-    if options.price_per_hour < 0:
-        raise UserError(f"preflight.price_per_hour is {options.price_per_hour}, expected 0 or more")
-    for name in program_names(experiment):
-        if (section := TRAINING.get(name)) and getattr(experiment, section).batch_size % target.count:
+    for section in (TRAINING[name] for name in program_names(experiment) if name in TRAINING):
+        if (rows := getattr(experiment, section).batch_size) % target.count:
             raise UserError(
-                f"{section}.batch_size is {getattr(experiment, section).batch_size}, "
-                f"expected a multiple of the {target.count} devices of {target}"
+                f"{section}.batch_size is {rows}, expected a multiple of the {target.count} devices of {target}"
             )
     work(experiment)
     require_compiler(target)
@@ -58,28 +56,23 @@ def run(experiment: Experiment, run: StageRun) -> None:
 
 
 def compile_apart(experiment: Experiment) -> Callable[[str, int], Measurement]:
-    """What measures a program for the config's target, with so many rows a device, in a process of its own.
-
-    Raises UserError where the target's compiler is not installed.
-    """
+    """A function that measures a program for the config's target, given its rows per device, in a separate process."""
     target = parse_target(experiment.preflight.target)
-    require_compiler(target)
     return functools.partial(run_apart, compiler_environment(target), _measure_for, experiment, target)
 
 
 def examine(experiment: Experiment, measure: Callable[[str, int], Measurement]) -> tuple[dict[str, Any], str]:
-    """What `measure(program, rows a device)` finds out of all programs, as plain values and as a table."""
+    """The results of `measure(program, rows per device)` for all programs, as plain values and as a table."""
     target = parse_target(experiment.preflight.target)
     programs = {}
     for name in program_names(experiment):
 
         def measured(device_batch: int, name=name) -> Measurement:
-            print(f"preflight: compiling {name} for {target}, {device_batch} a device", flush=True)
+            print(f"preflight: compiling {name} for {target}, {device_batch} per device", flush=True)
             found = measure(name, device_batch)
             words = "fits in" if found.fits else "does not fit, needs"
-            print(
-                f"preflight: {name} {words} {found.peak_bytes / 1e9:.2f} GB ({found.compile_seconds:.0f} s)", flush=True
-            )
+            needed, seconds = found.peak_bytes / 1e9, found.compile_seconds
+            print(f"preflight: {name} {words} {needed:.2f} GB ({seconds:.0f} s)", flush=True)
             return found
 
         programs[name] = _examine_program(experiment, target, name, measured)
@@ -103,35 +96,31 @@ def program_names(experiment: Experiment) -> list[str]:
             raise UserError(f"preflight.programs has {name!r}, expected some of {', '.join(BATCH_SETTINGS)}")
     names = [name for name in BATCH_SETTINGS if name in (chosen or experiment.stages)]
     if experiment.pairs.latents == "sampled" and "select_pairs" in names:
-        # It decodes and encodes nothing then.
+        # Then the stage decodes and encodes nothing.
         names.remove("select_pairs")
     scorer = experiment.weights.scorer
     if scorer and ScorerSource.parse(scorer).kind == FUNCTION and "score_pool" in names:
-        # It runs as it is; its images stand under what is not counted.
+        # Such a function has no program; its images are reported as not counted.
         names.remove("score_pool")
     if not names:
         raise UserError(f"no program to compile: the config's stages are {', '.join(experiment.stages)}")
     return names
 
 
-def _examine_program(experiment: Experiment, target: Target, name: str, measured) -> Examined:
+def _examine_program(
+    experiment: Experiment, target: Target, name: str, measured: Callable[[int], Measurement]
+) -> Examined:
     setting = BATCH_SETTINGS[name]
-    device_batch = rows = _field(experiment, setting)
+    device_batch = rows = operator.attrgetter(setting)(experiment)
     if section := TRAINING.get(name):
         options = getattr(experiment, section)
         rows = options.batch_size // target.count
         device_batch = rows // accumulation_steps(options.batch_size, options.device_batch, target.count)
     found = measured(device_batch)
-    largest = None
-    if experiment.preflight.largest_batch:
-        largest = largest_batch(measured, device_batch, found, target.chip.usable_bytes)
-    return Examined(found, rows=rows, setting=setting, device_batch=device_batch, largest_batch=largest)
+    search = experiment.preflight.largest_batch
+    largest = largest_batch(measured, device_batch, found, target.chip.usable_bytes) if search else None
+    return Examined(found, rows, setting, device_batch, largest)
 
 
 def _measure_for(experiment: Experiment, target: Target, name: str, device_batch: int) -> Measurement:
     return measure_program(experiment, name, device_batch, target_devices(target), target.chip)
-
-
-def _field(experiment: Experiment, name: str) -> Any:
-    section, _, field = name.partition(".")
-    return getattr(getattr(experiment, section), field)

@@ -90,13 +90,15 @@ class UNet(nn.Module):
         groups, epsilon = config.norm_num_groups, config.norm_eps
         remat = rematerialized(self.remat)
         resnet = functools.partial(remat(ResnetBlock), groups=groups, epsilon=epsilon, dtype=dtype)
+        heads, attention = config.attention_head_dim, self.attention
         transformer = functools.partial(
-            remat(Transformer),
-            heads=config.attention_head_dim,
-            groups=groups,
-            dtype=dtype,
-            attention=self.attention,
+            remat(Transformer), heads=heads, groups=groups, dtype=dtype, attention=attention
         )
+
+        def level(block, number, kind, last, name):
+            attends = transformer if kind.startswith("CrossAttn") else None
+            return block(channels[number], resnet, attends, number != last, dtype, name=name)
+
         text_states = text_states.astype(dtype)
         time_state = timestep_embedding(timesteps, channels[0], config.flip_sin_to_cos, config.freq_shift)
         time_state = TimestepEmbedding(4 * channels[0], dtype, name="time_embedding")(time_state.astype(dtype))
@@ -104,29 +106,15 @@ class UNet(nn.Module):
         x = convolution(channels[0], "conv_in", dtype)(latents.astype(dtype))
         skips = [x]
         for i, kind in enumerate(config.down_block_types):
-            block = DownBlock(
-                channels[i],
-                config.layers_per_block,
-                resnet,
-                transformer if kind == "CrossAttnDownBlock2D" else None,
-                i < levels - 1,
-                dtype,
-                name=f"down_blocks.{i}",
-            )
-            x, block_skips = block(x, time_state, text_states)
+            block = level(DownBlock, i, kind, levels - 1, f"down_blocks.{i}")
+            x, block_skips = block(x, config.layers_per_block, time_state, text_states)
             skips += block_skips
         x = MidBlock(channels[-1], resnet, transformer, name="mid_block")(x, time_state, text_states)
         for i, kind in enumerate(config.up_block_types):
             count = config.layers_per_block + 1
             skips, block_skips = skips[:-count], skips[-count:]
-            x = UpBlock(
-                channels[levels - 1 - i],
-                resnet,
-                transformer if kind == "CrossAttnUpBlock2D" else None,
-                i < levels - 1,
-                dtype,
-                name=f"up_blocks.{i}",
-            )(x, block_skips, time_state, text_states)
+            block = level(UpBlock, levels - 1 - i, kind, 0, f"up_blocks.{i}")
+            x = block(x, block_skips, time_state, text_states)
 
         def output(unet, x):
             return output_convolution(x, config.out_channels, groups, epsilon, dtype)

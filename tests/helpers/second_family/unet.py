@@ -6,18 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hgdpo_jax.models.convolution import convolution
-from hgdpo_jax.models.layers import GroupNorm
+from hgdpo_jax.models.layers import MidBlock, ResnetBlock, output_convolution
 from hgdpo_jax.models.precision import precise
 from hgdpo_jax.models.remat import rematerialized
-from hgdpo_jax.models.unet_blocks import (
-    DownBlock,
-    MidBlock,
-    ResnetBlock,
-    TimestepEmbedding,
-    Transformer,
-    UpBlock,
-    timestep_embedding,
-)
+from hgdpo_jax.models.unet_blocks import DownBlock, TimestepEmbedding, Transformer, UpBlock, timestep_embedding
 
 WIDTHS, GROUPS, EPSILON = (16, 32), 4, 1e-5
 
@@ -46,13 +38,12 @@ class SecondUNet(nn.Module):
         x = convolution(first, "conv_in", dtype)(latents.astype(dtype))
         skips = [x]
         for i, (width, reads, has_next) in enumerate(((first, transformer, True), (second, None, False))):
-            block = DownBlock(width, 1, resnet, reads, has_next, dtype, name=f"down_blocks.{i}")
-            x, added = block(x, time, states)
+            block = DownBlock(width, resnet, reads, has_next, dtype, name=f"down_blocks.{i}")
+            x, added = block(x, 1, time, states)
             skips += added
         x = MidBlock(second, resnet, transformer, name="mid_block")(x, time, states)
         for i, (width, reads, has_next) in enumerate(((second, None, True), (first, transformer, False))):
             skips, joined = skips[:-2], skips[-2:]
             block = UpBlock(width, resnet, reads, has_next, dtype, name=f"up_blocks.{i}")
             x = block(x, joined, time, states)
-        x = nn.silu(GroupNorm(GROUPS, EPSILON, dtype, name="conv_norm_out")(x))
-        return convolution(self.channels, "conv_out", dtype)(x)
+        return output_convolution(x, self.channels, GROUPS, EPSILON, dtype)
