@@ -1,6 +1,7 @@
 """CLIP: the text tower that conditions Stable Diffusion, and both towers as PickScore uses them (transformers)."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -84,9 +85,10 @@ class EncoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x, mask=None):
         config, dtype = self.config, self.dtype
-        h = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, name="layer_norm1")(x)
+        norm = functools.partial(nn.LayerNorm, epsilon=config.layer_norm_eps, dtype=dtype)
+        h = norm(name="layer_norm1")(x)
         x = x + attend(h, h, config.num_attention_heads, dtype, _PROJECTIONS, mask)
-        h = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, name="layer_norm2")(x)
+        h = norm(name="layer_norm2")(x)
         h = _ACTIVATIONS[config.hidden_act](nn.Dense(config.intermediate_size, dtype=dtype, name="mlp.fc1")(h))
         return x + nn.Dense(config.hidden_size, dtype=dtype, name="mlp.fc2")(h)
 
@@ -127,6 +129,7 @@ class CLIPVisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, pixels: Float[Array, "n height width 3"]) -> Float[Array, "n d"]:
         config, dtype = self.config, self.dtype
+        norm = functools.partial(nn.LayerNorm, epsilon=config.layer_norm_eps, dtype=dtype)
         # One name with a dot: the key of the PyTorch parameter.
         class_token = self.param("embeddings.class_embedding", nn.initializers.normal(0.02), (config.hidden_size,))
         patches = "embeddings.patch_embedding"
@@ -135,10 +138,10 @@ class CLIPVisionTransformer(nn.Module):
         positions = nn.Embed(count, config.hidden_size, dtype=dtype, name="embeddings.position_embedding")
         x = x + positions(jnp.arange(count))
         # The reference's own spelling.
-        x = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, name="pre_layrnorm")(x)
+        x = norm(name="pre_layrnorm")(x)
         for i in range(config.num_hidden_layers):
             x = EncoderLayer(config, dtype, name=f"encoder.layers.{i}")(x)
-        x = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, name="post_layernorm")(x[:, 0])
+        x = norm(name="post_layernorm")(x[:, 0])
         return x.astype(jnp.float32)
 
 

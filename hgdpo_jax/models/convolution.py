@@ -1,4 +1,4 @@
-"""Convolutions as PyTorch pads them, which a CPU computes by matrix products where it is better at these."""
+"""Convolutions padded as in PyTorch; on CPUs by matrix products where these are faster."""
 
 import functools
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from hgdpo_jax.models.cpu import matrix_product, winograd
 
-# With fewer channels or features Winograd's sums cost what its fewer multiplications save.
+# With fewer channels or features, Winograd's sums cost what its fewer multiplications save.
 _FEWEST_CHANNELS = 128
 # These sums take 2.25 times the memory of the feature map: 64 MB of it at most.
 _LARGEST_MAP = 2**24
@@ -28,7 +28,7 @@ def convolution(features: int, name: str, dtype: jnp.dtype, kernel: int = 3, str
 
 
 def _convolve(x, kernel, strides, padding, **options):
-    """`jax.lax.conv_general_dilated`, in another way on a CPU where that is better."""
+    """`jax.lax.conv_general_dilated`, computed in another way on CPUs where that is faster."""
     usual = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
     rows, columns, channels, features = kernel.shape
     pixels = x.size // channels
@@ -41,8 +41,8 @@ def _convolve(x, kernel, strides, padding, **options):
     ):
         # 2 to 3 times as fast as the convolution on two cores of an EPYC, from 16x16x640 to 64x64x640.
         return jax.lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=usual)
-    # XLA copies the kernel into another order for each gradient. Where a feature map has fewer pixels than channels, as
-    # on the lower levels of a U-Net, that takes longer than the arithmetic: 76 ms against 10 at 8x8x1280.
+    # XLA copies the kernel into another order for each gradient. If a feature map has fewer pixels than channels, as on
+    # the lower levels of a U-Net, that takes longer than the arithmetic: 76 ms against 10 at 8x8x1280.
     if rows * columns > 1 and pixels > channels:
         return usual(x, kernel)
     product = functools.partial(matrix_product.convolve, strides=strides, padding=padding)

@@ -24,5 +24,5 @@ def apply(network: nn.Module, parameters: dict, *arguments, **keywords) -> Any:
 
 
 def shapes_of(network: nn.Module, *arguments) -> dict:
-    """Shapes of the parameters that the network has for such arguments, without making any."""
+    """Shapes of the network's parameters for such arguments, without creating them."""
     return jax.eval_shape(network.init, jax.random.key(0), *arguments)["params"]

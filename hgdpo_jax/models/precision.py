@@ -1,4 +1,4 @@
-"""Matrix products of float32 that are float32's on all hardware."""
+"""Matrix products of float32 in full precision on all hardware."""
 
 import contextlib
 import functools

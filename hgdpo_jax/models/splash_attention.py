@@ -1,4 +1,4 @@
-"""Attention to many tokens on TPUs: JAX's splash kernels, in which scores never leave the chip."""
+"""Attention to many tokens on TPUs by JAX's splash kernels, in which scores never leave the chip."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from jaxtyping import Array, Float
 
 from hgdpo_jax.models.remat import KEPT
 
-# Lanes of a TPU's registers: block sizes are multiples.
+# Lanes of a TPU's registers: block sizes are multiples of them.
 _LANES = 128
-# Largest blocks of queries, and of keys that a kernel fetches at once, and the most scores that it computes at once. So
-# the kernels fit the 16 MB of VMEM that they may take on a v4 and a v5e. Larger heads have blocks half as long.
+# The largest blocks of queries, and of keys that a kernel fetches at once, and the most scores that it computes at
+# once, for the 16 MB of VMEM that kernels may use on a v4 and a v5e. Larger heads have blocks half as long.
 _MOST_QUERIES, _MOST_KEYS, _MOST_SCORES, _SMALL_HEAD = 1408, 2816, 1408 * 256, 80
 # The U-Net's largest heads are of 160, the autoencoder's one of 512.
 _LARGEST_HEAD = 160
 
 
 def supports(query: Array, key: Array) -> bool:
-    """Whether the kernels take such arrays `[n, heads, tokens, size]`: bfloat16, the images evenly over the devices."""
+    """Whether the kernels support `[n, heads, tokens, size]` of these: bfloat16, images sharded evenly over devices."""
     fits = query.shape[3] <= _LARGEST_HEAD and len(query) % _devices(query) == 0
     return fits and query.dtype == key.dtype == jnp.bfloat16 and _kernels() is not None
 
@@ -28,23 +28,23 @@ def supports(query: Array, key: Array) -> bool:
 def splash_attention(
     query: Float[Array, "n h q d"], key: Float[Array, "n h k d"], value: Float[Array, "n h k d"]
 ) -> Float[Array, "n h q d"]:
-    """Scaled dot-product attention, softmax in float32; each device of the arrays' mesh has its share of the images.
+    """Scaled dot-product attention, softmax in float32; images are sharded over the devices of the arrays' mesh.
 
-    Queries are rounded once more when they are scaled. The gradient makes scores again, once, and keeps output and
+    Queries are rounded once more when they are scaled. The gradient recomputes the scores once, and keeps output and
     log-sum-exp (`remat.KEPT`), the output with heads padded to 128.
     """
     if _devices(query) == 1:
         return _attend(query, key, value)
-    # The compiler cannot divide a kernel.
+    # The compiler cannot partition a kernel.
     mesh = jax.typeof(query).sharding.mesh
     images = PartitionSpec(mesh.axis_names)
     return jax.shard_map(_attend, mesh=mesh, in_specs=images, out_specs=images, check_vma=False)(query, key, value)
 
 
 def _kernels() -> Any:
-    """JAX's module of the kernels, None where it has moved: they are an experiment, and traced for all hardware."""
+    """JAX's module of the kernels; None if it has moved, because it is experimental and traced for all hardware."""
     try:
-        # Slow to import, and few programs need it.
+        # Slow to import, and needed by few programs.
         from jax.experimental.pallas.ops.tpu import splash_attention
     except ImportError:
         return None
@@ -52,7 +52,7 @@ def _kernels() -> Any:
 
 
 def _devices(array: Array) -> int:
-    """Those of the mesh that a traced array belongs to, 1 where it has none."""
+    """The number of devices of a traced array's mesh; 1 without a mesh."""
     mesh = jax.typeof(array).sharding.mesh
     return 1 if mesh.empty else mesh.size
 
@@ -81,9 +81,9 @@ def _attend(query, key, value):
             block_q_dkv=query_block,
             block_kv_dkv=key_block,
             block_kv_dkv_compute=key_compute_block,
-            # One kernel for all three gradients: two would make the scores, and theirs, once more.
+            # One kernel for all three gradients: two would compute the scores and their gradient twice.
             use_fused_bwd_kernel=True,
-            # Memory pads the last axis to 128: tokens fill it, heads of 40 would take 3.2 times as much.
+            # Memory pads the last axis to 128: tokens fill it, heads of 40 would need 3.2 times as much.
             q_layout=tokens_last,
             k_layout=tokens_last,
             v_layout=tokens_last,
@@ -102,7 +102,7 @@ def _attend(query, key, value):
 
 
 def _block(tokens: int, most: int) -> int:
-    """The block size, at most `most`, that pads tokens the least; of several the largest."""
+    """The block size, at most `most`, with the least padding of the tokens; of several the largest."""
     sizes = range(_LANES, most + 1, _LANES)
     # Short blocks are mostly overhead.
     long_enough = [size for size in sizes if size >= min(most // 2, tokens)] or sizes[-1:]

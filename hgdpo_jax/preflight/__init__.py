@@ -1,1 +1,1 @@
-"""What a program takes on an accelerator that is not there: memory, arithmetic, time and cost."""
+"""The cost of programs on accelerators that are not present: memory, arithmetic, time and price."""

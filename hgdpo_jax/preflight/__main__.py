@@ -1,16 +1,14 @@
-"""What an experiment takes on accelerators that one does not have: memory, arithmetic, hours, price.
+"""The cost of an experiment on accelerators that are not present: memory, arithmetic, hours, price.
 
     python -m hgdpo_jax.preflight --config=configs/n20_sml.py --target=a100-80gb:4
     python -m hgdpo_jax.preflight --config=configs/n20_sml.py --target=v5e:8 --price_per_hour=1.2 --json=v5e.json
     python -m hgdpo_jax.preflight --config=configs/n20_sml.py --target=h100:8 --config.train.device_batch=8 \\
         --config.preflight.programs="('train_policy',)" --config.preflight.largest_batch=False
 
-The programs are compiled for that hardware and not run; each takes minutes. It needs the extra preflight-cuda for GPUs
-or preflight-tpu for TPUs. Without weights in the config the shapes are those that the family is published with, and
-PickScore's.
+The programs are compiled for that hardware and not run; each takes minutes. This needs the extra preflight-cuda or
+preflight-tpu. Without weights in the config, the shapes are the family's published ones and PickScore's.
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from absl import flags
 
 from hgdpo_jax.command_line import given_config
 from hgdpo_jax.config_files import checked
-from hgdpo_jax.files import expanded
+from hgdpo_jax.files import expanded, write_json
 from hgdpo_jax.termination import exit_status
 from hgdpo_jax.texts import show_all_characters
 
@@ -35,10 +33,14 @@ def _run(arguments: Sequence[str]) -> None:
     values = flags.FlagValues()
     names = ", ".join(CHIPS)
     flags.DEFINE_string("config", None, "The experiment: a Python file, or one that ships.", flag_values=values)
-    flags.DEFINE_string("target", None, f"Devices, NAME:COUNT, of {names}; else the config's.", flag_values=values)
-    flags.DEFINE_float("price_per_hour", None, "What one device costs an hour; else the config's.", flag_values=values)
+    flags.DEFINE_string(
+        "target", None, f"Devices, NAME:COUNT, of {names}; by default the config's.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "price_per_hour", None, "Price of one device per hour; by default the config's.", flag_values=values
+    )
     flags.DEFINE_string("json", None, "File for all figures as JSON.", flag_values=values)
-    more = "--config.FIELD=VALUE changes a field of the config, those of config.preflight among them."
+    more = "--config.FIELD=VALUE changes a field of the config, config.preflight's included."
     config = given_config(arguments, values, __doc__, more)
     if config is None:
         return
@@ -46,7 +48,7 @@ def _run(arguments: Sequence[str]) -> None:
         if values[name].value is not None:
             config.preflight[name] = values[name].value
 
-    # Not at the top: --help does without.
+    # Imported here, so that --help is fast.
     from hgdpo_jax.stages import preflight
 
     settings = checked(config)
@@ -54,11 +56,11 @@ def _run(arguments: Sequence[str]) -> None:
     found, table = preflight.examine(settings, preflight.compile_apart(settings))
     print(table, end="", flush=True)
     if values.json:
-        expanded(values.json).write_text(json.dumps(found, indent=2) + "\n")
+        write_json(expanded(values.json), found)
 
 
 if __name__ == "__main__":
-    # This process only adds up: it leaves the machine's accelerators to others.
+    # This process only sums up results: leave the machine's accelerators to others.
     os.environ["JAX_PLATFORMS"] = "cpu"
     show_all_characters()
     sys.exit(main(sys.argv[1:]))

@@ -61,7 +61,7 @@ def run_apart(environment: Mapping[str, str], function: Callable[..., Any], *arg
         # The compilers write to standard error as they please, without a way to stop them.
         ended = subprocess.run(
             [sys.executable, "-m", __name__, name],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
             stderr=subprocess.PIPE,
             errors="replace",
         )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.extend import core
@@ -163,7 +163,7 @@ def _attention_flops(products: int, equation: Any) -> float:
     return products * 2.0 * math.prod(query) * math.prod(key[1:]) / (heads * query[-1])
 
 
-_FLOPS = {
+_FLOPS: dict[str, Callable[[Any], float]] = {
     "dot_general": _dot_flops,
     "conv_general_dilated": _convolution_flops,
     # Scores and sum; the gradient recomputes the scores.

@@ -1,4 +1,4 @@
-"""Compiles a program for devices that are not there, and says what it takes on one of them."""
+"""Compiles a program for devices that are not present, and measures what it needs on one of them."""
 
 import dataclasses
 import math
@@ -28,11 +28,10 @@ _TEMPORARIES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function with shapes and shardings for arguments.
+    """A jitted function with shapes and shardings as arguments.
 
-    `weights` and `state` are those arguments, or parts of them, that are frozen and that the program changes.
-    `resident` are arrays that lie on the devices while it runs and are no arguments of it. `least_flops()` is
-    what its method asks for at the least, where that is known.
+    `weights` are the frozen arguments and `state` those that the program updates. `resident` are arrays that stay on
+    the devices while it runs and are not its arguments. `least_flops()` is the least that its method needs, if known.
     """
 
     function: Any
@@ -45,12 +44,12 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a program, on one device.
+    """A program after compilation, on one device.
 
-    `flops` are those of its matrix products and convolutions: less than was traced where it found the same thing
-    twice. `float32_products` have an operand in float32, `transposes` write a whole activation in another order: of
-    each source how many. `donated_bytes` are those of arguments that may be written over, `reused_bytes` of those that
-    are. `temporaries` are the largest while most memory is in use.
+    `flops` are those of its matrix products and convolutions: fewer than traced if the compiler merged equal ones.
+    `float32_products` have an operand in float32, and `transposes` write a whole activation in another order: both are
+    counted by source. `donated_bytes` are those of arguments that may be overwritten, `reused_bytes` of those that are.
+    `temporaries` are the largest at the peak of memory.
     """
 
     flops: float
@@ -63,11 +62,11 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What one call of a program takes on one device.
+    """What one call of a program needs on one device.
 
-    `peak_bytes` is the sum of the next four: weights and state, what else lies on the device, and the rest: the call's
-    own inputs, outputs and temporaries. Where a compiler refuses without saying what it needs, it is 0. `least_flops`
-    is what the program's method asks for, None where that is not known; `compiled` is None where it was refused.
+    `peak_bytes` is the sum of the next four: weights, state, other arrays on the device, and the call's own inputs,
+    outputs and temporaries. It is 0 if a compiler refuses without saying what it needs. `least_flops` is the least for
+    the program's method, None if unknown; `compiled` is None if the compiler refused.
     """
 
     fits: bool
@@ -85,7 +84,7 @@ class Measurement:
 
 
 def measure(build: Callable[[Mesh], Program], devices: Sequence[jax.Device], chip: Chip) -> Measurement:
-    """Compiles what `build` makes for a mesh of all devices, and counts the arithmetic of what it makes for one."""
+    """Compiles the program that `build` returns for a mesh of all devices; counts the arithmetic of that for one."""
     program = build(data_mesh(devices))
     alone = program if len(devices) == 1 else build(data_mesh(devices[:1]))
     weights, state, resident = (_device_bytes(tree) for tree in (program.weights, program.state, program.resident))
@@ -112,9 +111,9 @@ def measure(build: Callable[[Mesh], Program], devices: Sequence[jax.Device], chi
 
 
 def _compile(program: Program, traced: Any, chip: Chip) -> tuple[int, Compiled | None]:
-    """What the compiled program needs on a device, 0 where it does not say, and what was made of it unless refused."""
+    """The bytes that a compiled program needs on a device, 0 if unknown, and the result unless it was refused."""
     with tempfile.TemporaryDirectory() as folder:
-        # Which arrays exist at once the compilers tell in files only.
+        # The compilers report only in files which arrays exist at once.
         options: dict[str, Any] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
             made = traced.lower(lowering_platforms=(chip.platform,)).compile(compiler_options=options)
@@ -141,11 +140,11 @@ def _compile(program: Program, traced: Any, chip: Chip) -> tuple[int, Compiled |
         ),
         donated_bytes=_device_bytes([leaf for leaf, argument in donated if argument.donated]),
         reused_bytes=hlo.reused_bytes(),
-        # Those of other programs, which the compiler runs to choose among kernels, are smaller.
+        # The files of other programs, which the compiler runs to choose among kernels, are shorter.
         temporaries=hlo.temporaries(max(live_ranges, key=len, default=""), _TEMPORARIES),
     )
 
 
 def _device_bytes(tree: Any) -> int:
-    """Bytes of a tree's share of one device."""
+    """Bytes of a tree on one device."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

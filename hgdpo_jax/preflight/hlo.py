@@ -1,4 +1,4 @@
-"""What a compiler made of a program, read off the text of its optimised HLO."""
+"""What a compiler made of a program, read from the text of its optimised HLO."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^ +(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%[\w.\-]+)")
 _LIVE = re.compile(r"^    ([\w.\-]+)\{([\d, ]*)\}: (\d+) bytes", re.M)
-# Products in cuDNN's attention; its gradient makes the scores again.
+# Products in cuDNN's attention; its gradient recomputes the scores.
 _ATTENTION = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
 # The same in the TPU's, whose kernels have one target and differ by name.
 _TPU_KERNEL = "tpu_custom_call"
@@ -61,7 +61,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Temporary:
-    """Arrays of one kind that exist at once: how many, the bytes of all of them, and what makes them."""
+    """Arrays of one kind that exist at once: their number, the bytes of all of them, and their source."""
 
     array: str
     count: int
@@ -92,7 +92,7 @@ class Hlo:
         return sum(times * _flops(instruction, operands) for instruction, operands, times in self._running())
 
     def float32_products(self) -> Counter[str]:
-        """Sources of the matrix products and convolutions that have an operand in float32, and how often they run."""
+        """The matrix products and convolutions that have an operand in float32: how often they run, by source."""
         found: Counter[str] = Counter()
         for instruction, operands, times in self._running():
             if _is_product(instruction) and "f32" in [operand.type for operand in operands[:2]]:
@@ -100,9 +100,9 @@ class Hlo:
         return found
 
     def transposes(self, elements: int, besides: Iterable[Sequence[int]] = ()) -> Counter[str]:
-        """Arrays with so many elements or more that are written in another order, with sources, and how often.
+        """Arrays of at least `elements` that are written in another order, with their sources, and how often.
 
-        Arrays with the lengths of one of `besides`, in any order, do not count.
+        Arrays that have the lengths of one of `besides`, in any order, are ignored.
         """
         left_out = {tuple(sorted(shape)) for shape in besides}
         found: Counter[str] = Counter()
@@ -115,7 +115,7 @@ class Hlo:
         return found
 
     def reused_bytes(self) -> int:
-        """Bytes of the arguments in whose place results are written, on one device."""
+        """Bytes of the arguments that results overwrite, on one device."""
         return sum(
             instruction.results[0].bytes
             for instruction in self._computations[self._entry]
@@ -123,9 +123,9 @@ class Hlo:
         )
 
     def temporaries(self, live_ranges: str, count: int) -> list[Temporary]:
-        """The largest kinds of arrays that exist, arguments aside, when most bytes are in use.
+        """The largest kinds of arrays, arguments excepted, that exist when most bytes are in use.
 
-        `live_ranges` is what the compiler writes about it beside its HLO ("live-range.txt").
+        `live_ranges` is the text of "live-range.txt", which the compiler writes beside its HLO.
         """
         makers = {i.name: i for instructions in self._computations.values() for i in instructions}
         sizes: dict[tuple[str, str], list[int]] = {}
@@ -138,7 +138,7 @@ class Hlo:
         return sorted(kinds, key=lambda kind: -kind.bytes)[:count]
 
     def _running(self) -> Iterator[tuple[Instruction, list[Array], int]]:
-        """Every instruction that runs, its operands and how often it does."""
+        """Every instruction that runs, its operands, and how often it runs."""
         for name, times in self._calls.items():
             instructions = self._computations[name]
             results = {instruction.name: instruction.results for instruction in instructions}
@@ -162,7 +162,7 @@ class Hlo:
         return calls
 
     def _rounds(self, instruction: Instruction) -> int:
-        """Of a loop how often it runs its body, of all else 1."""
+        """For a loop, how often it runs its body; otherwise 1."""
         if instruction.operation != "while":
             return 1
         if known := _numbers(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes):
@@ -189,7 +189,7 @@ def _order(array: Array) -> str:
 
 
 def _places(text: str) -> dict[str, str]:
-    """Of every stack frame the innermost line of this package, FILE:LINE."""
+    """For every stack frame, the innermost line of this package, FILE:LINE."""
     files = dict(re.findall(r'^(\d+) "(.*)"$', _table(text, "FileNames"), re.M))
     locations = {
         number: (files[file], line)
@@ -204,7 +204,7 @@ def _places(text: str) -> dict[str, str]:
     ):
         file, line = locations[location]
         _, own, name = file.rpartition("hgdpo_jax/")
-        # What applies the LoRA calls every layer, and would hide its name. Libraries may lie in a folder of ours.
+        # The code that applies the LoRA calls every layer, and would hide its name. Libraries may be in our folder.
         known = own and not name.startswith("adapters/") and "site-packages/" not in name
         places[number] = f"{name}:{line}" if known else places.get(str(int(caller) - 1), "")
     return places
@@ -241,7 +241,7 @@ def _flops(instruction: Instruction, operands: Sequence[Array]) -> float:
         scores = _numbers(r'"intermediate_tensor_shape".*?"dimensions": ?\[([^\]]*)\]', attributes)
         return _ATTENTION[target] * 2.0 * math.prod(scores) * operands[0].shape[-1]
     if target == _TPU_KERNEL:
-        # [heads, size, tokens] in bfloat16; operands of other types tell the kernel which blocks and keys to leave out.
+        # [heads, size, tokens] in bfloat16; operands of other types say which blocks and keys the kernel omits.
         query, key, *_ = (operand for operand in operands if operand.type == "bf16")
         return _splash_products(instruction) * 2.0 * query.elements * key.shape[2]
     if labels := re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes):

@@ -1,4 +1,4 @@
-"""The arithmetic that a training step needs at the least, whatever the step does."""
+"""The least arithmetic that a training step needs, however it is implemented."""
 
 import functools
 from typing import Any
@@ -20,10 +20,10 @@ def least_step_flops(
     latent_shape: tuple[int, int, int],
     clip_skip: int = 0,
 ) -> float:
-    """Operations that learning from so many rows takes at the least; `adapter` may be shapes.
+    """The fewest operations for learning from a number of rows; `adapter` may be shapes.
 
-    The prompts once through the text encoder, the objective's images once through the reference, and once through the
-    policy with its gradient to activations and LoRA.
+    The prompts pass once through the text encoder, and the objective's images once through the reference and once
+    through the policy with its gradient to activations and LoRA.
     """
     parameters = {name: base.parameters[name] for name in ("denoiser", "text")}
 
@@ -32,7 +32,7 @@ def least_step_flops(
         return noisy, jax.ShapeDtypeStruct((images,), jnp.int32), base.conditioning_shapes(images)
 
     def least(function, *arguments, tuned=0):
-        """The first `tuned` arrays are those that are trained."""
+        """Those of a function, the first `tuned` of whose arrays are trained."""
         jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
         return least_flops(jaxpr, [place < tuned for place in range(len(jaxpr.invars))])
 

@@ -6,7 +6,7 @@ from importlib import resources
 from hgdpo_jax.preflight.targets import Chip
 
 FILE = "measured.json"
-# Assumed for devices that nobody has measured.
+# Assumed for devices that have not been measured.
 ASSUMED = (0.3, 0.5)
 
 

@@ -94,17 +94,17 @@ def program_names(experiment: Experiment) -> list[str]:
     for name in chosen:
         if name not in BATCH_SETTINGS:
             raise UserError(f"preflight.programs has {name!r}, expected some of {', '.join(BATCH_SETTINGS)}")
-    names = [name for name in BATCH_SETTINGS if name in (chosen or experiment.stages)]
-    if experiment.pairs.latents == "sampled" and "select_pairs" in names:
+    names = set(chosen or experiment.stages)
+    if experiment.pairs.latents == "sampled":
         # Then the stage decodes and encodes nothing.
-        names.remove("select_pairs")
+        names.discard("select_pairs")
     scorer = experiment.weights.scorer
-    if scorer and ScorerSource.parse(scorer).kind == FUNCTION and "score_pool" in names:
+    if scorer and ScorerSource.parse(scorer).kind == FUNCTION:
         # Such a function has no program; its images are reported as not counted.
-        names.remove("score_pool")
-    if not names:
+        names.discard("score_pool")
+    if names.isdisjoint(BATCH_SETTINGS):
         raise UserError(f"no program to compile: the config's stages are {', '.join(experiment.stages)}")
-    return names
+    return [name for name in BATCH_SETTINGS if name in names]
 
 
 def _examine_program(

@@ -1,1 +1,1 @@
-"""Ways to compute a float32 convolution on a CPU that are faster there than XLA's own."""
+"""Float32 convolutions that are faster on CPUs than XLA's own."""

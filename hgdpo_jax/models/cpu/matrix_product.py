@@ -1,4 +1,4 @@
-"""A convolution as one matrix product of every place's neighbourhood and the kernel."""
+"""A convolution as one matrix product of the neighbourhood of every pixel and the kernel."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

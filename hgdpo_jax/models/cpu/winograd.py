@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 # F(4x4, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", Sec. 4: 4x4 places of the result
-# come from 6x6 of the input. One line an element of what is made, one number an element of what it is made of.
+# come from 6x6 of the input. One row per output element, one number per input element.
 _PLACES, _EXTENT = 4, 6
 _INPUT = (
     (4, 0, -5, 0, 1, 0),
@@ -43,7 +43,7 @@ def convolve(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c d"]) -> Flo
 
 
 def _filter(x: Array, kernel: Array, subscripts: str) -> Array:
-    """The convolution whose channels and features `subscripts` names, for `p` products at once."""
+    """The convolution with channels and features as in `subscripts`, for `p` products at once."""
     _, height, width, _ = x.shape
     down, right = -(-height // _PLACES), -(-width // _PLACES)
     x = jnp.pad(x, ((0, 0), (1, 1 + down * _PLACES - height), (1, 1 + right * _PLACES - width), (0, 0)))
@@ -53,8 +53,8 @@ def _filter(x: Array, kernel: Array, subscripts: str) -> Array:
         end = (count - 1) * _PLACES + 1
         return [jax.lax.slice_in_dim(x, i, i + end, _PLACES, axis) for i in range(_EXTENT)]
 
-    # Rows first, then columns. Six products of six matrices: one product of all is slower, 36 of one compile twice as
-    # long.
+    # Rows first, then columns. Six products of six matrices: one product of all 36 is slower, and 36 products of one
+    # take twice as long to compile.
     rows = zip(_combine(_INPUT, tiles(x, 1, down)), _combine(_KERNEL, list(kernel)), strict=True)
     products = [
         jnp.einsum(
@@ -71,17 +71,13 @@ def _filter(x: Array, kernel: Array, subscripts: str) -> Array:
 
 
 def _combine(matrix: Sequence[Sequence[float]], parts: Sequence[Array]) -> list[Array]:
-    """The sums of parts that a matrix's lines describe."""
+    """The sums of parts that the rows of a matrix describe."""
     return [
         functools.reduce(
             operator.add, (part * np.float32(factor) for factor, part in zip(line, parts, strict=True) if factor)
         )
         for line in matrix
     ]
-
-
-def _forward(x, kernel):
-    return convolve(x, kernel), (x, kernel)
 
 
 def _backward(residuals, gradient):
@@ -92,8 +88,8 @@ def _backward(residuals, gradient):
         ),
         kernel,
     )
-    # The gradient to the input is such a convolution too, of the kernel turned by half, from features to channels.
+    # The gradient to the input is such a convolution too, with the kernel rotated by 180 degrees.
     return _filter(gradient, kernel[::-1, ::-1], "pnhwd,pcd->pnhwc"), *to_kernel(gradient)
 
 
-convolve.defvjp(_forward, _backward)
+convolve.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), _backward)
