@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -18,7 +17,7 @@ from hgdpo_jax.arguments import texts_of
 from hgdpo_jax.batching import replicated
 from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.diffusion.schedule import NoiseSchedule, unused_settings
-from hgdpo_jax.errors import UserError, as_user_error
+from hgdpo_jax.errors import UserError, as_user_error, warn
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.families.protocol import Adapters
 from hgdpo_jax.families.stable_diffusion import files
@@ -35,6 +34,8 @@ from hgdpo_jax.weights.conversion import from_tree, to_tree
 # The attention's projections.
 _TARGET = re.compile(r"(^|\.)attn[12]\.to_(q|k|v|out\.0)$")
 _TEXT_ENCODER = "text_encoder"
+# Every stage loads the base.
+_warn_once = functools.cache(warn)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,7 +67,9 @@ class StableDiffusion(Model):
         require_compute_type(dtype)
         read = files.read_checkpoint(source, tokenizer, vae)
         if unused := unused_settings(read.configs["scheduler"]):
-            _warn(f"the scheduler of {source} has {', '.join(unused)}: ignored, images are drawn by DPM-Solver++(2M)")
+            _warn_once(
+                f"the scheduler of {source} has {', '.join(unused)}: ignored, images are drawn by DPM-Solver++(2M)"
+            )
         model = cls.of_configs(read.configs, dtype, attention, source)
         words, vocabulary = load_tokenizer(read.tokenizer), model.text_encoder.config.vocab_size
         if tokenizer and len(words) != vocabulary:
@@ -240,9 +243,3 @@ def by_file(parameters: Mapping[str, Any]) -> dict[str, Any]:
         "vae": parameters["autoencoder"],
         "text_encoder": parameters["text"][_TEXT_ENCODER],
     }
-
-
-# Every stage loads the base.
-@functools.cache
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
