@@ -10,14 +10,9 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.weights.conversion import some
 from hgdpo_jax.weights.hub import fetch
 
-_PREFIX = "hf://"
+PREFIX = "hf://"
 _ADDRESS = re.compile(r"hf://datasets/(?P<name>[\w-][\w.-]*/[\w.-]+?)(?:@(?P<revision>[^/]+))?/(?P<pattern>.+)")
 _MOST_NAMES = 6
-
-
-def is_hub_address(file: str) -> bool:
-    """Whether a file's name is an address of the hub."""
-    return file.startswith(_PREFIX)
 
 
 @functools.cache

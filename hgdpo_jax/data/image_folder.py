@@ -24,7 +24,7 @@ from hgdpo_jax.files import expanded, leads_out
 from hgdpo_jax.weights.conversion import some
 
 _TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_TABLE_NAMES = f"{', '.join(_TABLES[:-1])} or {_TABLES[-1]}"
+_TABLE_NAMES = "metadata.jsonl, metadata.csv or metadata.parquet"
 _NAME_COLUMN = "file_name"
 # Threads that open files mostly wait for the disk or an object store.
 _THREADS = 32

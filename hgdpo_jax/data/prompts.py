@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from hgdpo_jax import plugins
-from hgdpo_jax.data.hub_files import fetch_files, is_hub_address
+from hgdpo_jax.data.hub_files import PREFIX, fetch_files
 from hgdpo_jax.data.prompt_tables import column_texts, prompt_lines, split_source
 from hgdpo_jax.errors import UserError, warn
 from hgdpo_jax.files import expanded
@@ -52,7 +52,7 @@ def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
 def _texts(source: str) -> list[str]:
     """All prompts of a file in their order, including empty and repeated ones."""
     file, selection = split_source(source)
-    if is_hub_address(file):
+    if file.startswith(PREFIX):
         return [text for path in fetch_files(file) for text in _texts_of(path, selection)]
     path = expanded(file)
     if not path.is_file():

@@ -44,7 +44,7 @@ def settings(experiment: Experiment) -> dict:
 
 def plan(experiment: Experiment, run: StageRun) -> str:
     images = len(_images(experiment))
-    done = images - sum(map(len, _encoded(run, images).missing()))
+    done = images - sum(map(len, EncodedImages(run.folder / "rows", images).missing()))
     words = f"{images:,} images encoded at {experiment.pool.width}x{experiment.pool.height}"
     return f"{words}; done are {done:,}" if 0 < done < images else words
 
@@ -60,7 +60,7 @@ def check(experiment: Experiment) -> None:
 def run(experiment: Experiment, run: StageRun) -> None:
     images, model = _images(experiment), load_base(experiment)
     warn_long_prompts(model.long_prompts(images.captions))
-    encoded = _encoded(run, len(images))
+    encoded = EncodedImages(run.folder / "rows", len(images))
     missing = hosts.own(hosts.chosen_by_first(encoded.files(), encoded.missing))
     empty = model.encode_prompts([""])
     device_batch = batch_of_block(experiment.scoring.device_batch, min(ROWS_PER_FILE, len(images)))
@@ -98,10 +98,6 @@ def run(experiment: Experiment, run: StageRun) -> None:
         unusable.require_rest(len(images) - len(left_out))
         values = {"images": len(images), "captions": shown}
         write_json(run.folder / "images.json", values | ({"unusable": left_out} if left_out else {}))
-
-
-def _encoded(run: StageRun, images: int) -> EncodedImages:
-    return EncodedImages(run.folder / "rows", images)
 
 
 def _pixels(images: ImageFolder, missing: Sequence[range], width: int, height: int) -> Iterator[np.ndarray]:

@@ -18,6 +18,7 @@ from hgdpo_jax.experiment.evaluating import comparable_settings, folder_images, 
 from hgdpo_jax.experiment.models import load_base
 from hgdpo_jax.experiment.prompts import test_prompts
 from hgdpo_jax.experiment.scoring import check_scorers
+from hgdpo_jax.files import expanded
 from hgdpo_jax.pages.pictures import read_shown_pairs
 from hgdpo_jax.pages.run_report import RunReport, example_pairs, write_report
 from hgdpo_jax.plugins import plugin_of
@@ -46,7 +47,7 @@ def _model_settings(experiment: Experiment, model: ComparedModel) -> dict[str, A
         return {"folder": folder_images(experiment, model, epath.Path()).fingerprint}
     adapter = model.adapter
     if adapter not in ("", TUNED):
-        if not epath.Path(adapter).exists():
+        if not expanded(adapter).exists():
             raise UserError(f"evaluate.models has {model.text!r}, but {adapter} does not exist, expected a LoRA")
         adapter = lora_files.adapter_fingerprint(adapter)
     return {"adapter": adapter, "scale": model.scale, "latent_normalization": model.latent_normalization}
