@@ -97,21 +97,20 @@ def train(
         # A step logs once, and its evaluation once more.
         if start and is_evaluated(start) and log.count(start) < 2:
             measure(state, start)
-        for step in range(start, steps):
-            state, scalars = step_function(state, shard_batch(batch_at(step), mesh))
+        for step in range(start + 1, steps + 1):
+            state, scalars = step_function(state, shard_batch(batch_at(step - 1), mesh))
             stop = agreed(sigterm_came())
             if pending:
                 write(pending)
-            pending = (step + 1, scalars)
-            done = step + 1
-            if is_evaluated(done) or done % save_every == 0 or done == steps or stop:
+            pending = step, scalars
+            if is_evaluated(step) or step % save_every == 0 or step == steps or stop:
                 write(pending)
                 pending = None
                 # A run that resumes from this checkpoint does not log these steps again.
                 log.flush()
-                checkpoints.save(done, state)
-                if is_evaluated(done) and not stop:
-                    measure(state, done)
+                checkpoints.save(step, state)
+                if is_evaluated(step) and not stop:
+                    measure(state, step)
             bar.update(1)
             if stop:
                 raise Terminated
