@@ -98,8 +98,7 @@ def tiny_judge(tmp_path_factory, toon_tokenizer):
 
 
 def write_tiny_scorer(folder, tokenizer, seed):
-    from hgdpo_jax.models.clip import CLIP, CLIPConfig
-    from hgdpo_jax.scorers.clip_scorer import parameter_shapes
+    from hgdpo_jax.scorers.pick_score import PickScore
     from hgdpo_jax.weights import clip_files
     from hgdpo_jax.weights.conversion import from_tree
 
@@ -117,14 +116,14 @@ def write_tiny_scorer(folder, tokenizer, seed):
         "vision_config": {"image_size": 32, "patch_size": 8, **tower},
         "projection_dim": 16,
     }
-    tensors = from_tree(random_parameters(parameter_shapes(CLIP(CLIPConfig.from_dict(config))), seed))
-    tensors["logit_scale"] = np.float32(3.0).reshape(tensors["logit_scale"].shape)
     preprocessor = {
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
         "size": {"shortest_edge": 32},
         "crop_size": 32,
     }
+    tensors = from_tree(random_parameters(PickScore.without_weights(config, preprocessor).parameters, seed))
+    tensors["logit_scale"] = np.float32(3.0).reshape(tensors["logit_scale"].shape)
     files = clip_files.CLIPFiles(config=config, tensors=tensors, preprocessor=preprocessor, tokenizer=tokenizer)
     clip_files.write_folder(folder, files, storage="float32")
     return folder

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -56,10 +56,6 @@ class Scorer(abc.ABC):
         encoded = map_distinct(functools.partial(self.encode_prompts, device_batch=device_batch), prompts)
         return self._map_batches("score_pixels", (images, encoded), device_batch)
 
-    def without_parameters(self) -> Self:
-        """The same scorer without its weights."""
-        return dataclasses.replace(self, parameters={})
-
     def _map_batches(self, method: str, rows: tuple, device_batch: int) -> np.ndarray:
         """Calls a pure function of the scorer, compiled, with its parameters and batches of rows."""
         program = self._program(method)
@@ -69,5 +65,5 @@ class Scorer(abc.ABC):
     def _program(self) -> Callable[[str], Callable]:
         # Programs of the scorer's own methods would be a cycle, and keep the weights on the devices until a garbage
         # collection.
-        pure = self.without_parameters()
+        pure = dataclasses.replace(self, parameters={})
         return functools.cache(lambda method: jax.jit(getattr(pure, method)))

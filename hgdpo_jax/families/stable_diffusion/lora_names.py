@@ -24,8 +24,6 @@ _WORD = re.compile(
 
 # Until diffusers 0.20 the factors of a projection belonged to the attention, in a processor or beside the projections.
 _PROJECTION_KEY = re.compile(r"\.to_(?P<projection>q|k|v|out)_lora\.(?P<part>down|up)\.weight$")
-_UNET_PROJECTIONS = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
-_TEXT_PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
 
 _XL_KEY = re.compile(r"text_encoder_2\.|lora_te[12]_")
 
@@ -60,8 +58,10 @@ class StableDiffusionNames(LoraNames):
     def current(self, key: str) -> str:
         key = key.replace(".processor.", ".")
         if match := _PROJECTION_KEY.search(key):
-            names = _TEXT_PROJECTIONS if ".self_attn." in key else _UNET_PROJECTIONS
-            return f"{key[: match.start()]}.{names[match['projection']]}.lora.{match['part']}.weight"
+            projection = match["projection"]
+            of_unet = "to_out.0" if projection == "out" else f"to_{projection}"
+            layer = f"{projection}_proj" if ".self_attn." in key else of_unet
+            return f"{key[: match.start()]}.{layer}.lora.{match['part']}.weight"
         return key
 
     def foreign(self, key: str) -> str | None:

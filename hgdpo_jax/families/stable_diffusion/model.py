@@ -133,7 +133,7 @@ class StableDiffusion(Model):
             autoencoder=autoencoder,
             text_encoder=text_encoder,
             schedule=schedule,
-            parameters=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, compute), shapes),
+            parameters=jax.tree.map(lambda leaf: leaf.update(dtype=compute), shapes),
             configs=configs,
         )
 
