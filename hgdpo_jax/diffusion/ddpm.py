@@ -15,10 +15,10 @@ def step(
     noise: Float[Array, "n h w c"] | None = None,
     stride: int = 1,
 ) -> Float[Array, "n h w c"]:
-    """Latents of t to latents of t - stride, with a t of its own for each image, float32, from a network's prediction.
+    """Latents at t - stride from latents at t and a network's prediction, float32, with one t per image.
 
     The variance is diffusers' "fixed_small", without clipping. Where t - stride < 0 the result is the predicted clean
-    image. Without `noise` it is the posterior's mean: enough for the difference of two models that share their noise.
+    image. Without `noise` it is the mean of the posterior, which suffices for differences of models that share noise.
     """
     # Float64: 1 - x cancels all but four digits of float32 at small t.
     alphas_cumprod = schedule.alphas_cumprod.astype(np.float64)

@@ -15,16 +15,16 @@ def guided(
     negative: Any,
     scale: float,
 ) -> Float[Array, "n h w c"]:
-    """The noise prediction pushed away from the empty (or negative) prompt's by `scale`; 1 means no guidance.
+    """The noise prediction, guided by `scale` away from that of the empty or negative prompt; 1 means no guidance.
 
-    Both predictions come from one call of `predict_noise(latents, conditioning)` on 2n images; without guidance it has
-    n. Conditioning is a tree of arrays with one row an image.
+    Both predictions come from one call of `predict_noise(latents, conditioning)` on 2n images, or on n images without
+    guidance. Conditioning is a tree of arrays with one row per image.
     """
     if scale == 1:
         return predict_noise(latents, conditioning)
 
     def pairs(first, second):
-        # Neighbours, not halves: a batch divided over devices stays where it is.
+        # Interleaved, so that a sharded batch stays on its devices.
         return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
     both = predict_noise(pairs(latents, latents), jax.tree.map(pairs, negative, conditioning))

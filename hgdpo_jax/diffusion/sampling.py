@@ -1,13 +1,13 @@
-"""What decides, beside weights, prompt and noise, how an image is drawn."""
+"""Settings that decide how an image is drawn, besides weights, prompt and noise."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Steps of DPM-Solver++, scale of classifier-free guidance, what it leads away from, and the size in pixels.
+    """Steps of DPM-Solver++, scale of classifier-free guidance, negative prompt, and size in pixels.
 
-    `clip_skip` last layers of the text encoder are skipped for prompts, none for the negative prompt.
+    The last `clip_skip` layers of the text encoders are skipped for prompts, but not for the negative prompt.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""Families of text-to-image models: one folder each, or a class of the user's own."""
+"""Families of text-to-image models: one folder each, or a class of the user."""
 
 import importlib
 import importlib.util
@@ -26,5 +26,5 @@ def find(name: str) -> Any:
 
 
 def fingerprint(name: str) -> str:
-    """What decides which family it is: a class of the user's own counts by its file too."""
+    """Identifies a family; a class of the user also counts by the content of its file."""
     return f"{name} {load_function(name, _SETTING)[1]}" if ":" in name else name

@@ -1,4 +1,4 @@
-"""Losses: pure functions on arrays, one float32 value a pair or an image."""
+"""Losses: pure functions of arrays, one float32 value per pair or image."""
 
 from hgdpo_jax.losses.contrastive import contrastive
 from hgdpo_jax.losses.diffusion_dpo import diffusion_dpo

@@ -1,4 +1,4 @@
-"""The loss that CLIP is trained with."""
+"""The loss of CLIP."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 def contrastive(
     text_embeddings: Float[Array, "n d"], image_embeddings: Float[Array, "n d"], scale: Float[Array, ""] | float
 ) -> Float[Array, " n"]:
-    """Cross entropy of finding each text's image and each image's text in the batch, averaged, one value a pair.
+    """Cross entropy of finding each text's image and each image's text in the batch, averaged, one value per pair.
 
     The embeddings are L2-normalised; `scale` is exp(logit_scale) (Radford et al. 2021, Fig. 3).
     """

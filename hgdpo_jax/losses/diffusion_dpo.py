@@ -13,10 +13,10 @@ def diffusion_dpo(
     *,
     beta: float,
 ) -> Float[Array, " n"]:
-    """How far the policy is from denoising winners better, and losers worse, than the reference (HG-DPO, Eq. 3).
+    """Low where the policy denoises winners better, and losers worse, than the reference (HG-DPO, Eq. 3).
 
     The errors are squared errors of the predicted noise, *averaged* over an image's latents as in diffusers' DPO
-    example: `beta` means something else for sums. Both images of a pair share timestep and noise.
+    example; for sums `beta` would have another scale. Both images of a pair share timestep and noise.
     """
     policy = policy_winner_error.astype(jnp.float32) - policy_loser_error.astype(jnp.float32)
     reference = reference_winner_error.astype(jnp.float32) - reference_loser_error.astype(jnp.float32)

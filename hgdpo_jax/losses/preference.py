@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 def preference(
     first_score: Float[Array, " n"], second_score: Float[Array, " n"], first_preferred: Float[Array, " n"]
 ) -> Float[Array, " n"]:
-    """Divergence of softmax(scores) from a preference, one value a pair (PickScore, Kirstain et al. 2023, Eq. 2).
+    """Divergence of softmax(scores) from a preference, one value per pair (PickScore, Kirstain et al. 2023, Eq. 2).
 
     `first_preferred` is the probability that people prefer the first image: 1, 0, or 0.5 for a tie.
     """

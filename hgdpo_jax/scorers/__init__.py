@@ -1,1 +1,1 @@
-"""Models that say how good an image is, each alone or for its prompt: one file a kind, loaded by `load_scorer`."""
+"""Models that score images, alone or for their prompts: one file per kind, found by `sources.py`."""

@@ -1,4 +1,4 @@
-"""What all kinds of scorers have in common."""
+"""The base class of scorers."""
 
 import abc
 import dataclasses
@@ -16,7 +16,7 @@ from hgdpo_jax.batching import map_batches, map_distinct
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A further source that a kind reads: the one it takes where none is given, and whether weights of it are read."""
+    """A further source that a kind of scorer reads: its default, and whether its weights are read."""
 
     default: str
     weights: bool = False
@@ -26,18 +26,18 @@ class Option:
 class Scorer(abc.ABC):
     """A model that scores images for their prompts; higher is better."""
 
-    # How people call it.
+    # The name that people know.
     label: ClassVar[str]
-    # Raised where the same weights come to give other scores.
+    # Incremented when the same weights give other scores.
     revision: ClassVar[int] = 1
-    # Further sources, which `load` takes by these names.
+    # Further sources, by the names of the parameters of `load`.
     options: ClassVar[Mapping[str, Option]] = {}
 
     parameters: dict
 
     @abc.abstractmethod
     def encode_prompts(self, prompts: str | Sequence[str], device_batch: int = 16) -> Shaped[np.ndarray, "n ..."]:
-        """What `score_pixels` wants to know of each prompt."""
+        """The input of `score_pixels` for each prompt."""
 
     @abc.abstractmethod
     def score_pixels(
@@ -48,9 +48,9 @@ class Scorer(abc.ABC):
     def score(
         self, images: UInt8[np.ndarray, "n height width 3"], prompts: str | Sequence[str], device_batch: int = 16
     ) -> Float[np.ndarray, "n"]:
-        """Score of each image for the prompt in the same place, or for one prompt; scores compare only within one.
+        """Score of each image for its prompt, or for one prompt; scores are comparable only within one prompt.
 
-        Raises UserError where the numbers of images and prompts do not go together.
+        Raises UserError where the numbers of images and prompts do not match.
         """
         images, prompts = images_and_prompts_of(images, prompts)
         encoded = map_distinct(functools.partial(self.encode_prompts, device_batch=device_batch), prompts)

@@ -1,11 +1,11 @@
 """Scorers as a config names them.
 
-pick_score:yuvalkirstain/PickScore_v1                         a kind of this package, and where its weights lie
+pick_score:yuvalkirstain/PickScore_v1                         a kind of this package, and the source of its weights
 pick_score:checkpoints/pick_score,processor=checkpoints/clip  with a further source that this kind reads
-checkpoints/pick_score                                        a source alone is a PickScore
-my_scorers:count_fingers                                      a function of yours: (images, prompts) -> numbers
-fingers                                                       one that a plugin names
-judge=checkpoints/other_scorer                                with a name of its own
+checkpoints/pick_score                                        a PickScore, because no kind is given
+my_scorers:count_fingers                                      your own function: (images, prompts) -> numbers
+fingers                                                       a scorer that a plugin names
+judge=checkpoints/other_scorer                                with a name for reports
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from hgdpo_jax.weights import folders
 from hgdpo_jax.weights.sources import resolve_source
 
 FUNCTION = "function"
-# Loaded at first use, by module and class.
+# Module and class, imported at first use.
 KINDS = {
     "pick_score": "hgdpo_jax.scorers.pick_score:PickScore",
     "image_reward": "hgdpo_jax.scorers.image_reward:ImageReward",
@@ -38,7 +38,7 @@ _FUNCTION = re.compile(r"[\w.]+:\w+")
 
 @dataclasses.dataclass(frozen=True)
 class ScorerSource:
-    """What a text names: a kind, "function" for one of the user's own, its source, and further sources by name."""
+    """A scorer as a text names it: kind ("function" for the user's own), source, and further sources by name."""
 
     text: str
     name: str
@@ -49,7 +49,7 @@ class ScorerSource:
 
     @classmethod
     def parse(cls, text: str) -> "ScorerSource":
-        """Reads a text as above; raises UserError where it is none."""
+        """Reads a text as above; raises UserError where it names no scorer."""
         match = _NAMED.fullmatch(text)
         if not match:
             raise UserError(f"{text!r} names no scorer, expected KIND:SOURCE, a kind being {', '.join(KINDS)}")
@@ -69,7 +69,7 @@ class ScorerSource:
         return cls(text, name or kind, name or _class_of(kind).label, kind, source, options)
 
     def fingerprint(self) -> str:
-        """Names what decides the scores, whatever it is called and wherever it lies."""
+        """Identifies what decides the scores, independent of the scorer's name and location."""
         if self.kind == FUNCTION:
             return load_function(self.source, f"scorer {self.text}")[1]
         prints = [folders.content_fingerprint(resolve_source(self.source))]
@@ -80,7 +80,7 @@ class ScorerSource:
         return f"{self.kind} {_class_of(self.kind).revision} {' '.join(prints)}"
 
     def load(self, dtype: str = "float32", framing: str = "crop") -> Scorer | UserFunction:
-        """The scorer, in the type `dtype`; `framing`, "crop" or "pad", is for those that make images square."""
+        """The scorer in `dtype`; `framing` ("crop" or "pad") applies to kinds that make images square."""
         if self.kind == FUNCTION:
             return UserFunction(load_function(self.source, f"scorer {self.text}")[0], self.source)
         return _class_of(self.kind).load(self.source, dtype=dtype, framing=framing, **self.options)

@@ -1,4 +1,4 @@
-"""A function of the user's own, of images and prompts: a scorer, or a measure."""
+"""The user's own functions of images and prompts: scorers and measures."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ from hgdpo_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class UserFunction:
-    """Calls `function(images, prompts)`, which returns a number for each image; `source` names it in messages."""
+    """Calls `function(images, prompts)`, which returns one number per image; `source` names it in messages."""
 
     function: Callable[[UInt8[np.ndarray, "n height width 3"], Sequence[str]], Any]
     source: str
 
     def try_out(self, prompt: str, width: int, height: int) -> Shaped[np.ndarray, "2"]:
-        """What it returns for black pictures; raises UserError where it fails, or that is not finite."""
+        """Its values for two black images; raises UserError where it fails or a value is not finite."""
         values = self._values(np.zeros((2, height, width, 3), np.uint8), [prompt, prompt])
         if not np.isfinite(values).all():
             raise UserError(f"{self.source} returned {values.tolist()} for black pictures, expected finite numbers")
@@ -28,7 +28,7 @@ class UserFunction:
     def score(
         self, images: UInt8[np.ndarray, "n height width 3"], prompts: str | Sequence[str], device_batch: int = 16
     ) -> Float[np.ndarray, "n"]:
-        """What the function says of each image; raises UserError where that is not a number for each."""
+        """Its value for each image; raises UserError where it does not return one number per image."""
         return self._values(images, prompts).astype(np.float32)
 
     def _values(self, images: np.ndarray, prompts: str | Sequence[str]) -> Shaped[np.ndarray, "n"]:
