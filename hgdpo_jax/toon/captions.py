@@ -14,14 +14,15 @@ _FRAMING = {
     "left": ("at left, a portrait of", "on the left, a picture of"),
     "right": ("at right, a portrait of", "on the right, a picture of"),
 }
-_PERSON = ("person", "toon person", "character", "toon character")
-_MOUTH_ADJECTIVE = {
-    "smiling": ("smiling",),
-    "laughing": ("laughing",),
+# Other words for classes, wherever a caption names one.
+_SYNONYMS = {
+    "blond": ("blond", "blonde"),
+    "grey": ("grey", "gray"),
     "surprised": ("surprised", "astonished"),
     "sad": ("sad", "unhappy"),
     "angry": ("angry", "furious"),
 }
+_PERSON = ("person", "toon person", "character", "toon character")
 _MOUTH_NOUN = {
     "smiling": ("a smile", "a smiling mouth"),
     "laughing": ("a laugh", "a laughing mouth"),
@@ -36,7 +37,6 @@ _HAIR = {
     "long": ("long {} hair", "{} long hair"),
     "bob": ("a {} bob", "{} hair in a bob"),
 }
-_HAIR_COLOR = {"blond": ("blond", "blonde"), "grey": ("grey", "gray")}
 _BEARD = {
     "moustache": ("a moustache", "a mustache"),
     "beard": ("a beard", "a full beard"),
@@ -44,10 +44,10 @@ _BEARD = {
 }
 _EYES = {"closed": ("closed eyes", "eyes closed"), "winking": ("a wink", "one eye closed")}
 _CLOTHES = ("{} shirt", "{} top", "{} t-shirt")
-_BACKGROUND_COLOR = {"grey": ("grey", "gray")}
 
-# {features} are skin, hair, and beard and eyes if any; {details} are those with the mouth, which is {look} elsewhere.
-_PATTERNS = (
+# A caption's pattern is its variant modulo their number. {features} are skin, hair, and beard and eyes if any;
+# {details} add the mouth to these, which other patterns name with {look}.
+PATTERNS = (
     "{framing} {a_look} {person} with {features}, wearing {a_clothes}, {background} background",
     "{framing} {a_look} {person} with {features} in {a_clothes} on a {background} background",
     "{framing} a {person} with {details}, {clothes}, {background} background",
@@ -65,11 +65,6 @@ _PATTERNS = (
 )
 
 
-def caption_wordings() -> int:
-    """Returns how many sentence patterns there are; variants that differ modulo this differ in their pattern."""
-    return len(_PATTERNS)
-
-
 def caption(person: Portrait, variant: int | None = None) -> str:
     """Returns an exact caption, in the portrait's own wording or in another variant of it (an int >= 0)."""
     variant = person.caption_variant if variant is None else variant
@@ -78,15 +73,18 @@ def caption(person: Portrait, variant: int | None = None) -> str:
     def pick(options: tuple[str, ...]) -> str:
         return options[random.integers(len(options))]
 
-    hair_color = pick(_HAIR_COLOR.get(person.hair_color, (person.hair_color,)))
-    background = pick(_BACKGROUND_COLOR.get(person.background, (person.background,)))
+    def word(name: str) -> str:
+        return pick(_SYNONYMS.get(name, (name,)))
+
+    hair_color = word(person.hair_color)
+    background = word(person.background)
     features = [f"{person.skin} skin", pick(_HAIR[person.hair_style]).format(hair_color)]
     features += [pick(_BEARD[person.beard])] if person.beard in _BEARD else []
     features += [pick(_EYES[person.eyes])] if person.eyes in _EYES else []
     random.shuffle(features)
-    look = pick(_MOUTH_ADJECTIVE[person.mouth])
+    look = word(person.mouth)
     clothes = pick(_CLOTHES).format(person.clothes_color)
-    return _PATTERNS[variant % len(_PATTERNS)].format(
+    return PATTERNS[variant % len(PATTERNS)].format(
         framing=pick(_FRAMING[person.framing]),
         person=pick(_PERSON),
         look=look,
@@ -114,10 +112,9 @@ def _with_article(phrase: str) -> str:
 
 def prompts(split: str, count: int) -> list[str]:
     """Returns the first `count` distinct captions of a split, each in its portrait's own wording."""
-    captions = (caption(portrait(index, split)) for index in itertools.count())
     distinct: dict[str, None] = {}
-    for text in captions:
+    for index in itertools.count():
         if len(distinct) >= count:
             break
-        distinct[text] = None
+        distinct[caption(portrait(index, split))] = None
     return list(distinct)

@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from hgdpo_jax.errors import UserError
 from hgdpo_jax.toon.portraits import (
     HEIGHT,
     WIDTH,
@@ -25,11 +25,11 @@ _FACE = ("beard", "mouth", "eyes", "eyebrows")
 _FEATURES = ("mouth", "eyes", "eyebrows")
 # The second fault makes some pictures much worse than others: a scorer needs both near and far comparisons.
 _TWO_FAULTS = 0.3
-# In grey levels, averaged over the picture: a dark mouth moved on a dark face can be a fault that nobody sees.
+# Mean absolute change, in grey levels: a dark mouth that is moved on a dark face can be an invisible fault.
 _LEAST_CHANGE = 0.6
 
-DrawingFault = Callable[[Drawing, np.random.Generator], Drawing]
-PictureFault = Callable[[np.ndarray, Portrait, np.random.Generator], np.ndarray]
+# (drawing, random) -> drawing, or (picture, portrait, random) -> picture.
+Fault = Callable[..., Any]
 
 
 def _shift(random: np.random.Generator, least: float, most: float) -> tuple[float, float]:
@@ -39,36 +39,31 @@ def _shift(random: np.random.Generator, least: float, most: float) -> tuple[floa
 
 
 def _signed(random: np.random.Generator, least: float, most: float) -> float:
-    return float(random.uniform(least, most) * random.choice((-1, 1)))
+    return random.uniform(least, most) * random.choice((-1, 1))
 
 
-def _missing_part(drawn: Drawing, random: np.random.Generator) -> Drawing:
+def missing_part(drawn: Drawing, random: np.random.Generator) -> Drawing:
     part = random.choice(("mouth", "eyes", "hair", "clothes", "head"))
     return drawn.replace([part], lambda markup: "")
 
 
-def _displaced_feature(drawn: Drawing, random: np.random.Generator) -> Drawing:
-    part = str(random.choice(_FEATURES))
-    shift = _shift(random, 35, 130)
-    return drawn.replace([part], lambda markup: moved(markup, part, shift))
+def displaced_feature(drawn: Drawing, random: np.random.Generator) -> Drawing:
+    return drawn.move([random.choice(_FEATURES)], _shift(random, 35, 130))
 
 
-def _rotated_part(drawn: Drawing, random: np.random.Generator) -> Drawing:
-    part = str(random.choice((*_FEATURES, "hair")))
-    degrees = _signed(random, 25, 120)
-    return drawn.replace([part], lambda markup: moved(markup, part, degrees=degrees))
+def rotated_part(drawn: Drawing, random: np.random.Generator) -> Drawing:
+    return drawn.move([random.choice((*_FEATURES, "hair"))], degrees=_signed(random, 25, 120))
 
 
-def _resized_part(drawn: Drawing, random: np.random.Generator) -> Drawing:
-    part = str(random.choice(("mouth", "eyes", "head")))
-    factor = float(random.choice((random.uniform(0.3, 0.65), random.uniform(1.6, 2.4))))
+def resized_part(drawn: Drawing, random: np.random.Generator) -> Drawing:
+    part = random.choice(("mouth", "eyes", "head"))
+    factor = random.choice((random.uniform(0.3, 0.65), random.uniform(1.6, 2.4)))
     if part == "head":
-        factor = float(np.clip(factor, 0.35, 1.7))
-        return drawn.replace(_HEAD, lambda markup: moved(markup, "head", scale=(factor, factor)))
-    return drawn.replace([part], lambda markup: moved(markup, part, scale=(factor, factor)))
+        factor = np.clip(factor, 0.35, 1.7)
+    return drawn.move(_HEAD if part == "head" else [part], scale=(factor, factor))
 
 
-def _wrong_color_patches(drawn: Drawing, random: np.random.Generator) -> Drawing:
+def wrong_color_patches(drawn: Drawing, random: np.random.Generator) -> Drawing:
     patches = ""
     for _ in range(random.integers(1, 5)):
         x, y = random.uniform((220, 120), (550, 700))
@@ -81,43 +76,40 @@ def _wrong_color_patches(drawn: Drawing, random: np.random.Generator) -> Drawing
     return dataclasses.replace(drawn, parts=(*drawn.parts, ("patches", patches)))
 
 
-def _blur(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
+def blur(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(random.uniform(0.7, 2.5))))
 
 
-def _noise(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
+def noise(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
     grain = int(random.choice((1, 2, 4)))
     noise = random.normal(0, random.uniform(10, 55), size=(HEIGHT // grain, WIDTH // grain, 3))
     return np.clip(picture + noise.repeat(grain, axis=0).repeat(grain, axis=1), 0, 255).astype(np.uint8)
 
 
-def _doubled_part(drawn: Drawing, random: np.random.Generator) -> Drawing:
-    part = str(random.choice(("mouth", "eyes", "hair", "head")))
+def doubled_part(drawn: Drawing, random: np.random.Generator) -> Drawing:
+    part = random.choice(("mouth", "eyes", "hair", "head"))
     if part == "head":
         shift = (_signed(random, 60, 200), random.uniform(-60, 60))
         twin = "".join(moved(markup, "head", shift) for name, markup in drawn.parts if name in _HEAD)
-        first = drawn.part_names.index("head")
+        first = [name for name, _ in drawn.parts].index("head")
         return dataclasses.replace(drawn, parts=(*drawn.parts[:first], ("twin", twin), *drawn.parts[first:]))
     shift = _shift(random, 45, 150)
     return drawn.replace([part], lambda markup: markup + moved(markup, part, shift))
 
 
-def _displaced_hair(drawn: Drawing, random: np.random.Generator) -> Drawing:
-    shift = _shift(random, 50, 200)
-    return drawn.replace(["hair", "rearHair"], lambda markup: moved(markup, "hair", shift))
+def displaced_hair(drawn: Drawing, random: np.random.Generator) -> Drawing:
+    return drawn.move(["hair", "rearHair"], _shift(random, 50, 200))
 
 
-def _displaced_head(drawn: Drawing, random: np.random.Generator) -> Drawing:
-    shift, degrees = (_signed(random, 50, 150), random.uniform(-90, 20)), _signed(random, 0, 60)
-    return drawn.replace(_HEAD, lambda markup: moved(markup, "head", shift, degrees))
+def displaced_head(drawn: Drawing, random: np.random.Generator) -> Drawing:
+    return drawn.move(_HEAD, (_signed(random, 50, 150), random.uniform(-90, 20)), _signed(random, 0, 60))
 
 
-def _turned_face(drawn: Drawing, random: np.random.Generator) -> Drawing:
-    degrees = random.uniform(40, 320)
-    return drawn.replace(_FACE, lambda markup: moved(markup, "head", degrees=degrees))
+def turned_face(drawn: Drawing, random: np.random.Generator) -> Drawing:
+    return drawn.move(_FACE, degrees=random.uniform(40, 320), about="head")
 
 
-def _uneven_eyes(drawn: Drawing, random: np.random.Generator) -> Drawing:
+def uneven_eyes(drawn: Drawing, random: np.random.Generator) -> Drawing:
     fault = random.choice(("missing", "moved", "large"))
     shift, factor = _shift(random, 40, 110), random.uniform(1.5, 2.2)
     first, second = random.permutation((0, 384))
@@ -137,8 +129,8 @@ def _uneven_eyes(drawn: Drawing, random: np.random.Generator) -> Drawing:
     return drawn.replace(["eyes"], uneven)
 
 
-def _smear(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
-    rows, columns = np.meshgrid(np.arange(HEIGHT), np.arange(WIDTH), indexing="ij")
+def smear(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
+    rows, columns = np.indices((HEIGHT, WIDTH))
     strength, period, phase = random.uniform(1.5, 5), random.uniform(8, 40), random.uniform(0, 2 * np.pi)
     across = strength * np.sin(2 * np.pi * rows / period + phase)
     down = strength * np.sin(2 * np.pi * columns / random.uniform(8, 40) + phase)
@@ -153,24 +145,20 @@ def _stranger(person: Portrait, random: np.random.Generator) -> np.ndarray:
     return render(dataclasses.replace(other, framing=person.framing))
 
 
-def _chimera(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
+def chimera(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
     mixed = picture.copy()
     edge = random.uniform(0.35, 0.65)
-    if random.integers(2):
-        kept = slice(0, round(edge * WIDTH))
-        mixed[:, kept] = _stranger(person, random)[:, kept]
-    else:
-        kept = slice(0, round(edge * HEIGHT))
-        mixed[kept] = _stranger(person, random)[kept]
+    replaced = np.s_[:, : round(edge * WIDTH)] if random.integers(2) else np.s_[: round(edge * HEIGHT)]
+    mixed[replaced] = _stranger(person, random)[replaced]
     return mixed
 
 
-def _ghost(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
+def ghost(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
     weight = random.uniform(0.2, 0.5)
     return np.rint((1 - weight) * picture + weight * _stranger(person, random)).astype(np.uint8)
 
 
-def _color_fringes(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
+def color_fringes(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
     shifts = [random.integers(1, 5) * random.choice((-1, 1)) for _ in range(2)]
     fringed = picture.copy()
     fringed[..., 0] = np.roll(picture[..., 0], shifts, axis=(0, 1))
@@ -178,7 +166,7 @@ def _color_fringes(picture: np.ndarray, person: Portrait, random: np.random.Gene
     return fringed
 
 
-def _dropped_blocks(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
+def dropped_blocks(picture: np.ndarray, person: Portrait, random: np.random.Generator) -> np.ndarray:
     broken = picture.copy()
     for _ in range(random.integers(1, 6)):
         size = random.integers(6, 15)
@@ -190,62 +178,57 @@ def _dropped_blocks(picture: np.ndarray, person: Portrait, random: np.random.Gen
     return broken
 
 
-_SCORER_DRAWING: dict[str, DrawingFault] = {
-    "missing part": _missing_part,
-    "displaced feature": _displaced_feature,
-    "rotated part": _rotated_part,
-    "resized part": _resized_part,
-    "wrong color patches": _wrong_color_patches,
+# The names are those that scorer_training.damage takes.
+FAMILIES: dict[str, tuple[Fault, ...]] = {
+    "SCORER_DAMAGE": (
+        missing_part,
+        displaced_feature,
+        rotated_part,
+        resized_part,
+        wrong_color_patches,
+        blur,
+        noise,
+    ),
+    "JUDGE_DAMAGE": (
+        doubled_part,
+        displaced_hair,
+        displaced_head,
+        turned_face,
+        uneven_eyes,
+        smear,
+        chimera,
+        ghost,
+        color_fringes,
+        dropped_blocks,
+    ),
 }
-_SCORER_PICTURE: dict[str, PictureFault] = {"blur": _blur, "noise": _noise}
-_JUDGE_DRAWING: dict[str, DrawingFault] = {
-    "doubled part": _doubled_part,
-    "displaced hair": _displaced_hair,
-    "displaced head": _displaced_head,
-    "turned face": _turned_face,
-    "uneven eyes": _uneven_eyes,
-}
-_JUDGE_PICTURE: dict[str, PictureFault] = {
-    "smear": _smear,
-    "chimera": _chimera,
-    "ghost": _ghost,
-    "color fringes": _color_fringes,
-    "dropped blocks": _dropped_blocks,
-}
-_DRAWING = _SCORER_DRAWING | _JUDGE_DRAWING
-_PICTURE = _SCORER_PICTURE | _JUDGE_PICTURE
-
-SCORER_DAMAGE: tuple[str, ...] = (*_SCORER_DRAWING, *_SCORER_PICTURE)
-JUDGE_DAMAGE: tuple[str, ...] = (*_JUDGE_DRAWING, *_JUDGE_PICTURE)
+_OF_PICTURES = {blur, noise, smear, chimera, ghost, color_fringes, dropped_blocks}
 
 
-def damaged(person: Portrait, kinds: Sequence[str], seed: int) -> np.ndarray:
-    """Returns the portrait with one or two faults among `kinds`, drawn from the seed, as uint8 [64, 48, 3]."""
-    unknown = [kind for kind in kinds if kind not in _DRAWING and kind not in _PICTURE]
-    if unknown or not kinds:
-        raise UserError(f"damage {unknown or 'is empty'}; give some of {', '.join(SCORER_DAMAGE + JUDGE_DAMAGE)}")
+def damaged(person: Portrait, faults: Sequence[Fault], seed: int) -> np.ndarray:
+    """Returns the portrait with one or two of `faults`, drawn from the seed, as uint8 [64, 48, 3]."""
     random = np.random.default_rng((seed, person.caption_variant))
     intact = render(person).astype(np.float32)
     while True:
-        picture = _with_faults(person, kinds, random)
+        picture = _with_faults(person, faults, random)
         if np.abs(picture - intact).mean() >= _LEAST_CHANGE:
             return picture
 
 
-def damaged_many(people: Sequence[Portrait], kinds: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+def damaged_many(people: Sequence[Portrait], faults: Sequence[Fault], seeds: Sequence[int]) -> np.ndarray:
     """Returns `damaged` for n portraits and their seeds, uint8 [n, 64, 48, 3], on all cores when n is large."""
-    return stack_in_processes(damaged, people, [tuple(kinds)] * len(people), seeds)
+    return stack_in_processes(damaged, people, [faults] * len(people), seeds)
 
 
-def _with_faults(person: Portrait, kinds: Sequence[str], random: np.random.Generator) -> np.ndarray:
-    count = 2 if len(kinds) > 1 and random.random() < _TWO_FAULTS else 1
-    chosen = [kinds[i] for i in random.choice(len(kinds), count, replace=False)]
+def _with_faults(person: Portrait, faults: Sequence[Fault], random: np.random.Generator) -> np.ndarray:
+    count = 2 if len(faults) > 1 and random.random() < _TWO_FAULTS else 1
+    chosen = [faults[i] for i in random.choice(len(faults), count, replace=False)]
     drawn = drawing(person)
-    for kind in chosen:
-        if kind in _DRAWING:
-            drawn = _DRAWING[kind](drawn, random)
+    for fault in chosen:
+        if fault not in _OF_PICTURES:
+            drawn = fault(drawn, random)
     picture = drawn.rasterize()
-    for kind in chosen:
-        if kind in _PICTURE:
-            picture = _PICTURE[kind](picture, person, random)
+    for fault in chosen:
+        if fault in _OF_PICTURES:
+            picture = fault(picture, person, random)
     return picture

@@ -9,11 +9,9 @@ from etils import epath
 from hgdpo_jax.families.stable_diffusion import files
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
-from hgdpo_jax.pages.pictures import contact_sheet
-from hgdpo_jax.random_keys import image_noise
 from hgdpo_jax.run_log import read_scalars
-from hgdpo_jax.toon.captions import prompts
 from hgdpo_jax.toon.plugin import WEIGHTS
+from hgdpo_jax.toon.samples import sample_sheet
 from hgdpo_jax.weights import clip_files, folders
 from hgdpo_jax.weights.tensor_files import load_tensors
 
@@ -27,37 +25,26 @@ _STAGES = {
     "Judge, preferences": "toon_judge/train_scorer",
     "Oracle": "toon_oracle/train_oracle",
 }
-# What says how often it is right.
+# Stages that measured an accuracy, by the name of their weights.
 _MEASURED = {
     "scorer": "toon_scorer/train_scorer/scorer",
     "judge": "toon_judge/train_scorer/scorer",
     "oracle": "toon_oracle/train_oracle/oracle",
 }
-_SAMPLES = 32
 
 
 def package(workdir: epath.PathLike) -> None:
     """Writes hgdpo_jax/toon/weights from the runs of configs/toon_base, toon_scorer, toon_judge and toon_oracle."""
     runs = epath.Path(workdir) / "runs"
-    base = runs / "toon_base/train_unet/base"
-    files.write_folder(WEIGHTS / "base", files.read_folder(base))
+    files.write_folder(WEIGHTS / "base", files.read_folder(runs / "toon_base/train_unet/base"))
     for name, source in _MEASURED.items():
         write_json(WEIGHTS / name / "accuracy.json", folders.read_json(runs / source / "accuracy.json"))
     for name in ("scorer", "judge"):
         clip_files.write_folder(WEIGHTS / name, clip_files.read_folder(runs / _MEASURED[name]))
     tensors, _ = load_tensors(runs / _MEASURED["oracle"] / "model.safetensors")
     folders.write_weights(WEIGHTS / "oracle" / "model.safetensors", tensors, "float16")
-    _write_samples()
+    (WEIGHTS / "samples.png").write_bytes(sample_sheet(StableDiffusion.load("toon"), "test", 32, seed=0, enlarge=2))
     (WEIGHTS / "MODEL_CARD.md").write_text(_card(runs))
-
-
-def _write_samples() -> None:
-    model = StableDiffusion.load("toon")
-    texts = prompts("test", _SAMPLES)
-    noise = np.asarray(image_noise(0, texts, np.zeros(_SAMPLES, np.int32), model.latent_shape(48, 64)))
-    images = model.generate(texts, 0, initial_latents=noise, steps=12, guidance=3.0, device_batch=_SAMPLES)
-    sheet = contact_sheet(images, columns=8, enlarge=2)
-    (WEIGHTS / "samples.png").write_bytes(sheet)
 
 
 def _card(runs: epath.Path) -> str:

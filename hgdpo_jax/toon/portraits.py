@@ -5,17 +5,18 @@ import functools
 import hashlib
 import importlib.resources
 import io
+import itertools
 import json
 import multiprocessing
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from PIL import Image
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.toon import attributes
+from hgdpo_jax.toon.attributes import ATTRIBUTES, COMBINATION, DRAWN, FRAMING
 
 try:
     import resvg_py
@@ -72,7 +73,7 @@ class Portrait:
     @property
     def combination(self) -> tuple[str, ...]:
         """The classes whose combination decides the split."""
-        return tuple(getattr(self, name) for name in attributes.COMBINATION)
+        return tuple(getattr(self, name) for name in COMBINATION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +85,21 @@ class Drawing:
     background: str
     view: tuple[float, float, float, float]
 
-    @property
-    def part_names(self) -> tuple[str, ...]:
-        """Which parts this portrait has, from back to front."""
-        return tuple(name for name, _ in self.parts)
-
     def replace(self, names: Sequence[str], new_markup: Callable[[str], str]) -> "Drawing":
         """Returns the drawing with the markup of the named parts replaced by a function of it."""
         parts = tuple((name, new_markup(markup) if name in names else markup) for name, markup in self.parts)
         return dataclasses.replace(self, parts=parts)
+
+    def move(
+        self,
+        names: Sequence[str],
+        shift: tuple[float, float] = (0, 0),
+        degrees: float = 0,
+        scale: tuple[float, float] = (1, 1),
+        about: str = "",
+    ) -> "Drawing":
+        """Returns the drawing with the named parts moved as by `moved`, about the centre of `about` or the first."""
+        return self.replace(names, lambda markup: moved(markup, about or names[0], shift, degrees, scale))
 
     def rasterize(self) -> np.ndarray:
         """Returns the picture, uint8 [64, 48, 3]."""
@@ -127,32 +134,36 @@ def split_of(combination: tuple[str, ...]) -> str:
 def combinations(split: str) -> tuple[tuple[str, ...], ...]:
     """Returns every combination of the split, in a fixed order."""
     if split not in SPLITS:
-        raise UserError(f"toon split {split!r} is unknown; use one of {', '.join(SPLITS)}")
-    tables = [attributes.ATTRIBUTES[name] for name in attributes.COMBINATION]
-    grid = np.stack(np.meshgrid(*map(np.arange, map(len, tables)), indexing="ij"), axis=-1).reshape(-1, len(tables))
-    named = (tuple(table[i] for table, i in zip(tables, row, strict=True)) for row in grid)
-    return tuple(combination for combination in named if split_of(combination) == split)
+        known = ", ".join(f"toon:{name}" for name in SPLITS)
+        raise UserError(f"there are no prompts toon:{split}, expected one of {known}")
+    grid = itertools.product(*(ATTRIBUTES[name] for name in COMBINATION))
+    return tuple(combination for combination in grid if split_of(combination) == split)
 
 
 def portrait(index: int, split: str) -> Portrait:
     """Returns portrait `index` of a split ("train", "validation" or "test"); any index >= 0 exists."""
     choices = combinations(split)
     random = np.random.default_rng((SPLITS.index(split), index))
-    classes = dict(zip(attributes.COMBINATION, choices[random.integers(len(choices))], strict=True))
+
+    def pick(classes: Iterable[str], shares: Sequence[float] | None = None) -> str:
+        return str(random.choice(tuple(classes), p=shares))
+
     return Portrait(
-        **classes,
-        hair_style=str(random.choice(attributes.ATTRIBUTES["hair_style"])),
-        beard=str(random.choice(attributes.ATTRIBUTES["beard"], p=(0.46, 0.18, 0.18, 0.18))),
-        mouth=str(random.choice(attributes.ATTRIBUTES["mouth"])),
-        eyes=str(random.choice(attributes.ATTRIBUTES["eyes"], p=(0.6, 0.2, 0.2))),
-        framing=str(random.choice(tuple(attributes.FRAMING))),
+        **dict(zip(COMBINATION, choices[random.integers(len(choices))], strict=True)),
+        hair_style=pick(ATTRIBUTES["hair_style"]),
+        beard=pick(ATTRIBUTES["beard"], (0.46, 0.18, 0.18, 0.18)),
+        mouth=pick(ATTRIBUTES["mouth"]),
+        eyes=pick(ATTRIBUTES["eyes"], (0.6, 0.2, 0.2)),
+        framing=pick(FRAMING),
         caption_variant=int(random.integers(1 << 30)),
     )
 
 
-def labels(person: Portrait) -> dict[str, int]:
-    """Returns the class index of every attribute in ATTRIBUTES."""
-    return {name: classes.index(getattr(person, name)) for name, classes in attributes.ATTRIBUTES.items()}
+def labels(people: Sequence[Portrait]) -> np.ndarray:
+    """Returns the class indices of n portraits `[n, attributes]`, in the order of ATTRIBUTES."""
+    return np.array(
+        [[classes.index(getattr(person, name)) for name, classes in ATTRIBUTES.items()] for person in people]
+    )
 
 
 @functools.cache
@@ -164,38 +175,38 @@ def _style() -> Style:
 @functools.lru_cache(maxsize=1024)
 def drawing(person: Portrait) -> Drawing:
     """Returns the portrait as SVG parts named rearHair, body, head, clothes, beard, mouth, eyes, eyebrows, hair."""
-    front_hair, rear_hair = attributes.HAIR_STYLE[person.hair_style]
-    beard = attributes.BEARD[person.beard]
-    mouth, eyebrows = attributes.MOUTH[person.mouth]
+    drawn = {name: classes[getattr(person, name)] for name, classes in DRAWN.items()}
+    front_hair, rear_hair = drawn["hair_style"]
+    mouth, eyebrows = drawn["mouth"]
     options = {
-        "hairColor": [attributes.HAIR_COLOR[person.hair_color]],
-        "skinColor": [attributes.SKIN[person.skin]],
-        "clothesColor": [attributes.CLOTHES_COLOR[person.clothes_color]],
+        "hairColor": [drawn["hair_color"]],
+        "skinColor": [drawn["skin"]],
+        "clothesColor": [drawn["clothes_color"]],
         "clothesVariant": "tShirt",
         "hairVariant": front_hair,
         "rearHairVariant": rear_hair or "longWavy",
         "rearHairProbability": 100 if rear_hair else 0,
-        "beardVariant": beard or "fullBeard",
-        "beardProbability": 100 if beard else 0,
+        "beardVariant": drawn["beard"] or "fullBeard",
+        "beardProbability": 100 if drawn["beard"] else 0,
         "mouthVariant": mouth,
         "eyebrowsVariant": eyebrows,
-        "eyesVariant": attributes.EYES[person.eyes],
+        "eyesVariant": drawn["eyes"],
     }
     svg = Avatar(_style(), {"seed": "toon", **options}).to_string()
     definitions = re.search(r"<defs>.*</defs>", svg, re.DOTALL)
     assert definitions is not None
     parts = tuple((use[1], use[0]) for use in re.finditer(r'<use[^>]* href="#(\w+)-[^>]*/>', svg))
-    height, shift, top = attributes.FRAMING[person.framing]
+    height, shift, top = FRAMING[person.framing]
     width = height * WIDTH / HEIGHT
     view = (384 - shift - width / 2, top, width, height)
     if person.beard in ("beard", "long beard"):
-        # In front of the beard, or a bearded person's expression is invisible.
+        # A mouth behind the beard would not be visible.
         parts = tuple(sorted(parts, key=lambda part: _BACK_TO_FRONT.index(part[0])))
+    result = Drawing(definitions[0], parts, drawn["background"], view)
     if person.beard == "moustache":
-        # Off the lips, or it hides a smile.
-        parts = tuple((name, moved(use, name, shift=(0, -14)) if name == "beard" else use) for name, use in parts)
-    drawn = Drawing(definitions[0], parts, attributes.BACKGROUND[person.background], view)
-    return drawn.replace(["mouth"], lambda markup: moved(markup, "mouth", scale=_MOUTH_SCALE[person.mouth]))
+        # On the lips it would hide a smile.
+        result = result.move(["beard"], shift=(0, -14))
+    return result.move(["mouth"], scale=_MOUTH_SCALE[person.mouth])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -214,7 +225,7 @@ def stack_in_processes(picture: Callable[..., np.ndarray], *arguments: Sequence)
     if len(arguments[0]) < _PICTURES_WORTH_PROCESSES:
         pictures = list(map(picture, *arguments))
     else:
-        # Spawned, not forked: the parent holds JAX's threads.
+        # Spawned, not forked: the parent has JAX's threads.
         with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as executor:
             pictures = list(executor.map(picture, *arguments, chunksize=256))
-    return np.stack(pictures) if pictures else np.zeros((0, HEIGHT, WIDTH, 3), np.uint8)
+    return np.array(pictures, np.uint8).reshape(-1, HEIGHT, WIDTH, 3)

@@ -1,16 +1,17 @@
 """Pairs of portraits of which one is clearly better for a prompt: what the toon scorers learn from."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from hgdpo_jax.families.model import Model
+from hgdpo_jax.run_log import progress
 from hgdpo_jax.toon.attributes import ATTRIBUTES
 from hgdpo_jax.toon.captions import caption
-from hgdpo_jax.toon.damage import damaged_many
-from hgdpo_jax.toon.portraits import Portrait, portrait, render_many
+from hgdpo_jax.toon.damage import Fault, damaged_many
+from hgdpo_jax.toon.portraits import HEIGHT, WIDTH, Portrait, portrait, render_many
 
 _SEEDS_APART = 1_000_000
 # Share of each kind of pair in a batch.
@@ -21,13 +22,13 @@ _ROUGHEST = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Preferences:
-    """Pictures in sets of one row a prompt: row i of every set belongs to prompt i.
+    """Sets of pictures, one row per prompt: row i of every set belongs to prompt i.
 
-    `intact` is the portrait of the prompt, `damaged` the same with damaged anatomy or picture. `faithful` shows it as
-    rough as a model's pictures are, and `altered`, with the same roughness, a person with one or two other attributes:
-    from clean portraits a scorer learns to read attributes in clean ones only. `samples` are drawn by the base and
-    `weak` by earlier checkpoints of it, for the first rows only. Every picture went through the autoencoder, or a
-    scorer would learn to see the decoder.
+    `intact` is the portrait of the prompt, `damaged` the same with faults. `faithful` is the portrait, as rough as a
+    model's pictures are; `altered` is equally rough, but one or two attributes differ: from clean portraits a scorer
+    would learn to read the attributes of clean ones only. `samples` are drawn by the base and `weak` by earlier
+    checkpoints of it, for the first rows only. Every picture went through the autoencoder: otherwise a scorer would
+    learn to recognise the decoder.
     """
 
     prompts: list[str]
@@ -38,8 +39,12 @@ class Preferences:
     samples: np.ndarray
     weak: np.ndarray
 
-    def pair(self, kind: str, random: np.random.Generator) -> tuple[int, np.ndarray, np.ndarray]:
-        """A random pair of one kind: the prompt's row, the better and the worse picture, uint8."""
+    def draw(self, kinds: Iterable[str], random: np.random.Generator) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """A random pair of each kind: the rows of the prompts, the better and the worse pictures, uint8."""
+        rows, better, worse = zip(*(self._pair(kind, random) for kind in kinds), strict=True)
+        return list(rows), np.stack(better), np.stack(worse)
+
+    def _pair(self, kind: str, random: np.random.Generator) -> tuple[int, np.ndarray, np.ndarray]:
         row = int(random.integers(len(self.prompts)))
         if kind == "damaged":
             return row, self.intact[row], self.damaged[row]
@@ -74,27 +79,25 @@ def make_preferences(
     first: int,
     count: int,
     samples: int,
-    kinds: Sequence[str],
+    faults: Sequence[Fault],
     seed: int,
-    report=None,
 ) -> Preferences:
     """Renders and draws all pictures of `count` portraits from `first` on, `samples` of them also by the models."""
     random = np.random.default_rng((seed, first))
     people = [portrait(first + index, split) for index in range(count)]
     texts = [caption(person) for person in people]
 
-    def through_autoencoder(pictures: np.ndarray) -> np.ndarray:
-        return base.decode_latents(base.encode_images(pictures, 64), 64)
-
     def draw(model: Model, rows: np.ndarray) -> np.ndarray:
-        shape = base.latent_shape(48, 64)
-        noise = random.standard_normal((len(rows), *shape)).astype(np.float32)
+        noise = random.standard_normal((len(rows), *base.latent_shape(WIDTH, HEIGHT))).astype(np.float32)
         conditioning = (model.encode_prompts(prompts) for prompts in ([texts[row] for row in rows], [""] * len(rows)))
-        latents = model.draw_latents(noise, *conditioning, steps=10, guidance=3.0, device_batch=50, report=report)
+        with progress(total=len(rows), description="train_scorer: samples", unit="image") as bar:
+            latents = model.draw_latents(
+                noise, *conditioning, steps=10, guidance=3.0, device_batch=50, report=bar.update
+            )
         return model.decode_latents(latents, 50)
 
     # Each row's weak sample comes from one of the weaker models.
-    weak = np.zeros((samples, 64, 48, 3), np.uint8)
+    weak = np.zeros((samples, HEIGHT, WIDTH, 3), np.uint8)
     for i, model in enumerate(weaker):
         rows = np.arange(i, samples, len(weaker))
         if len(rows):
@@ -103,13 +106,13 @@ def make_preferences(
     other = base.encode_images(render_many([altered(person, random) for person in people]), 64)
     strength = random.uniform(0, _ROUGHEST, size=(count, 1, 1, 1))
     roughness = (strength * random.standard_normal(whole.shape)).astype(np.float32)
-    broken = damaged_many(people, kinds, [seed * _SEEDS_APART + first + i for i in range(count)])
+    broken = damaged_many(people, faults, [seed * _SEEDS_APART + first + i for i in range(count)])
     return Preferences(
         prompts=texts,
         intact=base.decode_latents(whole, 64),
-        damaged=through_autoencoder(broken),
+        damaged=base.decode_latents(base.encode_images(broken, 64), 64),
         faithful=base.decode_latents(whole + roughness, 64),
         altered=base.decode_latents(other + roughness, 64),
-        samples=draw(base, np.arange(samples)) if samples else weak,
+        samples=draw(base, np.arange(samples)),
         weak=weak,
     )

@@ -58,7 +58,7 @@ NETWORKS = {
     "BLIP's images": (VISION, jnp.zeros((1, 32, 32, 3))),
     "BLIP's text": (TEXT, jnp.zeros((1, 35), jnp.int32), jnp.zeros((1, 17, 16))),
     "score head": (ScoreHead(), jnp.zeros((1, 16))),
-    "attribute classifier": (AttributeClassifier((("hair", 3),)), jnp.zeros((1, 64, 48, 3))),
+    "attribute classifier": (AttributeClassifier(), jnp.zeros((1, 64, 48, 3))),
 }
 
 

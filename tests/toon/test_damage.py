@@ -1,22 +1,29 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from hgdpo_jax.base_config import typed
+from hgdpo_jax.config_files import load_config
+from hgdpo_jax.config_limits import require_limits
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.toon import damage
-from hgdpo_jax.toon.damage import JUDGE_DAMAGE, SCORER_DAMAGE, damaged
+from hgdpo_jax.toon.damage import FAMILIES, damaged
 from hgdpo_jax.toon.portraits import portrait, render
 
+SCORER_DAMAGE, JUDGE_DAMAGE = FAMILIES.values()
 
-def test_the_two_families_share_no_kind():
+
+def test_the_two_families_share_no_fault():
     assert not set(SCORER_DAMAGE) & set(JUDGE_DAMAGE)
     assert len(SCORER_DAMAGE) >= 7 and len(JUDGE_DAMAGE) >= 7
 
 
-@pytest.mark.parametrize("kind", SCORER_DAMAGE + JUDGE_DAMAGE)
-def test_every_kind_visibly_changes_every_picture(kind):
+@pytest.mark.parametrize("fault", SCORER_DAMAGE + JUDGE_DAMAGE)
+def test_every_fault_visibly_changes_every_picture(fault):
     for index in range(12):
         person = portrait(index, "train")
-        picture = damaged(person, (kind,), seed=index)
+        picture = damaged(person, (fault,), seed=index)
         assert picture.shape == (64, 48, 3) and picture.dtype == np.uint8
         assert np.abs(picture.astype(float) - render(person)).mean() > 0.5
 
@@ -31,7 +38,9 @@ def test_damage_is_a_function_of_portrait_and_seed(family):
 
 def test_severity_ranges_from_subtle_to_strong():
     person = portrait(2, "train")
-    changes = [np.abs(damaged(person, ("blur",), seed).astype(float) - render(person)).mean() for seed in range(20)]
+    changes = [
+        np.abs(damaged(person, (damage.blur,), seed).astype(float) - render(person)).mean() for seed in range(20)
+    ]
     assert max(changes) > 1.5 * min(changes)
 
 
@@ -41,7 +50,9 @@ def test_damaging_many_equals_damaging_one_by_one():
     np.testing.assert_array_equal(damage.damaged_many(people, SCORER_DAMAGE, (4, 5, 6)), expected)
 
 
-@pytest.mark.parametrize("kinds", [(), ("rust",)])
-def test_unknown_or_no_damage_is_refused_with_the_kinds_there_are(kinds):
-    with pytest.raises(UserError, match="missing part"):
-        damaged(portrait(0, "train"), kinds, seed=0)
+def test_an_unknown_family_is_refused_with_the_families_there_are():
+    config = load_config(str(Path(__file__).parents[2] / "configs/toon_scorer.py"))
+    config.scorer_training.damage = "RUST"
+    known = " or ".join(map(repr, FAMILIES))
+    with pytest.raises(UserError, match=f"scorer_training.damage is 'RUST', expected {known}"):
+        require_limits(typed(config))

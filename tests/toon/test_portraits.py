@@ -56,8 +56,8 @@ def test_every_class_of_every_attribute_occurs_in_every_split():
 
 def test_labels_number_the_classes():
     person = portrait(11, "validation")
-    for name, label in portraits.labels(person).items():
-        assert attributes.ATTRIBUTES[name][label] == getattr(person, name)
+    for (name, classes), label in zip(attributes.ATTRIBUTES.items(), portraits.labels([person])[0], strict=True):
+        assert classes[label] == getattr(person, name)
 
 
 @pytest.mark.parametrize("name", [*attributes.ATTRIBUTES, "framing"])
@@ -70,10 +70,10 @@ def test_changing_one_attribute_changes_the_picture(name):
 
 def test_the_background_fills_the_upper_corners():
     person = portrait(0, "train")
-    color = attributes.BACKGROUND[person.background].removeprefix("#")
+    color = attributes.DRAWN["background"][person.background].removeprefix("#")
     assert render(person)[0, 0].tolist() == list(bytes.fromhex(color))
 
 
 def test_an_unknown_split_is_refused_by_name():
-    with pytest.raises(UserError, match="holdout.*train, validation, test"):
+    with pytest.raises(UserError, match="toon:holdout, expected one of toon:train, toon:validation, toon:test"):
         portrait(0, "holdout")

@@ -10,7 +10,7 @@ import hgdpo_jax as hg
 from hgdpo_jax.config_files import load_config
 from hgdpo_jax.main import main
 from hgdpo_jax.toon import package
-from hgdpo_jax.toon.oracle import AttributeOracle
+from hgdpo_jax.toon.oracle import AttributeOracle, read_attributes
 from hgdpo_jax.toon.portraits import split_of
 from hgdpo_jax.toon.stages.train_clip import alike
 
@@ -70,9 +70,9 @@ def test_a_few_steps_of_every_stage_give_weights_that_load_and_are_packaged_with
     assert images.shape == (1, 64, 48, 3)
     scorer = hg.PickScore.load(tmp_path / "runs/toon_scorer/train_scorer/scorer", framing="pad")
     assert np.isfinite(scorer.score(images, [prompt])).all()
-    oracle = AttributeOracle.load(tmp_path / "runs/toon_oracle/train_oracle/oracle")
+    oracle = AttributeOracle(str(tmp_path / "runs/toon_oracle/train_oracle/oracle"))
     assert 0.0 < oracle.accuracy["all"] < 1.0
-    assert oracle.attributes(images).shape == (1, 8)
+    assert read_attributes(oracle.parameters, images).shape == (1, 8)
 
     monkeypatch.setattr(package, "WEIGHTS", epath.Path(tmp_path) / "weights")
     package.package(tmp_path)

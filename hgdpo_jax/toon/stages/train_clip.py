@@ -10,36 +10,27 @@ import numpy as np
 from hgdpo_jax import losses
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.models.clip import CLIP, CLIPConfig
-from hgdpo_jax.scorers.preprocess import preprocess
-from hgdpo_jax.settings import decisive
+from hgdpo_jax.models.parameters import apply
+from hgdpo_jax.scorers.pick_score import PickScore
 from hgdpo_jax.toon.attributes import COMBINATION
 from hgdpo_jax.toon.captions import wordings
-from hgdpo_jax.toon.fit import fit
+from hgdpo_jax.toon.fit import fit, initial_parameters
 from hgdpo_jax.toon.portraits import Portrait, portrait, render_many
-from hgdpo_jax.toon.settings import CLIPTraining, section
+from hgdpo_jax.toon.settings import CLIPTraining
 from hgdpo_jax.toon.vocabulary import crop_padding, write_tokenizer
 from hgdpo_jax.weights import clip_files
 from hgdpo_jax.weights.clip_tokenizer import load_tokenizer
 from hgdpo_jax.weights.conversion import from_tree
 
 INPUTS = ()
+settings, plan = CLIPTraining.decisive, CLIPTraining.plan
 
-# Centred pixels; the toon models have no reason to share the statistics of photographs.
+# Pixels in [-1, 1]: the statistics of photographs do not apply to toon portraits.
 PREPROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
-# Portraits of the same colours in a batch: among strangers colours alone find each text's image, and the towers learn
+# Portraits of the same colours in a batch: otherwise colours alone identify each text's image, and the towers learn
 # nothing else.
 _ALIKE = 4
-
-
-def settings(experiment: Experiment) -> dict:
-    return {"seed": experiment.seed, **decisive(_options(experiment))}
-
-
-def plan(experiment: Experiment, run: StageRun) -> str:
-    options = _options(experiment)
-    return f"{options.steps} steps of {options.batch_size} portraits"
 
 
 def clip_config(options: CLIPTraining, vocabulary: int) -> dict:
@@ -66,59 +57,40 @@ def alike(first: int, groups: int) -> list[Portrait]:
 
 
 def run(experiment: Experiment, run: StageRun) -> None:
-    options = _options(experiment)
+    options = CLIPTraining.of(experiment)
     tokenizer_folder = run.folder / "tokenizer"
-    vocabulary = write_tokenizer(tokenizer_folder, options.vocabulary_size)
-    tokenizer = load_tokenizer(tokenizer_folder)
-    model_config = clip_config(options, vocabulary)
-    model = CLIP(CLIPConfig.from_dict(model_config))
+    config = clip_config(options, write_tokenizer(tokenizer_folder, options.vocabulary_size))
+    model = dataclasses.replace(
+        PickScore.without_weights(config, PREPROCESSOR, framing="pad"), tokenizer=load_tokenizer(tokenizer_folder)
+    )
     people = alike(options.first_portrait, options.portraits // _ALIKE)
     images = render_many(people)
     texts = wordings(people, options.captions_per_portrait)
-    token_ids = np.asarray(tokenizer(texts, padding="max_length", max_length=77)["input_ids"], np.int32)
-    token_ids = crop_padding(token_ids).reshape(options.captions_per_portrait, len(people), -1)
+    token_ids = crop_padding(model.tokenize(texts)).reshape(options.captions_per_portrait, len(people), -1)
 
     def loss_function(parameters, _, batch):
         ids, pixels = batch
-        inputs = preprocess(pixels, options.vision["image_size"], "pad", **_statistics())
-        text, image, logit_scale = model.apply({"params": parameters}, ids, inputs)
+        text, image, logit_scale = apply(model.clip, parameters, ids, model.preprocess(pixels))
         loss = losses.contrastive(text, image, jnp.exp(logit_scale)).mean()
         nearest = jnp.argmax(jnp.matmul(text, image.T, precision=jax.lax.Precision.HIGHEST), axis=-1)
         return loss, {"accuracy": (nearest == jnp.arange(len(ids))).mean(), "logit_scale": logit_scale}
 
-    def batch_at(step):
-        random = np.random.default_rng((experiment.seed, step))
+    def draw_batch(random, _):
         groups = random.choice(len(people) // _ALIKE, size=options.batch_size // _ALIKE, replace=False)
         rows = (groups[:, None] * _ALIKE + np.arange(_ALIKE)).ravel()
         return token_ids[random.integers(len(token_ids), size=len(rows)), rows], images[rows]
 
-    ids, pixels = batch_at(0)
-    inputs = preprocess(jnp.asarray(pixels[:1]), options.vision["image_size"], "pad", **_statistics())
-    parameters = jax.jit(model.init)(jax.random.key(experiment.seed), ids[:1], inputs)["params"]
+    inputs = token_ids[0, :1], model.preprocess(jnp.asarray(images[:1]))
     trained = fit(
         loss_function,
-        parameters,
-        batch_at,
+        initial_parameters(model.clip, experiment.seed, *inputs),
+        draw_batch,
         run,
         options,
+        experiment.seed,
         warmup_steps=options.steps // 10,
     )
-    clip_files.write_folder(
-        run.folder / "clip",
-        clip_files.CLIPFiles(
-            config=model_config,
-            tensors=from_tree(trained),
-            preprocessor=PREPROCESSOR
-            | {"size": {"shortest_edge": options.vision["image_size"]}, "crop_size": options.vision["image_size"]},
-            tokenizer=tokenizer_folder,
-        ),
-        storage="float32",
-    )
-
-
-def _statistics() -> dict:
-    return {"mean": PREPROCESSOR["image_mean"], "deviation": PREPROCESSOR["image_std"]}
-
-
-def _options(experiment: Experiment) -> CLIPTraining:
-    return section(experiment.extra, "clip")
+    size = options.vision["image_size"]
+    preprocessor = PREPROCESSOR | {"size": {"shortest_edge": size}, "crop_size": size}
+    files = clip_files.CLIPFiles(config, from_tree(trained), preprocessor, tokenizer_folder)
+    clip_files.write_folder(run.folder / "clip", files, storage="float32")
