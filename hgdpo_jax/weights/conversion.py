@@ -5,9 +5,10 @@ last word, and only kernels change their layout: linear layers are transposed, c
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -16,9 +17,12 @@ from hgdpo_jax.weights.tensor_files import release
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
+# Keys of nested dictionaries, as JAX gives them.
+Path = tuple[Any, ...]
+
 _WEIGHTS = ("kernel", "scale", "embedding")
 
-# The autoencoder's attention in files of before diffusers 0.18, and in LDM's terms after conversion.
+# The autoencoder's attention in files from before diffusers 0.18, and of LDM after conversion.
 _OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -32,71 +36,59 @@ def to_tree(
 ) -> dict:
     """Parameter tree shaped as `template` (anything with `.shape` at its leaves), in `dtype`.
 
-    Tensors are converted one by one and handed to `place`, whose result becomes the leaf: so there need never be a
-    second copy of the whole. `where` names the source in messages. Raises UserError unless every tensor finds a place
-    and every place a tensor of the right shape; only `position_ids`, which hold no weights, are passed over.
+    Tensors are converted one by one and passed to `place`, whose result becomes the leaf: this avoids a second copy of
+    all weights. `where` names the source in messages. Raises UserError unless every tensor has a place and every place
+    a tensor of the right shape; only `position_ids`, which are no weights, are ignored.
     """
     left = {_current_name(name): array for name, array in tensors.items() if not name.endswith("position_ids")}
-    places = dict(_leaves(template))
-    keys = {path: _key(path) for path in places}
-    missing = sorted(set(keys.values()) - set(left))
-    if missing:
+    places, structure = jax.tree.flatten_with_path(template)
+    keys = {_key(path) for path, _ in places}
+    if missing := sorted(keys - set(left)):
         raise UserError(f"{where} lacks {some(missing)}: expected all weights of the model that its config describes")
-    unknown = sorted(set(left) - set(keys.values()))
-    if unknown:
+    if unknown := sorted(set(left) - keys):
         raise UserError(f"{where} has {some(unknown)}, which the model that its config describes does not have")
-    tree: dict = {}
-    for path, leaf in places.items():
-        array, expected = left.pop(keys[path]), _pytorch_shape(path, leaf.shape)
+    leaves = []
+    for path, leaf in places:
+        key = _key(path)
+        # The shape in PyTorch's layout.
+        array, expected = left.pop(key), _to_pytorch(path, np.broadcast_to(np.float32(0), leaf.shape)).shape
         if array.shape == (*expected, 1, 1):
             # A linear layer stored as a 1x1 convolution.
             array = array[:, :, 0, 0]
         if array.shape != expected:
-            raise UserError(f"{where} has {keys[path]} of shape {list(array.shape)}, expected {list(expected)}")
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        # A copy, whatever the type; turned by whoever takes it, as XLA does this many times as fast as NumPy.
-        node[path[-1]] = place(_to_flax(path, array.astype(DTYPES[dtype], order="C")))
-        # Else the file would lie in memory beside what was made of it.
+            raise UserError(f"{where} has {key} of shape {list(array.shape)}, expected {list(expected)}")
+        # A copy, whatever the type. Its transposed view is copied by `place`: XLA does so many times as fast as NumPy.
+        leaves.append(place(_to_flax(path, array.astype(DTYPES[dtype], order="C"))))
+        # Otherwise the file would stay in memory beside the parameters.
         release(array)
-    return tree
+    return jax.tree.unflatten(structure, leaves)
 
 
 def from_tree(tree: Mapping[str, Any], dtype: str = "float32") -> dict[str, np.ndarray]:
     """The inverse of `to_tree`: PyTorch's names and layout, in `dtype`."""
     return {
         _key(path): _to_pytorch(path, np.asarray(array)).astype(DTYPES[dtype], order="C")
-        for path, array in _leaves(tree)
+        for path, array in jax.tree.leaves_with_path(tree)
     }
 
 
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, name))
-        else:
-            yield (*path, name), value
+def _key(path: Path) -> str:
+    *modules, last = (entry.key for entry in path)
+    return ".".join([*modules, "weight" if last in _WEIGHTS else last])
 
 
-def _key(path: tuple[str, ...]) -> str:
-    return ".".join((*path[:-1], "weight" if path[-1] in _WEIGHTS else path[-1]))
+def _to_pytorch(path: Path, array: np.ndarray) -> np.ndarray:
+    return _transposed(path, array, (3, 2, 0, 1))
 
 
-def _pytorch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    return _to_pytorch(path, np.broadcast_to(np.float32(0), shape)).shape
+def _to_flax(path: Path, array: np.ndarray) -> np.ndarray:
+    return _transposed(path, array, (2, 3, 1, 0))
 
 
-def _to_pytorch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    if path[-1] != "kernel":
+def _transposed(path: Path, array: np.ndarray, of_convolution: tuple[int, ...]) -> np.ndarray:
+    if path[-1].key != "kernel":
         return array
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-
-
-def _to_flax(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    if path[-1] != "kernel":
-        return array
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    return array.transpose(of_convolution) if array.ndim == 4 else array.T
 
 
 def _current_name(name: str) -> str:

@@ -10,23 +10,23 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.files import leads_out
+from hgdpo_jax.files import checksum, leads_out
 from hgdpo_jax.weights.conversion import DTYPES, some
 from hgdpo_jax.weights.pickled_files import load_pickled
 from hgdpo_jax.weights.tensor_files import OWN_METADATA, load_tensors, save_tensors
 
-# Where weights lie in a folder of transformers: what `weight_file_names` says of it.
+# The weights of a transformers folder, as `weight_file_names` takes them.
 MODEL = ("model",)
 
-# Endings of the files that PyTorch pickles.
+# Suffixes of files that PyTorch pickled.
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def content_fingerprint(source: epath.PathLike, weights: Sequence[str] = MODEL) -> str:
-    """SHA-256, in hexadecimal, of a file, or of what is read of a folder: configs, vocabularies and `weights`.
+    """SHA-256, in hexadecimal, of a file, or of what is read from a folder: configs, vocabularies and `weights`.
 
-    Those are places such as "model" or "vae/diffusion_pytorch_model". Not model cards and pictures, nor weights in
-    further formats, which other programs may fetch into the hub's cache.
+    `weights` are places such as "model" or "vae/diffusion_pytorch_model". Model cards, pictures, and weights in other
+    formats, which other programs may fetch into the hub's cache, do not count.
     """
     source = epath.Path(source)
     if not source.is_dir():
@@ -35,8 +35,9 @@ def content_fingerprint(source: epath.PathLike, weights: Sequence[str] = MODEL) 
     paths = {path for pattern in ("*", "*/*") for path in source.glob(pattern) if path.suffix in (".json", ".txt")}
     for folder, _, stem in (place.rpartition("/") for place in weights):
         if file := find_weights(source / folder, stem):
-            # Those that lack are told when the weights are read.
-            paths |= {file, *(path for name in _shards(file) if (path := file.parent / name).is_file())}
+            # Missing shards are reported when the weights are read.
+            shards = set(_places(file).values()) if file.suffix == ".json" else ()
+            paths |= {file, *(path for name in shards if (path := file.parent / name).is_file())}
     digest = hashlib.sha256()
     for name, path in sorted((str(path.relative_to(source)), path) for path in paths):
         digest.update(f"{name}\0{_checksum(path)}\n".encode())
@@ -48,14 +49,10 @@ def _checksum(path: epath.Path) -> str:
     return _checksum_of(path, stat.mtime, stat.length)
 
 
-# Every stage asks for those of gigabytes of weights.
+# Every stage asks for the checksums of gigabytes of weights.
 @functools.cache
 def _checksum_of(path: epath.Path, _mtime: float, _length: int) -> str:
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            content.update(block)
-    return content.hexdigest()
+    return checksum(path)
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:
@@ -73,7 +70,7 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
 
 
 def weight_file_names(stem: str) -> list[str]:
-    """The files that may hold the weights `stem`, the first that exists being read."""
+    """The files that may hold the weights `stem`; the first that exists is read."""
     pickled = "pytorch_model" if stem == "model" else stem
     return [
         f"{stem}.safetensors",
@@ -91,7 +88,7 @@ def find_weights(folder: epath.Path, stem: str) -> epath.Path | None:
 
 
 def read_weights(folder: epath.Path, stem: str) -> dict[str, np.ndarray]:
-    """Tensors of `stem` in a folder, whole or in shards, in full or half precision; safetensors before pickled files.
+    """Tensors of `stem` in a folder: one file or shards, full or half precision; safetensors before pickled files.
 
     Raises UserError where there are none.
     """
@@ -110,24 +107,19 @@ def read_tensor_file(path: epath.Path) -> dict[str, np.ndarray]:
     return load_tensors(path, foreign=True)[0]
 
 
-def _shards(index: epath.Path) -> list[str]:
-    """Names of the files that an index names; none where the file is no index.
-
-    Raises UserError where one of them does not lie beside it.
-    """
-    if index.suffix != ".json":
-        return []
+def _places(index: epath.Path) -> dict[str, str]:
+    """The file of each tensor that an index lists; raises UserError where one is not beside the index."""
     places = read_json(index).get("weight_map", {})
-    names: set[Any] = set(places.values()) if isinstance(places, dict) else {None}
+    names = list(places.values()) if isinstance(places, dict) else [None]
     if wrong := [name for name in names if not isinstance(name, str) or leads_out(name)]:
         raise UserError(f"{index} names {wrong[0]!r} as a file of weights, expected one beside it: fetch it again")
-    return sorted(names)
+    return places
 
 
 def _read_shards(index: epath.Path) -> dict[str, np.ndarray]:
-    """Tensors of all files that an index names; raises UserError where they are not those that it lists."""
-    places = read_json(index).get("weight_map", {})
-    shards = {name: read_tensor_file(index.parent / name) for name in _shards(index)}
+    """Tensors of all files that an index lists; raises UserError where a file does not hold what the index says."""
+    places = _places(index)
+    shards = {name: read_tensor_file(index.parent / name) for name in sorted(set(places.values()))}
     found = {key: name for name, tensors in shards.items() for key in tensors}
     if wrong := sorted(key for key in found.keys() | places.keys() if found.get(key) != places.get(key)):
         raise UserError(f"{index} and its files differ in where {some(wrong)} lies: fetch them again")

@@ -1,9 +1,9 @@
-"""Weights that PyTorch pickled (.bin, .ckpt, .pt), read by PyTorch without running code of theirs.
+"""Weights that PyTorch pickled (.bin, .ckpt, .pt), read by PyTorch without running code in the files.
 
-With `weights_only` PyTorch reads every pickle of a file by an unpickler of its own, which builds tensors and plain
-containers and refuses to import or call anything else. This holds for zip archives and for the sequence of pickles that
-PyTorch wrote before 1.6. For tar archives, its first format, it holds since PyTorch 2.6 only (CVE-2025-32434): they are
-refused unread.
+With `weights_only` PyTorch reads every pickle with its own unpickler, which builds tensors and plain containers
+and refuses to import or call anything else. This holds for zip archives and for the sequence of pickles that PyTorch
+wrote before 1.6. For tar archives, its first format, it holds only since PyTorch 2.6 (CVE-2025-32434): they are refused
+unread.
 """
 
 import pickle
@@ -13,13 +13,13 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, as_user_error
 from hgdpo_jax.files import local_copy
 from hgdpo_jax.weights.conversion import some
 
 
 def load_pickled(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """Arrays of a pickled file, read from the disk as they are used; those of a file of before PyTorch 1.6 at once.
+    """Arrays of a pickled file, read from the disk as they are used; files from before PyTorch 1.6 are read at once.
 
     Raises UserError where PyTorch is not installed, or the file is damaged or holds anything but tensors.
     """
@@ -30,25 +30,18 @@ def load_pickled(path: epath.PathLike) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} is pickled, which only PyTorch reads: pip install 'hgdpo_jax[torch]', or convert it to safetensors"
         ) from error
-    try:
-        with local_copy(path) as local:
-            is_zip = _starts_as_zip(local)
-            if not is_zip and tarfile.is_tarfile(local):
-                raise UserError(f"{path} is a tar archive, which is not read: convert it to safetensors")
-            content = torch.load(local, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds code or objects besides weights, which are not run: convert it to safetensors"
-        ) from error
-    except UserError:
-        raise
     # What a damaged pickle raises depends on where it is damaged.
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{path} is not a whole file of pickled weights ({reason}): convert it to safetensors"
-        ) from error
-    # Lightning, which trained the first of these models, keeps its own state beside the weights.
+    with as_user_error(f"{path} is not a complete file of pickled weights"), local_copy(path) as local:
+        is_zip = _starts_as_zip(local)
+        if not is_zip and tarfile.is_tarfile(local):
+            raise UserError(f"{path} is a tar archive, which is not read: convert it to safetensors")
+        try:
+            content = torch.load(local, map_location="cpu", weights_only=True, mmap=is_zip)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{path} holds code or objects besides weights, which are not run: convert it to safetensors"
+            ) from error
+    # Lightning, which trained the first of these models, stores its own state beside the weights.
     content = content.get("state_dict", content) if isinstance(content, dict) else {"": content}
     if others := [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]:
         raise UserError(f"{path} holds {some(others)} besides tensors: convert it to safetensors")

@@ -1,4 +1,4 @@
-"""Named arrays in safetensors files, written whole or not at all, with a checksum."""
+"""Named arrays in safetensors files, written completely or not at all, with a checksum."""
 
 import hashlib
 import json
@@ -15,45 +15,40 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import cached_copy, local_copy, written_whole
 
 _CHECKSUM = "sha256"
-# Metadata of this name marks a file of this project: others have a key "sha256" of their own.
+# Metadata whose names begin so mark a file of this project: other programs have a key "sha256" of their own.
 _OWN = "hgdpo_jax"
 OWN_METADATA = {f"{_OWN}_checksum": _CHECKSUM}
 
-_TYPE_NAMES = {
-    np.dtype(np.float64): "F64",
-    np.dtype(np.float32): "F32",
-    np.dtype(np.float16): "F16",
-    np.dtype(ml_dtypes.bfloat16): "BF16",
-    np.dtype(np.int64): "I64",
-    np.dtype(np.int32): "I32",
-    np.dtype(np.uint32): "U32",
-    np.dtype(np.int16): "I16",
-    np.dtype(np.int8): "I8",
-    np.dtype(np.uint8): "U8",
-    np.dtype(np.bool_): "BOOL",
+_TYPES: dict[str, type] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "U32": np.uint32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
 }
-_DTYPES = {name: dtype for dtype, name in _TYPE_NAMES.items()}
+_TYPE_NAMES = {np.dtype(kind): name for name, kind in _TYPES.items()}
 
 
 def save_tensors(path: epath.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None):
-    """Writes a safetensors file, whole or not at all; equal content gives equal bytes.
+    """Writes a safetensors file, completely or not at all; equal content gives equal bytes.
 
-    Arrays of any layout and of JAX are taken; `metadata` values are strings, "sha256" is added.
+    Arrays may be NumPy's, of any layout, or JAX's; "sha256" is added to `metadata`.
     """
     arrays = {name: np.asarray(tensors[name]) for name in sorted(tensors)}
     metadata = dict(metadata or {})
     metadata[_CHECKSUM] = _checksum(arrays, metadata)
     # safetensors' own writer keeps metadata in a hash map, whose order changes from one process to the next.
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
-    offset = 0
+    end = 0
     for name, array in arrays.items():
-        end = offset + array.nbytes
-        header[name] = {
-            "dtype": _TYPE_NAMES[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": _TYPE_NAMES[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with written_whole(path) as file:
@@ -65,8 +60,8 @@ def save_tensors(path: epath.PathLike, tensors: Mapping[str, np.ndarray], metada
 def load_tensors(path: epath.PathLike, foreign: bool = False) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and metadata of a safetensors file; the arrays are views of it, read from the disk as they are used.
 
-    With `foreign` the file may be another program's, and "sha256" in its metadata counts only where the metadata names
-    this project. Raises UserError where the file is missing, cut short, or differs from the checksum it carries.
+    With `foreign` the file may be another program's: "sha256" in its metadata is checked only where the metadata names
+    this project. Raises UserError where the file is missing, truncated, or differs from its checksum.
     """
     path = epath.Path(path)
     if not path.is_file():
@@ -80,7 +75,7 @@ def load_tensors(path: epath.PathLike, foreign: bool = False) -> tuple[dict[str,
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not a whole safetensors file ({reason}): fetch or make it again") from error
     except KeyError as error:
-        raise UserError(f"{path} holds tensors of type {error}, expected one of {', '.join(_DTYPES)}") from error
+        raise UserError(f"{path} holds tensors of type {error}, expected one of {', '.join(_TYPES)}") from error
     is_own = not foreign or any(key.startswith(_OWN) for key in metadata)
     expected = metadata.pop(_CHECKSUM, None) if is_own else None
     if expected is not None and _checksum(tensors, metadata) != expected:
@@ -89,9 +84,9 @@ def load_tensors(path: epath.PathLike, foreign: bool = False) -> tuple[dict[str,
 
 
 def map_tensors(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """Views of the tensors of a file that was written whole, for those who read few of its rows.
+    """Views of the tensors of a complete file, for reading few of its rows.
 
-    Unlike `load_tensors` it reads no more than is used, and so does not look at the checksum.
+    Unlike `load_tensors` it reads no more than is used, and so does not check the checksum.
     """
     return _views(str(cached_copy(epath.Path(path))))
 
@@ -103,13 +98,13 @@ def _views(path: str) -> dict[str, np.ndarray]:
     header = json.loads(content[8:start].tobytes())
     header.pop("__metadata__", None)
     return {
-        name: content[start:][slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        name: content[start:][slice(*entry["data_offsets"])].view(_TYPES[entry["dtype"]]).reshape(entry["shape"])
         for name, entry in header.items()
     }
 
 
 def release(array: np.ndarray) -> None:
-    """Gives back the memory that a view's part of its file takes; a view that is used again is read again."""
+    """Frees the memory of a view's part of its file; the view remains usable and is then read again."""
     owner: np.ndarray = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
@@ -121,8 +116,7 @@ def release(array: np.ndarray) -> None:
 
 def _checksum(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
-    for name in sorted(tensors):
-        array = tensors[name]
+    for name, array in sorted(tensors.items()):
         digest.update(json.dumps([name, _TYPE_NAMES[array.dtype], list(array.shape)]).encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
