@@ -111,6 +111,6 @@ def _untrained(run: StageRun, options: UNetTraining, seed: int) -> StableDiffusi
     parameters = by_role(
         unet=initial_parameters(model.unet, seed, latents, jnp.zeros((1,), jnp.int32), states),
         vae=to_tree(tensors, model.parameters["autoencoder"], where=str(vae)),
-        text_encoder=towers.parameters["text_model"],
+        text_encoder=jax.device_get(towers.parameters["text_model"]),
     )
     return dataclasses.replace(model, parameters=parameters, tokenizer=towers.tokenizer)
