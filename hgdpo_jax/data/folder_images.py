@@ -1,4 +1,4 @@
-"""Images of prompts from a folder, where another program left them."""
+"""Images of prompts from a folder that another program has written."""
 
 import collections
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ _CAPTION_COLUMN = "text"
 
 
 class FolderImages:
-    """The images of an image folder by prompt, its captions: of equal prompts the n-th row is image n.
+    """The images of an image folder by caption, which is their prompt: the n-th row with a prompt is its image n.
 
-    They are brought to one size. What is measured of them goes into `folder`.
+    All images are resized to one size. Measurements are written to `folder`.
     """
 
     def __init__(self, name: str, images: epath.PathLike, folder: epath.Path, width: int, height: int):
@@ -31,11 +31,11 @@ class FolderImages:
 
     @property
     def fingerprint(self) -> str:
-        """Names the images by their names and prompts."""
+        """A hash of the images' names and prompts."""
         return self._images.fingerprint
 
     def complete(self, blocks: Sequence[Block], seeds: int) -> None:
-        """Raises UserError where a prompt has fewer images than `seeds`."""
+        """Raises UserError if a prompt has fewer images than `seeds`."""
         for block in blocks:
             for prompt in block.prompts:
                 if (found := len(self._rows.get(prompt, ()))) < seeds:
@@ -47,6 +47,6 @@ class FolderImages:
     def images(
         self, block: Block, index: int
     ) -> tuple[UInt8[np.ndarray, "prompts height width 3"], Bool[np.ndarray, " prompts"]]:
-        """One image of each prompt of a block, and that all of them are usable."""
+        """One image per prompt of a block, and which are usable: all of them."""
         images = [self._images.image(self._rows[prompt][index], *self._size) for prompt in block.prompts]
         return np.stack(images), np.ones(len(images), bool)

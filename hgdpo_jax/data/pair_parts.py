@@ -22,9 +22,9 @@ from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 class SelectedBlock:
     """Winners and losers of the prompts of a block."""
 
-    # NaN where an image is unusable.
+    # NaN for unusable images.
     scores: Float32[np.ndarray, "prompts size"]
-    # Image indices, -1 where a prompt has too few images to choose from.
+    # Image indices, -1 if a prompt has too few images to choose from.
     winners: Int32[np.ndarray, " prompts"]
     losers: Int32[np.ndarray, " prompts"]
     # The prompts that give a pair, and those that would if the VAE encoded both images to finite values.

@@ -56,7 +56,7 @@ class Unusable:
             )
 
     def require_rest(self, rest: int) -> None:
-        """Raises UserError where none is usable: `rest` is their number."""
+        """Raises UserError if `rest`, the number of usable ones, is 0."""
         if not rest:
             raise UserError(f"{self._description()}: {_ADVICE}")
 

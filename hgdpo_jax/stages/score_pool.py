@@ -17,8 +17,8 @@ def settings(experiment: Experiment) -> dict:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where the scorer cannot be loaded."""
-    # Before the hours of drawing, not after them.
+    """Raises UserError if the scorer cannot be loaded."""
+    # Before drawing, which takes hours.
     try_out(experiment, load_scorer(experiment))
 
 
