@@ -1,7 +1,7 @@
 """LoRA files: diffusers and PEFT names (diffusers, web interfaces) and kohya names (A1111, ComfyUI, Civitai).
 
 Alpha is folded into the second factor when reading and equals the rank when writing: diffusers ignores alpha in one
-format, and the commonest complaint about LoRA files is that it got lost.
+format, and a lost alpha is the most common complaint about LoRA files.
 """
 
 import abc
@@ -19,6 +19,7 @@ from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import checksum, expanded
 from hgdpo_jax.weights import peft_config
+from hgdpo_jax.weights.conversion import some
 from hgdpo_jax.weights.folders import PICKLED, read_json
 from hgdpo_jax.weights.pickled_files import load_pickled
 from hgdpo_jax.weights.tensor_files import OWN_METADATA, load_tensors, save_tensors
@@ -40,17 +41,17 @@ _FOLDER_FILES = (
     "adapter_model.bin",
 )
 
-# What keys without a place belong to, so that the refusal can name it.
+# Patterns of unknown keys, and what a file with such keys is: the error message names it.
 _OTHER_KINDS = {
-    re.compile(r"lora_magnitude_vector|dora_scale"): "a DoRA",
-    re.compile(r"\.hada_"): "a LoHa",
-    re.compile(r"\.lokr_"): "a LoKr",
-    re.compile(r"\.(oft_|boft_|vera_|randlora_)|\.lora_E$"): "an adapter of another kind than LoRA",
-    re.compile(r"lora_B\.bias$"): "a LoRA with biases (lora_bias)",
-    re.compile(r"bundle_emb\."): "a LoRA with textual inversions",
-    re.compile(r"custom_diffusion"): "a Custom Diffusion",
-    re.compile(r"_conv\d?\.lora_|_conv_(in|out)\.lora_|lora_mid\."): "a LoRA of 3x3 convolutions (LoCon)",
-    re.compile(r"\.(diff|diff_b|w_norm|b_norm)$"): "a LyCORIS with whole layers",
+    r"lora_magnitude_vector|dora_scale": "a DoRA",
+    r"\.hada_": "a LoHa",
+    r"\.lokr_": "a LoKr",
+    r"\.(oft_|boft_|vera_|randlora_)|\.lora_E$": "an adapter of another kind than LoRA",
+    r"lora_B\.bias$": "a LoRA with biases (lora_bias)",
+    r"bundle_emb\.": "a LoRA with textual inversions",
+    r"custom_diffusion": "a Custom Diffusion",
+    r"_conv\d?\.lora_|_conv_(in|out)\.lora_|lora_mid\.": "a LoRA of 3x3 convolutions (LoCon)",
+    r"\.(diff|diff_b|w_norm|b_norm)$": "a LyCORIS with whole layers",
 }
 
 # Endings of factors' keys, in all formats.
@@ -157,10 +158,10 @@ def load_adapter(
         else:
             unknown.append(key)
     if unknown or not modules:
-        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-        kind = next((f"is {kind}: it " for key, kind in _OTHER_KINDS.items() if any(map(key.search, unknown))), "")
+        kinds = (kind for pattern, kind in _OTHER_KINDS.items() if any(re.search(pattern, key) for key in unknown))
+        kind = next((f"is {kind}: it " for kind in kinds), "")
         raise UserError(
-            f"{path} {kind}has {', '.join(sorted(unknown)[:10]) or 'no tensors'}{more}: expected pairs of LoRA factors "
+            f"{path} {kind}has {some(sorted(unknown), most=10) or 'no tensors'}: expected pairs of LoRA factors "
             "of linear layers of denoiser and text encoder, in diffusers, PEFT or kohya names"
         )
     adapter = {module: _entry(path, module, modules[module], configs, names) for module in sorted(modules)}
