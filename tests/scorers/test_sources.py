@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import sys
 import weakref
@@ -101,7 +102,8 @@ def aesthetic(folder):
     clip = CLIPScore.load(str(folder))
     shapes = jax.eval_shape(ScoreHead().init, jax.random.key(0), jnp.zeros((1, 16)))["params"]
     head = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
-    return Aesthetic(parameters={"clip": clip.parameters, "head": head}, embedder=clip)
+    fields = {field.name: getattr(clip, field.name) for field in dataclasses.fields(clip)}
+    return Aesthetic(**fields | {"parameters": {"clip": clip.parameters, "head": head}})
 
 
 @pytest.mark.parametrize(
