@@ -18,6 +18,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from hgdpo_jax import hosts
+from hgdpo_jax.errors import warn
 
 State = TypeVar("State")
 
@@ -81,7 +82,7 @@ class Checkpoints:
             if hosts.is_first():
                 instead = f"training goes on from step {steps[-1]}" if steps else "training starts anew"
                 path = self._folder / str(step)
-                print(f"warning: checkpoint {path} is damaged and was removed ({reason}); {instead}", file=sys.stderr)
+                warn(f"checkpoint {path} is damaged and was removed ({reason}); {instead}")
         return 0, template
 
     def remove(self, first: int) -> None:

@@ -184,13 +184,7 @@ def wait() -> None:
 
 def from_first(value: Any) -> Any:
     """The first process's value on all, a plain one that JSON can hold."""
-    if count() == 1:
-        return value
-    wait()
-    encoded = np.frombuffer(json.dumps(value).encode() if is_first() else b"", np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
-    padded = encoded if is_first() else np.zeros(length, np.uint8)
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+    return gather(value if is_first() else None)[0]
 
 
 def chosen_by_first(items: Sequence[Item], choose: Callable[[], Iterable[Item]]) -> list[Item]:

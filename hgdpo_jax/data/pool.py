@@ -26,8 +26,10 @@ from etils import epath
 from jaxtyping import Shaped
 
 from hgdpo_jax import hosts, leases
+from hgdpo_jax.data.unusable import Unusable
 from hgdpo_jax.errors import UserError, warn
 from hgdpo_jax.files import names_in, write_json
+from hgdpo_jax.run_log import Progress, progress
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
 _LISTERS = 16
@@ -105,17 +107,18 @@ class Parts:
         return hosts.chosen_by_first(parts, lambda: self.missing(blocks, size))
 
     def make_missing(
-        self, blocks: Sequence[Block], size: int, make: Callable[[Sequence[tuple[Block, int]]], object]
+        self, blocks: Sequence[Block], size: int, make: Callable[[Sequence[tuple[Block, int]], int], object]
     ) -> bool:
-        """Calls `make` on every process with its share of the missing parts; returns False if none was missing.
+        """Calls `make` on every process with its share of the missing parts, and its share of the number of all images.
 
-        While another run makes parts of this kind, this one waits, and then uses them.
+        Returns False if none was missing. While another run makes parts of this kind, this one waits, and then uses
+        them.
         """
         if not self.missing_for_all(blocks, size):
             return False
         with leases.held(self.folder, wait=True):
             if missing := self.missing_for_all(blocks, size):
-                make(hosts.own(missing))
+                make(hosts.own(missing), size * prompt_count(blocks) // hosts.count())
         return True
 
     def stored(self, rows: Shaped[np.ndarray, "prompts ..."]) -> Shaped[np.ndarray, "prompts ..."]:
@@ -195,6 +198,23 @@ def write_behind() -> Iterator[Callable[..., None]]:
         yield submit
         if last:
             last.result()
+
+
+@contextlib.contextmanager
+def making(
+    parts: Sequence[tuple[Block, int]], images: int, description: str, unusable_limit: float
+) -> Iterator[tuple[Progress, Callable[..., None], Unusable]]:
+    """Yields what the making of missing parts needs: a progress bar, `write_behind`, and the count of unusable images.
+
+    `images` is how many images this process has made once all parts are there.
+    """
+    unusable, done = Unusable(unusable_limit, images), images - prompt_count(block for block, _ in parts)
+    with (
+        progress(total=images, initial=done, description=description, unit="image") as bar,
+        write_behind() as write,
+    ):
+        yield bar, write, unusable
+    unusable.warn()
 
 
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

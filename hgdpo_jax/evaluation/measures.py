@@ -71,12 +71,10 @@ def measure_sources(texts: Sequence[str], scores: Mapping[str, ScorerSource]) ->
     return {name: source for name, source in sources.items() if name not in scores}
 
 
-def load_scores(
-    training: str, others: Sequence[str], *, dtype: str, framing: str, device_batch: int
-) -> dict[str, Measure]:
-    """The scores of `score_sources`, in this order; raises UserError where one cannot be loaded."""
+def load_scores(sources: Mapping[str, ScorerSource], dtype: str, framing: str, device_batch: int) -> dict[str, Measure]:
+    """The scores of these sources, in this order; raises UserError where one cannot be loaded."""
     scores = {}
-    for name, source in score_sources(training, others).items():
+    for name, source in sources.items():
         scorer = source.load(dtype, framing)
         embed = getattr(scorer, "embed_images", None)
         label = "training scorer" if name == TRAINING else source.label

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.artifacts import StageRun, fingerprint_of, flat
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.batching import finite_rows
-from hgdpo_jax.data.pool import Block, Pool, blocks_of, prompt_count, write_behind
+from hgdpo_jax.data.pool import Block, Pool, blocks_of, making
 from hgdpo_jax.data.prompts import warn_long_prompts
-from hgdpo_jax.data.unusable import Unusable, image_of
+from hgdpo_jax.data.unusable import image_of
 from hgdpo_jax.diffusion import dpm_solver
 from hgdpo_jax.diffusion.sampling import Sampling
 from hgdpo_jax.experiment.models import base_fingerprints, load_base, name_of
@@ -23,7 +23,6 @@ from hgdpo_jax.families.model import Model
 from hgdpo_jax.families.protocol import Adapters, Conditioning
 from hgdpo_jax.files import write_json
 from hgdpo_jax.random_keys import image_noise
-from hgdpo_jax.run_log import progress
 from hgdpo_jax.settings import decisive
 
 
@@ -48,7 +47,7 @@ class Drawing:
     def latents(
         self, prompts: Sequence[str], indices: np.ndarray, report: Callable[[int], object] | None = None
     ) -> Float[np.ndarray, "n h w c"]:
-        """Scaled latents of one image a prompt; `indices` say which image of the prompt each is."""
+        """Scaled latents of one image per prompt; `indices` say which image of its prompt each is."""
         sampling, (conditioning, negative, _) = self.sampling, self._conditioning(tuple(prompts))
         shape = self.model.latent_shape(sampling.width, sampling.height)
         return self.model.draw_latents(
@@ -102,20 +101,19 @@ def drawing_settings(experiment: Experiment) -> dict:
 
 
 def sampling_settings(experiment: Experiment) -> dict:
-    """What decides, beside weights, prompt and noise, how any image is drawn: of the pool and of every evaluation."""
+    """What decides, besides weights, prompt and noise, how the images of the pool and of evaluations are drawn."""
     return {
         "sampler.revision": dpm_solver.REVISION,
         "dtype": experiment.dtype,
         "attention": experiment.attention,
-        **{f"pool.{name}": value for name, value in decisive(experiment.sampling).items()},
+        **flat({"pool": decisive(experiment.sampling)}),
     }
 
 
 def complete_pool(experiment: Experiment, run: StageRun) -> tuple[Pool, list[Block]]:
     """The pool and its blocks, with all images that were missing drawn, a share of them by each host."""
     pool, blocks = pool_of(experiment, run)
-    images = prompt_count(blocks) * experiment.pool.size
-    draw = functools.partial(_draw, experiment, pool, images // hosts.count())
+    draw = functools.partial(_draw, experiment, pool)
     while pool.latents.make_missing(blocks, experiment.pool.size, draw):
         pass
     return pool, blocks
@@ -128,12 +126,12 @@ def pool_of(experiment: Experiment, run: StageRun) -> tuple[Pool, list[Block]]:
 
 
 def batch_of_block(device_batch: int, block: int) -> int:
-    """Rows a device at once: `device_batch`, or fewer where a whole block has fewer."""
+    """Rows at once per device: `device_batch`, or fewer where a whole block has fewer."""
     # Not of the rows at hand: one shape, so that one program serves all parts and a part's bytes are its own.
     return min(device_batch, -(-block // jax.local_device_count()))
 
 
-def _draw(experiment: Experiment, pool: Pool, images: int, missing: Sequence[tuple[Block, int]]) -> None:
+def _draw(experiment: Experiment, pool: Pool, missing: Sequence[tuple[Block, int]], images: int) -> None:
     """Draws missing parts, this host's share; `images` is the share of the whole pool."""
     if hosts.is_first():
         write_json(pool.folder / "settings.json", drawing_settings(experiment))
@@ -159,7 +157,6 @@ def draw_parts(
     """
     device_batch = batch_of_block(drawing.device_batch, experiment.pool.block)
     drawing = dataclasses.replace(drawing, device_batch=device_batch)
-    unusable = Unusable(experiment.pool.unusable_limit, images)
 
     def keep(block: Block, index: int, latents: np.ndarray, text_finite: np.ndarray) -> None:
         stored = pool.latents.stored(latents)
@@ -171,14 +168,9 @@ def draw_parts(
         unusable.add(finite, image_of(block.prompts, index))
         pool.latents.write(block, index, stored)
 
-    done = images - prompt_count(block for block, _ in missing)
-    with (
-        progress(total=images, initial=done, description=description, unit="image") as bar,
-        write_behind() as write,
-    ):
+    with making(missing, images, description, experiment.pool.unusable_limit) as (bar, write, unusable):
         for block, index in missing:
             latents = drawing.latents(block.prompts, np.full(len(block.prompts), index), bar.update)
             write(keep, block, index, latents, drawing.conditioning_finite(block.prompts))
             if note_rate and (rate := bar.rate()):
                 write(note_rate, rate)
-    unusable.warn()

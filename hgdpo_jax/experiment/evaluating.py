@@ -5,19 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.artifacts import StageRun, fingerprint_of, flat
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.folder_images import FolderImages
-from hgdpo_jax.data.pool import Block, Pool, blocks_of, prompt_count
+from hgdpo_jax.data.pool import Block, Pool, blocks_of
 from hgdpo_jax.evaluation.compared_models import TUNED, ComparedModel, compared_models
-from hgdpo_jax.evaluation.measures import Measure, headline, load_measures, measure_sources, score_sources
+from hgdpo_jax.evaluation.measures import Measure, headline, load_measures, measure_sources
 from hgdpo_jax.evaluation.results import ModelResults, Results
 from hgdpo_jax.experiment.drawing import batch_of_block, draw_parts, drawing_of, drawing_settings
 from hgdpo_jax.experiment.measuring import ImageSource, measure
 from hgdpo_jax.experiment.models import load_base
 from hgdpo_jax.experiment.prompts import prompts_fingerprint, test_prompts
-from hgdpo_jax.experiment.scoring import score_fingerprints, scores_of
+from hgdpo_jax.experiment.scoring import score_fingerprints, scores_of, sources_of
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.files import checksum
 from hgdpo_jax.scorers.sources import ScorerSource
@@ -30,12 +29,12 @@ def models_of(experiment: Experiment) -> list[ComparedModel]:
 
 
 def comparable_settings(experiment: Experiment) -> dict:
-    """What evaluations must share to stand in one table: all that decides the base's images and what is measured."""
+    """What evaluations in one table must share: all that decides the base's images and what is measured."""
     return {
         "sampler": "DPM-Solver++ (2M)",
         **drawing_settings(experiment),
         **score_fingerprints(experiment),
-        **{f"measures.{name}": source.fingerprint() for name, source in _measure_sources(experiment).items()},
+        **flat({"measures": {name: source.fingerprint() for name, source in _measure_sources(experiment).items()}}),
         "evaluate.seeds": experiment.evaluate.seeds,
         "prompts.test": prompts_fingerprint(test_prompts(experiment)),
     }
@@ -61,11 +60,7 @@ def measure_models(
     scores, measures = scores_of(experiment), measures_of(experiment)
     limit, both = experiment.pool.unusable_limit, scores | measures
     measured = {name: measure(source, blocks, seeds, both, examples, limit) for name, source in sources.items()}
-    adapter = (
-        checksum(run.input("export_adapter") / lora_files.EXPORTED["diffusers"])
-        if "export_adapter" in run.inputs
-        else ""
-    )
+    adapter = checksum(_own_adapter(run)) if "export_adapter" in run.inputs else ""
     found = {}
     for model in models:
         if (of := measured[model.name]) is None:
@@ -103,8 +98,11 @@ def folder_images(experiment: Experiment, model: ComparedModel, folder: epath.Pa
 
 
 def _measure_sources(experiment: Experiment) -> dict[str, ScorerSource]:
-    scores = score_sources(experiment.weights.scorer, experiment.evaluate.scorers)
-    return measure_sources(experiment.evaluate.measures, scores)
+    return measure_sources(experiment.evaluate.measures, sources_of(experiment))
+
+
+def _own_adapter(run: StageRun) -> epath.Path:
+    return run.input("export_adapter") / lora_files.EXPORTED["diffusers"]
 
 
 class _DrawnImages:
@@ -116,22 +114,17 @@ class _DrawnImages:
         self._adapters = []
         self.folder = run.pools / fingerprint_of(drawing_settings(experiment))
         if model.adapter:
-            path = (
-                run.input("export_adapter") / lora_files.EXPORTED["diffusers"]
-                if model.adapter == TUNED
-                else model.adapter
-            )
+            path = _own_adapter(run) if model.adapter == TUNED else model.adapter
             # A tracer, not a constant: one program serves all LoRA scales.
             self._adapters = [(base.load_adapter(path), np.float32(model.scale))]
             self.folder = run.folder / "drawn" / model.name
 
     def complete(self, blocks: Sequence[Block], seeds: int) -> None:
-        images = seeds * prompt_count(blocks)
         pool = Pool(self.folder)
 
-        def draw(missing: Sequence[tuple[Block, int]]) -> None:
+        def draw(missing: Sequence[tuple[Block, int]], images: int) -> None:
             drawing = drawing_of(self._experiment, self._base, self._adapters, self._latent_normalization)
-            draw_parts(self._experiment, drawing, pool, missing, images // hosts.count(), self._description)
+            draw_parts(self._experiment, drawing, pool, missing, images, self._description)
 
         while pool.latents.make_missing(blocks, seeds, draw):
             pass

@@ -11,13 +11,12 @@ from jaxtyping import Bool, Float, UInt8
 
 from hgdpo_jax import hosts, leases
 from hgdpo_jax.batching import finite_rows
-from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, prompt_count, write_behind
-from hgdpo_jax.data.unusable import Unusable, image_of
+from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, making, prompt_count
+from hgdpo_jax.data.unusable import image_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.color_shift import HSVMeans, hsv_of_images, means_of
 from hgdpo_jax.evaluation.diversity import diversity
 from hgdpo_jax.evaluation.measures import Measure
-from hgdpo_jax.run_log import progress
 
 # With a blank, which no name of a score or measure has.
 _COLORS, _EMBEDDINGS = "HSV means", "image embeddings"
@@ -55,7 +54,7 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """What is kept of each image: `function` of images and prompts, in `parts`."""
+    """A value that is kept per image: `function` of images and prompts, in `parts`."""
 
     parts: Parts
     function: Callable[[ImagesOfPrompts, Sequence[str]], np.ndarray]
@@ -88,7 +87,7 @@ def measure(
                 todo = dict.fromkeys(part for parts in found.values() for part in parts)
                 wanted = {name: set(parts) for name, parts in found.items()}
                 images = seeds * prompt_count(blocks) // hosts.count()
-                _measure(source, columns, wanted, hosts.own(list(todo)), Unusable(unusable_limit, images))
+                _measure(source, columns, wanted, hosts.own(list(todo)), images, unusable_limit)
             continue
 
         def read() -> Measured | None:
@@ -126,25 +125,24 @@ def _measure(
     columns: Mapping[str, _Column],
     missing: Mapping[str, set[tuple[Block, int]]],
     parts: Sequence[tuple[Block, int]],
-    unusable: Unusable,
+    images: int,
+    unusable_limit: float,
 ) -> None:
-    total = prompt_count(block for block, _ in parts)
-    with progress(total=total, description=f"measure {source.name}", unit="image") as bar, write_behind() as write:
+    with making(parts, images, f"measure {source.name}", unusable_limit) as (bar, write, unusable):
         for block, index in parts:
             with contextlib.suppress(DamagedPartError):
-                images, usable = source.images(block, index)
+                pixels, usable = source.images(block, index)
                 finite, measured = {f"the pictures of {source.name}": usable}, {}
                 for name, each in columns.items():
                     if (block, index) in missing.get(name, ()):
-                        values = each.parts.stored(each.function(images, block.prompts))
+                        values = each.parts.stored(each.function(pixels, block.prompts))
                         values[~usable] = np.nan
                         measured[name] = values
                         finite[f"the {name} of {source.name}"] = finite_rows(values)
                 unusable.add(finite, image_of(block.prompts, index))
                 for name, values in measured.items():
                     write(columns[name].parts.write, block, index, values)
-                bar.update(len(images))
-    unusable.warn()
+                bar.update(len(pixels))
 
 
 def _read(

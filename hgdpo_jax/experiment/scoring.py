@@ -8,19 +8,17 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun, fingerprint_of
+from hgdpo_jax.artifacts import StageRun, fingerprint_of, flat
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.batching import finite_rows, map_batches
-from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, prompt_count, write_behind
-from hgdpo_jax.data.unusable import Unusable, image_of
+from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, making
+from hgdpo_jax.data.unusable import image_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.measures import Measure, load_scores, score_sources
 from hgdpo_jax.experiment.drawing import batch_of_block, complete_pool
 from hgdpo_jax.experiment.models import load_autoencoder, name_of
 from hgdpo_jax.experiment.prompts import test_prompts, train_prompts
 from hgdpo_jax.families.model import Model
-from hgdpo_jax.run_log import progress
 from hgdpo_jax.scorers.scorer import Scorer
 from hgdpo_jax.scorers.sources import ScorerSource
 from hgdpo_jax.scorers.user_function import UserFunction
@@ -32,7 +30,7 @@ def scoring_settings(experiment: Experiment) -> dict:
     return {
         "weights.scorer": scorer_source(experiment).fingerprint(),
         "dtype": experiment.dtype,
-        **{f"scoring.{name}": value for name, value in decisive(experiment.scoring).items()},
+        **flat({"scoring": decisive(experiment.scoring)}),
     }
 
 
@@ -43,9 +41,14 @@ def try_out(experiment: Experiment, scorer: Scorer | UserFunction) -> None:
         scorer.try_out(prompts(experiment)[0], experiment.pool.width, experiment.pool.height)
 
 
+def sources_of(experiment: Experiment) -> dict[str, ScorerSource]:
+    """The sources of an evaluation's scores by name: "scorer", which chose the pairs, and those of evaluate.scorers."""
+    return score_sources(experiment.weights.scorer, experiment.evaluate.scorers)
+
+
 def check_scorers(experiment: Experiment) -> None:
     """Raises UserError where a scorer cannot be loaded, or one of the user's own fails on a black picture."""
-    for source in score_sources(experiment.weights.scorer, experiment.evaluate.scorers).values():
+    for source in sources_of(experiment).values():
         try_out(experiment, source.load(experiment.dtype, experiment.scoring.framing))
 
 
@@ -63,20 +66,14 @@ def load_scorer(experiment: Experiment) -> Scorer | UserFunction:
 
 def score_fingerprints(experiment: Experiment) -> dict:
     """What decides the scores that an evaluation looks at."""
-    sources = score_sources(experiment.weights.scorer, experiment.evaluate.scorers)
-    framing = {f"scoring.{name}": value for name, value in decisive(experiment.scoring).items()}
-    return {f"scores.{name}": source.fingerprint() for name, source in sources.items()} | framing
+    scores = {name: source.fingerprint() for name, source in sources_of(experiment).items()}
+    return flat({"scores": scores, "scoring": decisive(experiment.scoring)})
 
 
 def scores_of(experiment: Experiment) -> dict[str, Measure]:
-    """The scores of a config by name: "scorer", which chose the pairs, and those of evaluate.scorers."""
-    return load_scores(
-        experiment.weights.scorer,
-        experiment.evaluate.scorers,
-        dtype=experiment.dtype,
-        framing=experiment.scoring.framing,
-        device_batch=experiment.scoring.device_batch,
-    )
+    """The scores of `sources_of`."""
+    scoring = experiment.scoring
+    return load_scores(sources_of(experiment), experiment.dtype, scoring.framing, scoring.device_batch)
 
 
 def complete_scores(experiment: Experiment, run: StageRun) -> tuple[Pool, Parts, list[Block]]:
@@ -84,8 +81,7 @@ def complete_scores(experiment: Experiment, run: StageRun) -> tuple[Pool, Parts,
     while True:
         pool, blocks = complete_pool(experiment, run)
         scores = pool.scores(fingerprint_of(scoring_settings(experiment)))
-        images = prompt_count(blocks) * experiment.pool.size
-        score = functools.partial(_score, experiment, pool, scores, images // hosts.count())
+        score = functools.partial(_score, experiment, pool, scores)
         if not scores.make_missing(blocks, experiment.pool.size, score):
             return pool, scores, blocks
 
@@ -93,7 +89,7 @@ def complete_scores(experiment: Experiment, run: StageRun) -> tuple[Pool, Parts,
 def make_score(model: Model, scorer: Scorer):
     """One compiled function `(model's parameters, scorer's parameters, latents, encoded prompts) -> scores, decoded`.
 
-    `decoded` says of each image whether its pixels, as the autoencoder gave them, are finite.
+    `decoded` says of each image whether the autoencoder decoded it to finite values.
     """
 
     @jax.jit
@@ -105,23 +101,17 @@ def make_score(model: Model, scorer: Scorer):
 
 
 def _score(
-    experiment: Experiment, pool: Pool, scores: Parts, images: int, missing: Sequence[tuple[Block, int]]
+    experiment: Experiment, pool: Pool, scores: Parts, missing: Sequence[tuple[Block, int]], images: int
 ) -> None:
-    """Scores parts, this host's share, but for those whose latents are damaged; `images` is the share of the pool."""
-    model = load_autoencoder(experiment)
+    """Scores parts, this host's share, except those whose latents are damaged; `images` is the share of the pool."""
     device_batch = batch_of_block(experiment.scoring.device_batch, experiment.pool.block)
-    done = images - prompt_count(block for block, _ in missing)
-    with (
-        progress(total=images, initial=done, description="score_pool", unit="image") as bar,
-        write_behind() as write,
-    ):
-        score_part = _make_score_part(model, load_scorer(experiment), device_batch)
-        unusable = Unusable(experiment.pool.unusable_limit, images)
-        kinds = (
-            "the latents of the pool",
-            f"the pictures that {name_of(experiment, 'autoencoder')} decodes",
-            f"the scores of weights.scorer, {experiment.weights.scorer},",
-        )
+    score_part = _make_score_part(load_autoencoder(experiment), load_scorer(experiment), device_batch)
+    kinds = (
+        "the latents of the pool",
+        f"the pictures that {name_of(experiment, 'autoencoder')} decodes",
+        f"the scores of weights.scorer, {experiment.weights.scorer},",
+    )
+    with making(missing, images, "score_pool", experiment.pool.unusable_limit) as (bar, write, unusable):
         for block, index in missing:
             with contextlib.suppress(DamagedPartError):
                 latents = pool.latents.read(block, index)
@@ -131,13 +121,12 @@ def _score(
                 unusable.add(finite, image_of(block.prompts, index))
                 write(scores.write, block, index, scored)
                 bar.update(len(block.prompts))
-    unusable.warn()
 
 
 def _make_score_part(
     model: Model, scorer: Scorer | UserFunction, device_batch: int
 ) -> Callable[[Block, Float[np.ndarray, "n h w c"]], tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
-    """A function of a block and one latent of each of its prompts; it returns scores and `decoded` (`make_score`)."""
+    """A function of a block and one latent per prompt of it; it returns scores and `decoded`, as `make_score`."""
     if isinstance(scorer, UserFunction):
 
         def score_decoded(block: Block, latents: np.ndarray):

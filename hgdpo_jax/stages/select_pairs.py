@@ -16,7 +16,7 @@ from hgdpo_jax.data.choice import winners_and_losers
 from hgdpo_jax.data.image_filter import apply_filter, load_filter
 from hgdpo_jax.data.pair_parts import PairParts, SelectedBlock
 from hgdpo_jax.data.pairs import write_pairs
-from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, prompt_count, read_ahead, write_behind
+from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, making, prompt_count, read_ahead, write_behind
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.pool_statistics import STATISTICS, PoolStatistics, UnusablePairs
 from hgdpo_jax.evaluation.rank_statistics import channel_statistics, rank_distances
@@ -79,17 +79,18 @@ def run(experiment: Experiment, run: StageRun) -> None:
         parts.remove()
 
 
-def _filter(experiment: Experiment, model: Model, pool: Pool, kept: Parts, parts: Sequence[tuple[Block, int]]) -> None:
+def _filter(
+    experiment: Experiment, model: Model, pool: Pool, kept: Parts, parts: Sequence[tuple[Block, int]], images: int
+) -> None:
     """Applies the filter to the images of some parts, except those whose latents are damaged."""
     device_batch = batch_of_block(experiment.scoring.device_batch, experiment.pool.block)
     image_filter, _ = load_filter(experiment.pairs.filter)
-    total = prompt_count(block for block, _ in parts)
-    with progress(total=total, description="filter images", unit="image") as bar, write_behind() as write:
+    with making(parts, images, "filter images", experiment.pool.unusable_limit) as (bar, write, _):
         for block, index in parts:
             with contextlib.suppress(DamagedPartError):
-                images, _ = model.decode_latents_checked(pool.latents.read(block, index), device_batch)
-                write(kept.write, block, index, apply_filter(image_filter, images, block.prompts))
-                bar.update(len(images))
+                pixels, _ = model.decode_latents_checked(pool.latents.read(block, index), device_batch)
+                write(kept.write, block, index, apply_filter(image_filter, pixels, block.prompts))
+                bar.update(len(pixels))
 
 
 def _read(

@@ -45,7 +45,8 @@ def test_two_runs_share_a_pool_and_make_each_part_once(pool, monkeypatch, capsys
     monkeypatch.setattr(leases, "_POLL_SECONDS", 0.01)
     blocks, made = blocks_of(["a", "b", "c"], 2), []
 
-    def make(missing):
+    def make(missing, images):
+        assert images == 6
         time.sleep(0.1)
         for block, index in missing:
             made.append((block, index))

@@ -77,7 +77,7 @@ def test_one_prompt_or_one_image_counts_for_all_of_the_other(source, tiny_scorer
 
 
 def test_a_function_of_the_users_own_scores_beside_a_model(tiny_scorer, own):
-    scores = load_scores(str(tiny_scorer), ["own_scorers:brightness"], dtype="float32", framing="crop", device_batch=2)
+    scores = load_scores(score_sources(str(tiny_scorer), ["own_scorers:brightness"]), "float32", "crop", 2)
     images, prompts = np.full((2, 32, 32, 3), 9, np.uint8), ["a man", "a woman"]
     assert headline(list(scores)) == "brightness"
     np.testing.assert_array_equal(scores["brightness"].function(images, prompts), np.float32([14, 16]))
