@@ -36,9 +36,7 @@ def _run(arguments: Sequence[str]) -> None:
     flags.DEFINE_string("config", None, "The experiment: a Python file, or one that ships.", flag_values=values)
     flags.DEFINE_string("workdir", "workdir", "Folder of all that is made; a gs:// path works too.", flag_values=values)
     flags.DEFINE_list("stage", [], "Stages to run instead of the config's, comma-separated.", flag_values=values)
-    flags.DEFINE_bool(
-        "plan", False, "Print the stages, which are done and what each costs; run nothing.", flag_values=values
-    )
+    flags.DEFINE_bool("plan", False, "Print the stages, their states and costs; run nothing.", flag_values=values)
     several = "Where several processes share the work; else from the environment, see the README."
     flags.DEFINE_string("coordinator_address", "", f"HOST:PORT of the first process. {several}", flag_values=values)
     flags.DEFINE_integer("num_processes", 0, "How many processes there are.", flag_values=values)
