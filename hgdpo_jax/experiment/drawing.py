@@ -83,6 +83,20 @@ class Drawing:
         return self._encoded[prompts]
 
 
+def images_of_all_hosts(
+    drawing: Drawing, prompts: Sequence[str], indices: np.ndarray, report: Callable[[int], object] = lambda _: None
+) -> tuple[UInt8[np.ndarray, "n height width 3"], Bool[np.ndarray, " n"]]:
+    """`Drawing.images`, a share of them drawn by each host; `report` gets the number of images drawn."""
+
+    def draw(rows: np.ndarray) -> dict[str, np.ndarray]:
+        texts = [prompts[row] for row in rows]
+        images, usable = drawing.images(texts, indices[rows], lambda drawn: report(drawn * hosts.count()))
+        return {"images": images, "usable": usable}
+
+    drawn = hosts.divide(draw, len(prompts))
+    return drawn["images"], drawn["usable"]
+
+
 def drawing_of(
     experiment: Experiment, model: Model, adapters: Adapters = (), latent_normalization: bool = False
 ) -> Drawing:

@@ -15,7 +15,7 @@ from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.batches import ShuffledBatches
 from hgdpo_jax.data.encoded_images import half, read_encoded
 from hgdpo_jax.data.unusable import Unusable, image_of
-from hgdpo_jax.experiment.drawing import drawing_of
+from hgdpo_jax.experiment.drawing import drawing_of, images_of_all_hosts
 from hgdpo_jax.experiment.models import base_fingerprints, load_base
 from hgdpo_jax.experiment.training import check_training, make_finetuning
 from hgdpo_jax.pages.pictures import contact_sheet
@@ -77,17 +77,12 @@ def run(experiment: Experiment, run: StageRun) -> None:
     def draw_samples(state, step):
         tuned = model.with_parameters(denoiser=on_each_device(state["parameters"], mesh))
         drawing = drawing_of(experiment, tuned)
-
-        def draw(rows):
-            images, usable = drawing.images([captions[row] for row in rows], np.zeros(len(rows), np.int32))
-            return {"images": images, "usable": usable}
-
-        drawn = hosts.divide(draw, len(captions))
+        images, usable = images_of_all_hosts(drawing, captions, np.zeros(len(captions), np.int32))
         unusable = Unusable(experiment.pool.unusable_limit, len(captions))
-        unusable.add({f"the samples at step {step}": drawn["usable"]}, image_of(captions, 0))
+        unusable.add({f"the samples at step {step}": usable}, image_of(captions, 0))
         if hosts.is_first():
             unusable.warn()
-        log.image(step, "samples", contact_sheet(drawn["images"], columns=4))
+        log.image(step, "samples", contact_sheet(images, columns=4))
         return {}
 
     parameters = shard_parameters(model.parameters["denoiser"], mesh)

@@ -1,5 +1,6 @@
 """Draws prompts with the base and with the trained LoRA from the same noise, for viewing."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -7,10 +8,9 @@ from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, flat
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.unusable import Unusable, pair_of
-from hgdpo_jax.experiment.drawing import drawing_of, drawing_settings
+from hgdpo_jax.experiment.drawing import drawing_of, drawing_settings, images_of_all_hosts
 from hgdpo_jax.experiment.models import load_base
 from hgdpo_jax.experiment.prompts import test_prompts
-from hgdpo_jax.experiment.samples import draw_base_and_tuned
 from hgdpo_jax.files import write_bytes, write_json
 from hgdpo_jax.pages.pictures import ImagePair, pair_grid, png_bytes, resize_for_display
 from hgdpo_jax.run_log import progress
@@ -22,6 +22,8 @@ INPUTS = ("export_adapter",)
 EVERY_HOST = True
 _TEST_PROMPTS = 8
 _SHEET_HEIGHT = 256
+# Images in memory at once: 140 MB per model at 704x1024 pixels.
+_CHUNK_IMAGES = 64
 
 
 def settings(experiment: Experiment) -> dict:
@@ -48,18 +50,23 @@ def run(experiment: Experiment, run: StageRun) -> None:
     }
     listed: list[dict] = [{"prompt": prompt, "images": []} for prompt in prompts]
     pairs = []
-    images = 2 * len(prompts) * seeds
-    unusable = Unusable(experiment.pool.unusable_limit, images)
-    with progress(total=images, description="sample_images", unit="image") as bar:
-        for drawn in draw_base_and_tuned(drawings, prompts, seeds, bar.update):
-            name = pair_of([prompts[i] for i in drawn.prompts])
-            unusable.add({"the pictures of the base": drawn.base_usable}, name)
-            unusable.add({"the pictures of the tuned model": drawn.tuned_usable}, name)
+    prompt_of, seed_of = np.divmod(np.arange(len(prompts) * seeds), seeds)
+    unusable = Unusable(experiment.pool.unusable_limit, 2 * len(prompt_of))
+    # Whole batches of every host, so that no row is drawn only to fill one up.
+    batch = drawings["base"].device_batch * jax.device_count()
+    chunk = batch * max(1, _CHUNK_IMAGES // batch)
+    with progress(total=2 * len(prompt_of), description="sample_images", unit="image") as bar:
+        for start in range(0, len(prompt_of), chunk):
+            rows, indices = prompt_of[start : start + chunk], seed_of[start : start + chunk]
+            texts, drawn, usable = [prompts[i] for i in rows], [], np.ones(len(rows), bool)
+            for model_name, drawing in drawings.items():
+                images, finite = images_of_all_hosts(drawing, texts, indices, bar.update)
+                unusable.add({f"the pictures of the {model_name} model": finite}, pair_of(texts))
+                drawn.append(images)
+                usable &= finite
             if not hosts.is_first():
                 continue
-            usable = drawn.base_usable & drawn.tuned_usable
-            shown = (rows[usable] for rows in (drawn.prompts, drawn.seeds, drawn.base, drawn.tuned))
-            for i, seed, base, tuned in zip(*shown, strict=True):
+            for i, seed, base, tuned in zip(*(each[usable] for each in (rows, indices, *drawn)), strict=True):
                 words = slug(prompts[i].lower().encode("ascii", "ignore").decode(), "-")[:40]
                 names = {model: f"images/{i:03d}-{words}-{seed}-{model}.png" for model in drawings}
                 write_bytes(run.folder / names["base"], png_bytes(base))

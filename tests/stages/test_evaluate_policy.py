@@ -20,8 +20,7 @@ from hgdpo_jax.diffusion.sampling import Sampling
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.pair_check import read_check
 from hgdpo_jax.evaluation.results import read_results
-from hgdpo_jax.experiment.drawing import Drawing
-from hgdpo_jax.experiment.samples import draw_base_and_tuned
+from hgdpo_jax.experiment.drawing import Drawing, images_of_all_hosts
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
 from hgdpo_jax.pages.pictures import read_shown_pairs
@@ -113,35 +112,29 @@ def random_pairs(model):
 
 def draw(model, adapter, texts, negative_prompt="", clip_skip=0):
     sampling = Sampling(2, 2.0, negative_prompt, clip_skip, width=48, height=64)
-    drawings = {
-        name: Drawing(model, sampling, seed=0, device_batch=4, adapters=[(adapter, np.float32(scale))])
-        for name, scale in (("base", 0.0), ("tuned", 1.0))
-    }
-    (drawn,) = draw_base_and_tuned(drawings, texts, 2)
-    return drawn
+    drawings = [Drawing(model, sampling, seed=0, device_batch=4, adapters=[(adapter, np.float32(x))]) for x in (0, 1)]
+    prompts, indices = np.repeat(texts, 2).tolist(), np.tile([0, 1], len(texts))
+    return [images_of_all_hosts(drawing, prompts, indices)[0] for drawing in drawings]
 
 
 def test_only_the_tuned_images_depend_on_the_adapter(model, adapter):
-    drawn = draw(model, adapter, ["a woman", "a man"])
-    unchanged = draw(
-        model, {path: entry | {"up": 0 * entry["up"]} for path, entry in adapter.items()}, ["a woman", "a man"]
-    )
-    assert (drawn.prompts.tolist(), drawn.seeds.tolist()) == ([0, 0, 1, 1], [0, 1, 0, 1])
-    np.testing.assert_array_equal(drawn.base, unchanged.base)
-    np.testing.assert_array_equal(drawn.base, unchanged.tuned)
-    assert np.abs(drawn.base.astype(int) - drawn.tuned).mean() > 1
+    base, tuned = draw(model, adapter, ["a woman", "a man"])
+    zero = {path: entry | {"up": 0 * entry["up"]} for path, entry in adapter.items()}
+    for unchanged in draw(model, zero, ["a woman", "a man"]):
+        np.testing.assert_array_equal(base, unchanged)
+    assert np.abs(base.astype(int) - tuned).mean() > 1
 
 
 def test_a_prompts_images_do_not_depend_on_the_other_prompts(model, adapter):
     together, alone = draw(model, adapter, ["a woman", "a man"]), draw(model, adapter, ["a man"])
-    np.testing.assert_array_equal(together.base[2:], alone.base)
-    np.testing.assert_array_equal(together.tuned[2:], alone.tuned)
+    for both, one in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(both[2:], one)
 
 
 @pytest.mark.parametrize("change", [{"negative_prompt": "a beard"}, {"clip_skip": 1}])
 def test_negative_prompt_and_clip_skip_hold_for_both_models(model, adapter, change):
     plain, changed = draw(model, adapter, ["a woman"]), draw(model, adapter, ["a woman"], **change)
-    assert (plain.base != changed.base).any() and (plain.tuned != changed.tuned).any()
+    assert all((before != after).any() for before, after in zip(plain, changed, strict=True))
 
 
 def test_pairs_are_checked_by_every_score_and_shown_from_the_furthest_to_the_least_apart(runs):
