@@ -62,15 +62,9 @@ class ComparedModel:
         stem = re.sub(r"\.\w+$", "", stem)
         given = f"@{match['scale']}" if match["scale"] else ""
         lan = lan or latent_normalization
+        name = match["name"] or slug(f"{stem}{given}{match['lan'] or ''}", "_")
         label = match["name"] or f"{'LoRA' if target == TUNED else stem} at {scale:g}{', LAN' if lan else ''}"
-        return cls(
-            text=text,
-            name=match["name"] or slug(f"{stem}{given}{match['lan'] or ''}", "_"),
-            label=label,
-            adapter=str(expanded(target)),
-            scale=scale,
-            latent_normalization=lan,
-        )
+        return cls(text, name, label, adapter=str(expanded(target)), scale=scale, latent_normalization=lan)
 
 
 def compared_models(texts: Sequence[str], scale: float, latent_normalization: bool) -> list[ComparedModel]:

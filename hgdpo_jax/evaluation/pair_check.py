@@ -52,11 +52,9 @@ class PairCheck:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PairCheck":
         """The inverse of `dataclasses.asdict`."""
-        scores = {
-            name: PairScore(**score | {"win_rate": WinRate(**score["win_rate"])})
-            for name, score in values["scores"].items()
-        }
-        return cls(values["pairs"], values["margin"], scores)
+        scores = values["scores"]
+        parsed = {name: PairScore(**of | {"win_rate": WinRate(**of["win_rate"])}) for name, of in scores.items()}
+        return cls(values["pairs"], values["margin"], parsed)
 
 
 def read_check(folder: epath.Path) -> PairCheck:

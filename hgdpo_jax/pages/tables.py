@@ -43,10 +43,13 @@ class Table:
         return [self.columns, *([cell.line for cell in row] for row in self.rows)]
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of text in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def aligned(rows: Sequence[Sequence[str]], numbers: bool = False) -> list[str]:
+    """Lines of text in columns, aligned to the left; all but the first column to the right if they are `numbers`."""
+    columns = []
+    for place, column in enumerate(zip(*rows, strict=True)):
+        width = max(map(len, column))
+        columns.append([text.rjust(width) if numbers and place else text.ljust(width) for text in column])
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
 
 
 def model_heads(results: Results) -> list[str]:
@@ -93,8 +96,7 @@ def measure_table(labels: Sequence[str], measures: Mapping[str, MeasureCompariso
     rows = []
     for measure in measures.values():
         factor, unit = (100, " points") if measure.about.kind == SHARE else (1, "")
-        mean, low, high = (signed(factor * getattr(measure.difference, name)) for name in ("mean", "low", "high"))
-        change = Cell(f"{mean}{unit}", f"{low} to {high}; {p_value(measure.difference.p_value)}")
+        change = difference_cell(measure.difference, factor, unit)
         both = [mean_cell(measure.about, model) for model in (measure.base, measure.tuned)]
         rows.append([Cell(measure.about.label, measure.about.description), *both, change])
     return Table("", ["Measure", *labels, "Difference"], rows)
@@ -106,6 +108,13 @@ def mean_cell(about: About, mean: Mean) -> Cell:
     if about.kind == SHARE:
         return Cell(percent(mean.mean), span(mean.low, mean.high), values)
     return Cell(format_score(mean.mean), f"{format_score(mean.low)} to {format_score(mean.high)}", values)
+
+
+def difference_cell(difference: Mean, factor: int = 1, unit: str = "") -> Cell:
+    """A mean difference with its interval and p-value; the text shows `factor` times the values, in a unit."""
+    mean, low, high = (signed(factor * value) for value in (difference.mean, difference.low, difference.high))
+    values = dataclasses.asdict(difference)
+    return Cell(f"{mean}{unit}", f"{low} to {high}; {p_value(difference.p_value)}", values)
 
 
 def number_cell(name: str, values: Sequence[float | None]) -> Cell:

@@ -57,6 +57,7 @@ def run_apart(environment: Mapping[str, str], function: Callable[..., Any], *arg
     """
     with tempfile.TemporaryDirectory() as name:
         folder = epath.Path(name)
+        # Pickle is safe here: this program alone writes and reads both files, in a folder that it has just created.
         (folder / _CALL).write_bytes(pickle.dumps((function, arguments)))
         # The compilers write to standard error as they please, without a way to stop them.
         ended = subprocess.run(

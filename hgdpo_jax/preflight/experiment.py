@@ -13,21 +13,14 @@ from hgdpo_jax.experiment.models import base_shapes
 from hgdpo_jax.preflight.compilation import Measurement
 from hgdpo_jax.preflight.programs import TRAINING
 
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Rows (images, pairs) that a stage, or a part of one, passes through a program."""
-
-    stage: str
-    program: str
-    rows: int
+# Rows (images, pairs) that a stage, or a part of one, passes through a program: by the names of both.
+Work = Mapping[tuple[str, str], int]
 
 
-@dataclasses.dataclass(frozen=True)
-class Examined:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examined(Measurement):
     """A measured program, the rows of one call on one device, and the setting for the number of rows at once."""
 
-    measurement: Measurement
     rows: int
     setting: str
     device_batch: int
@@ -36,7 +29,7 @@ class Examined:
 
 def totals(
     programs: Mapping[str, Examined],
-    work: Sequence[Work],
+    work: Work,
     *,
     devices: int,
     efficiencies: Sequence[float],
@@ -48,14 +41,14 @@ def totals(
     Batches are assumed to be full. `price_per_hour` is that of one device; 0: no price. "not_counted" has the stages
     without rows and those whose program was not examined.
     """
-    counted = [item for item in work if item.rows and item.program in programs]
+    counted = {names: rows for names, rows in work.items() if rows and names[1] in programs}
     seconds: dict[str, float] = {}
     flops = 0.0
-    for item in counted:
-        examined = programs[item.program]
-        calls = item.rows / examined.rows
-        seconds[item.stage] = seconds.get(item.stage, 0.0) + calls * examined.measurement.roofline_seconds
-        flops += calls * examined.measurement.flops
+    for (stage, name), rows in counted.items():
+        program = programs[name]
+        calls = rows / program.rows
+        seconds[stage] = seconds.get(stage, 0.0) + calls * program.roofline_seconds
+        flops += calls * program.flops
     least = sum(seconds.values()) / 3600
     hours = {f"{share:g}": least / share for share in efficiencies}
     return {
@@ -66,37 +59,34 @@ def totals(
         "hours": {share: value / devices for share, value in hours.items()},
         "price": {share: value * price_per_hour for share, value in hours.items()} if price_per_hour else None,
         "storage_bytes": {**storage_bytes, "all": sum(storage_bytes.values())},
-        "not_counted": sorted({item.stage for item in work if item not in counted}),
+        "not_counted": sorted({stage for stage, _ in work.keys() - counted.keys()}),
     }
 
 
-def work(experiment: Experiment) -> list[Work]:
+def work(experiment: Experiment) -> Work:
     """The rows of each of the experiment's programs; raises UserError if the number of prompts is unknown."""
-    items = []
-    if "generate_pool" in experiment.stages:
+    stages, train, finetune = experiment.stages, experiment.train, experiment.finetune
+    rows: dict[tuple[str, str], int] = {}
+    if "generate_pool" in stages:
         prompts = _prompts(experiment, "train")
         if not prompts:
             raise UserError("nothing says how many prompts the pool has: set prompts.train, or prompts.train_count")
-        images = prompts * experiment.pool.size
-        items += [Work("generate_pool", "generate_pool", images), Work("score_pool", "score_pool", images)]
+        rows["generate_pool", "generate_pool"] = rows["score_pool", "score_pool"] = prompts * experiment.pool.size
         if experiment.pairs.latents == "encoded":
-            items.append(Work("select_pairs", "select_pairs", 2 * prompts))
-    if "train_policy" in experiment.stages:
-        evaluations = -(-experiment.train.steps // experiment.train.evaluate_every)
-        # The base is drawn once, the tuned model each time.
-        images = _prompts(experiment, "validation") * (1 + evaluations)
-        items += [
-            Work("train_policy", "train_policy", experiment.train.steps * experiment.train.batch_size),
-            Work("train_policy: validation", "generate_pool", images),
-            Work("train_policy: validation", "score_pool", images),
-        ]
-    if "evaluate_policy" in experiment.stages:
+            rows["select_pairs", "select_pairs"] = 2 * prompts
+    if "train_policy" in stages:
+        rows["train_policy", "train_policy"] = train.steps * train.batch_size
+        # The base is drawn once, the tuned model at each evaluation.
+        images = _prompts(experiment, "validation") * (1 + -(-train.steps // train.evaluate_every))
+        validation = "train_policy: validation"
+        rows[validation, "generate_pool"] = rows[validation, "score_pool"] = images
+    if "evaluate_policy" in stages:
         images = len(experiment.evaluate.models) * _prompts(experiment, "test") * experiment.evaluate.seeds
-        items += [Work("evaluate_policy", "evaluate_policy", images), Work("evaluate_policy", "score_pool", images)]
-    if "finetune_base" in experiment.stages:
-        images = experiment.finetune.steps * experiment.finetune.batch_size
-        items += [Work("encode_images", "encode_images", images), Work("finetune_base", "finetune_base", images)]
-    return items
+        rows["evaluate_policy", "evaluate_policy"] = rows["evaluate_policy", "score_pool"] = images
+    if "finetune_base" in stages:
+        images = finetune.steps * finetune.batch_size
+        rows["encode_images", "encode_images"] = rows["finetune_base", "finetune_base"] = images
+    return rows
 
 
 def _prompts(experiment: Experiment, name: str) -> int:
@@ -119,7 +109,7 @@ def storage(experiment: Experiment, programs: Mapping[str, Examined]) -> dict[st
         conditioning = sum(leaf.size for leaf in jax.tree.leaves(base.conditioning_shapes(1)))
         images = experiment.finetune.steps * experiment.finetune.batch_size
         stored["encoded images"] = images * 2 * (latents + conditioning)
-    if states := [programs[name].measurement.state_bytes for name in TRAINING if name in programs]:
+    if states := [programs[name].state_bytes for name in TRAINING if name in programs]:
         # Two are kept while a third is written.
         stored["checkpoints"] = 3 * sum(states)
     return stored

@@ -64,18 +64,7 @@ def compile_apart(experiment: Experiment) -> Callable[[str, int], Measurement]:
 def examine(experiment: Experiment, measure: Callable[[str, int], Measurement]) -> tuple[dict[str, Any], str]:
     """The results of `measure(program, rows per device)` for all programs, as plain values and as a table."""
     target = parse_target(experiment.preflight.target)
-    programs = {}
-    for name in program_names(experiment):
-
-        def measured(device_batch: int, name=name) -> Measurement:
-            print(f"preflight: compiling {name} for {target}, {device_batch} per device", flush=True)
-            found = measure(name, device_batch)
-            words = "fits in" if found.fits else "does not fit, needs"
-            needed, seconds = found.peak_bytes / 1e9, found.compile_seconds
-            print(f"preflight: {name} {words} {needed:.2f} GB ({seconds:.0f} s)", flush=True)
-            return found
-
-        programs[name] = _examine_program(experiment, target, name, measured)
+    programs = {name: _examine_program(experiment, target, name, measure) for name in program_names(experiment)}
     total = totals(
         programs,
         work(experiment),
@@ -108,18 +97,26 @@ def program_names(experiment: Experiment) -> list[str]:
 
 
 def _examine_program(
-    experiment: Experiment, target: Target, name: str, measured: Callable[[int], Measurement]
+    experiment: Experiment, target: Target, name: str, measure: Callable[[str, int], Measurement]
 ) -> Examined:
+    def measured(device_batch: int) -> Measurement:
+        print(f"preflight: compiling {name} for {target}, {device_batch} per device", flush=True)
+        found = measure(name, device_batch)
+        words = "fits in" if found.fits else "does not fit, needs"
+        needed, seconds = found.peak_bytes / 1e9, found.compile_seconds
+        print(f"preflight: {name} {words} {needed:.2f} GB ({seconds:.0f} s)", flush=True)
+        return found
+
     setting = BATCH_SETTINGS[name]
     device_batch = rows = operator.attrgetter(setting)(experiment)
     if section := TRAINING.get(name):
         options = getattr(experiment, section)
         rows = options.batch_size // target.count
         device_batch = rows // accumulation_steps(options.batch_size, options.device_batch, target.count)
-    found = measured(device_batch)
-    search = experiment.preflight.largest_batch
-    largest = largest_batch(measured, device_batch, found, target.chip.usable_bytes) if search else None
-    return Examined(found, rows, setting, device_batch, largest)
+    found, largest = measured(device_batch), None
+    if experiment.preflight.largest_batch:
+        largest = largest_batch(measured, device_batch, found, target.chip.usable_bytes)
+    return Examined(**vars(found), rows=rows, setting=setting, device_batch=device_batch, largest_batch=largest)
 
 
 def _measure_for(experiment: Experiment, target: Target, name: str, device_batch: int) -> Measurement:

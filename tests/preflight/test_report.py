@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hgdpo_jax.preflight.compilation import Compiled, Measurement
-from hgdpo_jax.preflight.experiment import Examined, Work, totals
+from hgdpo_jax.preflight.experiment import Examined, totals
 from hgdpo_jax.preflight.hlo import Temporary
 from hgdpo_jax.preflight.report import as_json, as_table
 from hgdpo_jax.preflight.targets import parse_target
@@ -40,20 +40,24 @@ def measurement(fits=True, peak=20 * GB, seconds=2.0):
     )
 
 
+def examined(measured, **others):
+    return Examined(**vars(measured), **others)
+
+
 PROGRAMS = {
-    "generate_pool": Examined(measurement(), rows=8, setting="pool.device_batch", device_batch=8, largest_batch=12),
-    "evaluate_policy": Examined(measurement(), rows=8, setting="pool.device_batch", device_batch=8, largest_batch=9),
-    "train_policy": Examined(
+    "generate_pool": examined(measurement(), rows=8, setting="pool.device_batch", device_batch=8, largest_batch=12),
+    "evaluate_policy": examined(measurement(), rows=8, setting="pool.device_batch", device_batch=8, largest_batch=9),
+    "train_policy": examined(
         measurement(fits=False, peak=50 * GB, seconds=3.0), rows=16, setting="train.device_batch", device_batch=4
     ),
 }
-WORK = [
-    Work("generate_pool", "generate_pool", 7200 * 8),
-    Work("train_policy", "train_policy", 2400 * 16),
-    Work("train_policy", "generate_pool", 600 * 8),
-    Work("score_pool", "score_pool", 1000),
-    Work("evaluate_policy", "evaluate_policy", 0),
-]
+WORK = {
+    ("generate_pool", "generate_pool"): 7200 * 8,
+    ("train_policy", "train_policy"): 2400 * 16,
+    ("train_policy", "generate_pool"): 600 * 8,
+    ("score_pool", "score_pool"): 1000,
+    ("evaluate_policy", "evaluate_policy"): 0,
+}
 
 
 def total(price=2.0):
@@ -112,7 +116,9 @@ def test_the_table_says_what_fits_what_it_takes_and_what_it_costs():
 
 
 def test_the_table_says_of_a_refused_program_that_its_memory_is_unknown():
-    refused = {"train_policy": Examined(measurement(fits=False, peak=0), 16, "train.device_batch", 4)}
+    refused = {
+        "train_policy": examined(measurement(fits=False, peak=0), rows=16, setting="train.device_batch", device_batch=4)
+    }
     values = as_json(TARGET, refused, total(), "small")
     line = next(line for line in as_table(values, TARGET).splitlines() if line.startswith("train_policy"))
     assert line.split()[2:4] == ["NO", "?"]
@@ -128,5 +134,7 @@ def test_the_table_says_what_the_compiler_made_of_each_program():
 
 
 def test_the_table_has_nothing_to_say_of_a_refused_program_but_that_it_was():
-    refused = {"train_policy": Examined(measurement(fits=False, peak=0), 16, "train.device_batch", 4)}
+    refused = {
+        "train_policy": examined(measurement(fits=False, peak=0), rows=16, setting="train.device_batch", device_batch=4)
+    }
     assert "train_policy: refused" in as_table(as_json(TARGET, refused, total(), "small"), TARGET)

@@ -10,8 +10,8 @@ from hgdpo_jax.evaluation.win_rate import win_rate
 from hgdpo_jax.pages.joined import paper
 from hgdpo_jax.pages.joined.document import FAILS, HOLDS, UNDECIDED
 from hgdpo_jax.pages.joined.runs import Row
-from hgdpo_jax.pages.numbers import p_value, percent, percent_points, signed
-from hgdpo_jax.pages.tables import Cell, Table, interval, mean_of, rate_values
+from hgdpo_jax.pages.numbers import p_value, percent, percent_points
+from hgdpo_jax.pages.tables import Cell, Table, difference_cell, interval, mean_of, rate_values
 
 
 def claim_tables(number: int, results: Results, rows: Mapping[str, Row]) -> list[Table]:
@@ -37,11 +37,7 @@ def _score_cells(better: Row, worse: Row, results: Results) -> list[Cell]:
     difference, direct = tested.pop(results.headline)
     cells = [
         Cell(f"{better.label} over {worse.label}"),
-        Cell(
-            signed(difference.mean),
-            f"{signed(difference.low)} to {signed(difference.high)}; {p_value(difference.p_value)}",
-            dataclasses.asdict(difference),
-        ),
+        difference_cell(difference),
         Cell(percent(direct.rate), f"{interval(direct)}; {p_value(direct.p_value)}", rate_values(direct)),
         _verdict(mark(difference)),
     ]
