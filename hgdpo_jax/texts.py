@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from collections.abc import Sequence
 
 from hgdpo_jax.errors import UserError
 
@@ -12,6 +13,11 @@ _SHOWN = 30
 def shortened(text: str, most: int = 40) -> str:
     """A text for a message of one line: its beginning where it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first `most` names of a list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def slug(text: str, joiner: str) -> str:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.texts import some
 
 Adapter = Mapping[str, Mapping[str, jax.Array]]
 
@@ -42,11 +43,9 @@ def initialize(key: jax.Array, targets: Mapping[str, tuple[int, int]], rank: int
 
 def check(adapter: Adapter, targets: Mapping[str, tuple[int, int]]) -> None:
     """Raises UserError unless every entry of the adapter fits one of `targets`, paths with input and output width."""
-    unknown = sorted(set(adapter) - set(targets))
-    if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+    if unknown := sorted(set(adapter) - set(targets)):
         raise UserError(
-            f"the adapter changes {', '.join(unknown[:3])}{more}, which this model does not have as a linear "
+            f"the adapter changes {some(unknown)}, which this model does not have as a linear "
             "layer: give an adapter of its family"
         )
     for path, entry in adapter.items():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.weights.conversion import some
+from hgdpo_jax.texts import some
 from hgdpo_jax.weights.hub import fetch
 
 PREFIX = "hf://"

@@ -21,7 +21,7 @@ from hgdpo_jax.artifacts import fingerprint_of
 from hgdpo_jax.data.prompt_tables import table_rows, text_of
 from hgdpo_jax.errors import UserError, first_line, warn
 from hgdpo_jax.files import expanded, leads_out
-from hgdpo_jax.weights.conversion import some
+from hgdpo_jax.texts import some
 
 _TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _TABLE_NAMES = "metadata.jsonl, metadata.csv or metadata.parquet"

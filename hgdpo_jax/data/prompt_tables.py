@@ -11,8 +11,7 @@ from etils import epath
 
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import local_copy
-from hgdpo_jax.texts import require_whole_characters, shortened
-from hgdpo_jax.weights.conversion import some
+from hgdpo_jax.texts import require_whole_characters, shortened, some
 
 _SOURCE = re.compile(r"(.+?\.(?:jsonl?|csv|tsv|parquet))(?::(.*))?", re.IGNORECASE)
 _MOST_NAMES = 12

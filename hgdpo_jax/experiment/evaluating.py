@@ -116,7 +116,7 @@ class _DrawnImages:
         if model.adapter:
             path = _own_adapter(run) if model.adapter == TUNED else model.adapter
             # A tracer, not a constant: one program serves all LoRA scales.
-            self._adapters = [(base.load_adapter(path), np.float32(model.scale))]
+            self._adapters = [(base.lora_names.load_adapter(path), np.float32(model.scale))]
             self.folder = run.folder / "drawn" / model.name
 
     def complete(self, blocks: Sequence[Block], seeds: int) -> None:

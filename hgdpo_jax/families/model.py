@@ -19,6 +19,7 @@ from hgdpo_jax.diffusion.latent_normalization import normalize
 from hgdpo_jax.diffusion.schedule import predicted_noise
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.protocol import Adapters, Conditioning, Family
+from hgdpo_jax.models.parameters import apply
 from hgdpo_jax.sharding import data_mesh
 
 ImageBatch = UInt8[np.ndarray, "n height width 3"]
@@ -39,6 +40,11 @@ class Model(Family):
     def __post_init__(self) -> None:
         if self.programs is None:
             object.__setattr__(self, "programs", _Programs(self))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.autoencoder.config.latent_channels
 
     # Pure functions
 
@@ -86,6 +92,20 @@ class Model(Family):
 
         both = jnp.stack([initial_latents, initial_latents], axis=1)
         return dpm_solver.sample(predict_both, both, self.schedule, steps, match_statistics)[:, 0]
+
+    def decode(self, parameters, latents: Float[Array, "n h w c"]) -> Float[Array, "n height width 3"]:
+        """Scaled latents to images, float32, nominally from -1 (black) to 1 (white)."""
+        unscaled = latents.astype(jnp.float32) / self.autoencoder.config.scaling_factor
+        return apply(self.autoencoder, parameters["autoencoder"], unscaled, method="decode")
+
+    def posterior(
+        self, parameters, images: UInt8[Array, "n height width 3"]
+    ) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w c"]]:
+        """Scaled mean and standard deviation of the images' latents, float32."""
+        scaled = images.astype(jnp.float32) / 127.5 - 1.0
+        mean, log_variance = apply(self.autoencoder, parameters["autoencoder"], scaled, method="encode")
+        factor = self.autoencoder.config.scaling_factor
+        return factor * mean, factor * jnp.exp(0.5 * log_variance)
 
     def decode_checked(
         self, parameters, latents: Float[Array, "n h w c"]

@@ -3,15 +3,15 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.diffusion.schedule import NoiseSchedule
+from hgdpo_jax.models.autoencoder import Autoencoder
 from hgdpo_jax.weights import lora_files
 from hgdpo_jax.weights.clip_tokenizer import LongPrompt
 
@@ -24,7 +24,7 @@ Conditioning = Any
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Family(abc.ABC):
-    """Parameters and noise schedule of a checkpoint; a family adds its networks and implements the abstract methods.
+    """Parameters, schedule and autoencoder of a checkpoint; a family adds other networks and the abstract methods.
 
     `parameters` has the roles "denoiser", "text" (one or several encoders) and "autoencoder". The pure functions take
     parameters and run inside jit.
@@ -39,6 +39,7 @@ class Family(abc.ABC):
 
     parameters: dict[str, dict]
     schedule: NoiseSchedule
+    autoencoder: Autoencoder
 
     # Files
 
@@ -71,11 +72,6 @@ class Family(abc.ABC):
         """Writes a folder that `load` reads; `storage` is "float16" or "float32"."""
 
     # Networks
-
-    @property
-    @abc.abstractmethod
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
 
     @abc.abstractmethod
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -130,35 +126,7 @@ class Family(abc.ABC):
     ) -> Float[Array, "n h w c"]:
         """The denoiser's prediction in float32, noise or velocity (the schedule's `prediction_type`), with adapters."""
 
-    @abc.abstractmethod
-    def decode(self, parameters, latents: Float[Array, "n h w c"]) -> Float[Array, "n height width 3"]:
-        """Scaled latents to images, float32, nominally from -1 (black) to 1 (white)."""
-
-    @abc.abstractmethod
-    def posterior(
-        self, parameters, images: UInt8[Array, "n height width 3"]
-    ) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w c"]]:
-        """Scaled mean and standard deviation of the images' latents, float32."""
-
     # Adapters
-
-    @classmethod
-    def load_adapter(
-        cls, path: epath.PathLike, targets: Mapping[str, tuple[int, int]] | None = None
-    ) -> dict[str, dict[str, np.ndarray]]:
-        """Reads a LoRA of this family; see `lora_files.load_adapter`."""
-        return lora_files.load_adapter(path, cls.lora_names, targets)
-
-    @classmethod
-    def save_adapter(
-        cls,
-        adapter: lora.Adapter,
-        path: epath.PathLike,
-        format: str = "diffusers",
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        """Writes a LoRA of this family; see `lora_files.save_adapter`."""
-        lora_files.save_adapter(adapter, path, cls.lora_names, format, metadata)
 
     @functools.cached_property
     def lora_layers(self) -> dict[str, tuple[int, int]]:

@@ -20,6 +20,7 @@ from hgdpo_jax.scorers.scorer import Option, Scorer
 from hgdpo_jax.weights import clip_files
 from hgdpo_jax.weights.clip_tokenizer import load_tokenizer, token_ids
 from hgdpo_jax.weights.conversion import to_tree
+from hgdpo_jax.weights.sources import resolve_source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +42,8 @@ class CLIPScorer(Scorer):
         `framing` is "crop" or "pad"; `processor`, a folder or repository, has preprocessor_config.json and tokenizer
         where the source has not. Raises UserError where a source is missing, damaged, or another architecture.
         """
-        return cls.from_files(clip_files.read_source(source, processor), source, dtype, framing)
+        folder = resolve_source(processor, weights=()) if processor else ""
+        return cls.from_files(clip_files.read_folder(resolve_source(source), folder), source, dtype, framing)
 
     @classmethod
     def from_files(cls, files: clip_files.CLIPFiles, where: str, dtype: str, framing: str) -> Self:

@@ -69,7 +69,7 @@ def check(experiment: Experiment) -> None:
             folder_images(experiment, model, epath.Path()).complete(blocks, experiment.evaluate.seeds)
         elif model.adapter not in ("", TUNED):
             base = load_base(experiment)
-            base.load_adapter(model.adapter, base.lora_layers)
+            base.lora_names.load_adapter(model.adapter, base.lora_layers)
 
 
 def run(experiment: Experiment, run: StageRun) -> None:

@@ -32,4 +32,4 @@ def run(experiment: Experiment, run: StageRun) -> None:
     if (license := read_license(weights.base)) is not None:
         metadata["base_license"] = license
     for format, name in lora_files.EXPORTED.items():
-        family.save_adapter(adapter, run.folder / name, format=format, metadata=metadata)
+        family.lora_names.save_adapter(adapter, run.folder / name, format=format, metadata=metadata)

@@ -42,7 +42,7 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 def run(experiment: Experiment, run: StageRun) -> None:
     prompts, seeds, model = _prompts(experiment), experiment.sample.seeds, load_base(experiment)
     adapter_file = run.input("export_adapter") / lora_files.EXPORTED["diffusers"]
-    adapter, scale = model.load_adapter(adapter_file, model.lora_targets), experiment.adapter.scale
+    adapter, scale = model.lora_names.load_adapter(adapter_file, model.lora_targets), experiment.adapter.scale
     drawings = {
         # The base is the LoRA at scale zero, which needs no second program.
         "base": drawing_of(experiment, model, [(adapter, jnp.float32(0.0))]),

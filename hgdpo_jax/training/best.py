@@ -26,7 +26,7 @@ def keep_best(folder: epath.Path, family: type[Family], parameters, step: int, w
     """Saves the LoRA of a step if its validation win rate is at least that of the saved one."""
     if hosts.is_first() and win_rate >= _best_win_rate(folder):
         metadata = {"step": str(step), "validation_win_rate": repr(win_rate)}
-        family.save_adapter(jax.device_get(parameters), folder / BEST_FILE, metadata=metadata)
+        family.lora_names.save_adapter(jax.device_get(parameters), folder / BEST_FILE, metadata=metadata)
 
 
 def _best_win_rate(folder: epath.Path) -> float:
@@ -37,7 +37,7 @@ def _best_win_rate(folder: epath.Path) -> float:
 
 def best_adapter(folder: epath.Path, family: type[Family]) -> tuple[dict, int]:
     """The LoRA of the step with the highest validation win rate, and that step."""
-    return family.load_adapter(folder / BEST_FILE), int(load_tensors(folder / BEST_FILE)[1]["step"])
+    return family.lora_names.load_adapter(folder / BEST_FILE), int(load_tensors(folder / BEST_FILE)[1]["step"])
 
 
 def was_evaluated(checkpoints: Checkpoints, log: RunLog, first: int) -> bool:

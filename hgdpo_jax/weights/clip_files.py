@@ -16,7 +16,6 @@ from hgdpo_jax.weights.folders import (
     read_weights,
     write_weights,
 )
-from hgdpo_jax.weights.sources import resolve_source
 
 # OpenAI's mean and standard deviation of images, transformers' default.
 OPENAI_COLORS = {
@@ -112,11 +111,6 @@ def _read_preprocessor(folder: epath.Path, image_size: int) -> dict[str, Any]:
         if (value := found.get(name, values[0])) not in values:
             raise UserError(f"{path} has {name} {value}, expected {values[0]}: give the processor of a CLIP")
     return OPENAI_COLORS | found
-
-
-def read_source(source: str, processor: str = "") -> CLIPFiles:
-    """`read_folder` of what the two sources name; of `processor` no weights are fetched."""
-    return read_folder(resolve_source(source), resolve_source(processor, weights=()) if processor else "")
 
 
 def write_folder(folder: epath.PathLike, files: CLIPFiles, storage: str = "float16") -> None:

@@ -5,20 +5,21 @@ last word, and only kernels change their layout: linear layers are transposed, c
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.texts import some
 from hgdpo_jax.weights.tensor_files import release
-
-DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 # Keys of nested dictionaries, as JAX gives them.
 Path = tuple[Any, ...]
+
+# Axes of a convolution's kernel: HWIO to OIHW, and back.
+_TO_PYTORCH, _TO_FLAX = (3, 2, 0, 1), (2, 3, 1, 0)
 
 _WEIGHTS = ("kernel", "scale", "embedding")
 
@@ -40,7 +41,11 @@ def to_tree(
     all weights. `where` names the source in messages. Raises UserError unless every tensor has a place and every place
     a tensor of the right shape; only `position_ids`, which are no weights, are ignored.
     """
-    left = {_current_name(name): array for name, array in tensors.items() if not name.endswith("position_ids")}
+    left = {
+        _OLD_ATTENTION.sub(lambda match: f"{match[1]}.{_NEW_ATTENTION[match[2]]}.{match[3]}", name): array
+        for name, array in tensors.items()
+        if not name.endswith("position_ids")
+    }
     places, structure = jax.tree.flatten_with_path(template)
     keys = {_key(path) for path, _ in places}
     if missing := sorted(keys - set(left)):
@@ -50,15 +55,16 @@ def to_tree(
     leaves = []
     for path, leaf in places:
         key = _key(path)
+        array = left.pop(key)
         # The shape in PyTorch's layout.
-        array, expected = left.pop(key), _to_pytorch(path, np.broadcast_to(np.float32(0), leaf.shape)).shape
+        expected = _transposed(path, np.broadcast_to(np.float32(0), leaf.shape), _TO_PYTORCH).shape
         if array.shape == (*expected, 1, 1):
             # A linear layer stored as a 1x1 convolution.
             array = array[:, :, 0, 0]
         if array.shape != expected:
             raise UserError(f"{where} has {key} of shape {list(array.shape)}, expected {list(expected)}")
         # A copy, whatever the type. Its transposed view is copied by `place`: XLA does so many times as fast as NumPy.
-        leaves.append(place(_to_flax(path, array.astype(DTYPES[dtype], order="C"))))
+        leaves.append(place(_transposed(path, array.astype(dtype, order="C"), _TO_FLAX)))
         # Otherwise the file would stay in memory beside the parameters.
         release(array)
     return jax.tree.unflatten(structure, leaves)
@@ -67,7 +73,7 @@ def to_tree(
 def from_tree(tree: Mapping[str, Any], dtype: str = "float32") -> dict[str, np.ndarray]:
     """The inverse of `to_tree`: PyTorch's names and layout, in `dtype`."""
     return {
-        _key(path): _to_pytorch(path, np.asarray(array)).astype(DTYPES[dtype], order="C")
+        _key(path): _transposed(path, np.asarray(array), _TO_PYTORCH).astype(dtype, order="C")
         for path, array in jax.tree.leaves_with_path(tree)
     }
 
@@ -77,24 +83,7 @@ def _key(path: Path) -> str:
     return ".".join([*modules, "weight" if last in _WEIGHTS else last])
 
 
-def _to_pytorch(path: Path, array: np.ndarray) -> np.ndarray:
-    return _transposed(path, array, (3, 2, 0, 1))
-
-
-def _to_flax(path: Path, array: np.ndarray) -> np.ndarray:
-    return _transposed(path, array, (2, 3, 1, 0))
-
-
 def _transposed(path: Path, array: np.ndarray, of_convolution: tuple[int, ...]) -> np.ndarray:
     if path[-1].key != "kernel":
         return array
     return array.transpose(of_convolution) if array.ndim == 4 else array.T
-
-
-def _current_name(name: str) -> str:
-    return _OLD_ATTENTION.sub(lambda match: f"{match[1]}.{_NEW_ATTENTION[match[2]]}.{match[3]}", name)
-
-
-def some(names: Sequence[str], most: int = 3) -> str:
-    """The first `most` names of a list, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -11,7 +11,7 @@ from etils import epath
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import checksum, leads_out
-from hgdpo_jax.weights.conversion import DTYPES, some
+from hgdpo_jax.texts import some
 from hgdpo_jax.weights.pickled_files import load_pickled
 from hgdpo_jax.weights.tensor_files import OWN_METADATA, load_tensors, save_tensors
 
@@ -128,7 +128,7 @@ def _read_shards(index: epath.Path) -> dict[str, np.ndarray]:
 
 def write_weights(path: epath.Path, tensors: dict[str, np.ndarray], storage: str) -> None:
     """Writes tensors as float32 or float16, whichever `storage` names, marked as PyTorch's."""
-    stored = {name: array.astype(DTYPES[storage]) for name, array in tensors.items()}
+    stored = {name: array.astype(storage) for name, array in tensors.items()}
     save_tensors(path, stored, {"format": "pt"} | OWN_METADATA)
 
 

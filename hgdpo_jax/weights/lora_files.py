@@ -18,8 +18,8 @@ from etils import epath
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import checksum, expanded
+from hgdpo_jax.texts import some
 from hgdpo_jax.weights import peft_config
-from hgdpo_jax.weights.conversion import some
 from hgdpo_jax.weights.folders import PICKLED, read_json
 from hgdpo_jax.weights.pickled_files import load_pickled
 from hgdpo_jax.weights.tensor_files import OWN_METADATA, load_tensors, save_tensors
@@ -99,75 +99,151 @@ class LoraNames(abc.ABC):
         """What a key betrays the file to be, of another family; None otherwise."""
         return None
 
+    def save_adapter(
+        self,
+        adapter: lora.Adapter,
+        path: epath.PathLike,
+        format: str = "diffusers",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Writes an adapter as float32 safetensors; equal adapters and metadata give equal bytes.
 
-def save_adapter(
-    adapter: lora.Adapter,
-    path: epath.PathLike,
-    names: LoraNames,
-    format: str = "diffusers",
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Writes an adapter as float32 safetensors; equal adapters and metadata give equal bytes.
+        "diffusers" is read by `load_lora_weights`, "kohya" by the web interfaces and by diffusers too. `metadata` names
+        the adapter's origin, such as the fingerprints of its base and settings; this project's version is added.
+        """
+        if format not in FORMATS:
+            raise UserError(f"adapter format {format!r} is unknown, expected one of {', '.join(FORMATS)}")
+        ranks = {module: int(entry["down"].shape[1]) for module, entry in adapter.items()}
+        # Readers expect one rank; the others are exceptions to it.
+        rank = Counter(ranks.values()).most_common(1)[0][0]
+        tensors: dict[str, np.ndarray] = {}
+        for module, entry in adapter.items():
+            down, up = (np.asarray(entry[part], np.float32).T for part in ("down", "up"))
+            if self.is_pointwise(module):
+                down, up = down[:, :, None, None], up[:, :, None, None]
+            if format == "diffusers":
+                name = self.to_diffusers(module)
+                tensors[f"{name}.lora_A.weight"] = down
+                tensors[f"{name}.lora_B.weight"] = up
+            else:
+                name = self.to_kohya(module)
+                tensors[f"{name}.lora_down.weight"] = down
+                # One alpha for all: diffusers mistakes several.
+                tensors[f"{name}.lora_up.weight"] = up * np.float32(ranks[module] / rank)
+                tensors[f"{name}.alpha"] = np.array(rank, np.float32)
+        origin = self._format_metadata(ranks, rank, format) | _version() | dict(metadata or {})
+        save_tensors(expanded(path), tensors, {"format": "pt"} | origin)
 
-    "diffusers" is read by `load_lora_weights`, "kohya" by the web interfaces and by diffusers too. `metadata` says
-    where the adapter comes from, such as its base's and its settings' fingerprints; this project's version is added.
-    """
-    if format not in FORMATS:
-        raise UserError(f"adapter format {format!r} is unknown, expected one of {', '.join(FORMATS)}")
-    ranks = {module: int(entry["down"].shape[1]) for module, entry in adapter.items()}
-    # Readers expect one rank; the others are exceptions to it.
-    rank = Counter(ranks.values()).most_common(1)[0][0]
-    tensors: dict[str, np.ndarray] = {}
-    for module, entry in adapter.items():
-        down, up = (np.asarray(entry[part], np.float32).T for part in ("down", "up"))
-        if names.is_pointwise(module):
-            down, up = down[:, :, None, None], up[:, :, None, None]
-        if format == "diffusers":
-            name = names.to_diffusers(module)
-            tensors[f"{name}.lora_A.weight"] = down
-            tensors[f"{name}.lora_B.weight"] = up
-        else:
-            name = names.to_kohya(module)
-            tensors[f"{name}.lora_down.weight"] = down
-            # One alpha for all: diffusers mistakes several.
-            tensors[f"{name}.lora_up.weight"] = up * np.float32(ranks[module] / rank)
-            tensors[f"{name}.alpha"] = np.array(rank, np.float32)
-    origin = _format_metadata(ranks, rank, names, format) | _version() | dict(metadata or {})
-    save_tensors(expanded(path), tensors, {"format": "pt"} | origin)
+    def load_adapter(
+        self, path: epath.PathLike, targets: Mapping[str, tuple[int, int]] | None = None
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """An adapter, in float32, from a diffusers, PEFT or kohya file, or from the folder that diffusers or PEFT made.
 
+        With `targets` (from `lora.find_layers`) it is checked against them. Raises UserError where a key finds no
+        place, or a factor lacks its partner.
+        """
+        path = _file(path)
+        tensors, metadata = (load_pickled(path), {}) if path.suffix in PICKLED else load_tensors(path, foreign=True)
+        if foreign := [(kind, key) for key in tensors if (kind := self.foreign(key))]:
+            raise UserError("{} is {} ({}): give one of this model's family".format(path, *foreign[0]))
+        configs = self._peft_configs(path, tensors, metadata)
+        modules: dict[str, dict[str, np.ndarray]] = {}
+        unknown = []
+        for key, array in tensors.items():
+            match = _KEY.fullmatch(self.current(key))
+            module = match and self.to_path(match["layer"])
+            if match and module and (part := _PARTS[match["part"]]) not in modules.get(module, {}):
+                modules.setdefault(module, {})[part] = array
+            else:
+                unknown.append(key)
+        if unknown or not modules:
+            kinds = (kind for pattern, kind in _OTHER_KINDS.items() if any(re.search(pattern, key) for key in unknown))
+            kind = next((f"is {kind}: it " for kind in kinds), "")
+            raise UserError(
+                f"{path} {kind}has {some(sorted(unknown), most=10) or 'no tensors'}: expected pairs of LoRA factors "
+                "of linear layers of denoiser and text encoder, in diffusers, PEFT or kohya names"
+            )
+        adapter = {module: self._entry(path, module, modules[module], configs) for module in sorted(modules)}
+        if targets is not None:
+            lora.check(adapter, targets)
+        return adapter
 
-def load_adapter(
-    path: epath.PathLike, names: LoraNames, targets: Mapping[str, tuple[int, int]] | None = None
-) -> dict[str, dict[str, np.ndarray]]:
-    """An adapter, in float32, from a diffusers, PEFT or kohya file, or from the folder that diffusers or PEFT made.
-
-    With `targets` (from `lora.find_layers`) it is checked against them. Raises UserError where a key finds no place, or
-    a factor lacks its partner.
-    """
-    path = _file(path)
-    tensors, metadata = (load_pickled(path), {}) if path.suffix in PICKLED else load_tensors(path, foreign=True)
-    if foreign := [(kind, key) for key in tensors if (kind := names.foreign(key))]:
-        raise UserError("{} is {} ({}): give one of this model's family".format(path, *foreign[0]))
-    configs = _peft_configs(path, tensors, metadata, names)
-    modules: dict[str, dict[str, np.ndarray]] = {}
-    unknown = []
-    for key, array in tensors.items():
-        module, part = _parse(key, names)
-        if module and part not in modules.get(module, {}):
-            modules.setdefault(module, {})[part] = array
-        else:
-            unknown.append(key)
-    if unknown or not modules:
-        kinds = (kind for pattern, kind in _OTHER_KINDS.items() if any(re.search(pattern, key) for key in unknown))
-        kind = next((f"is {kind}: it " for kind in kinds), "")
-        raise UserError(
-            f"{path} {kind}has {some(sorted(unknown), most=10) or 'no tensors'}: expected pairs of LoRA factors "
-            "of linear layers of denoiser and text encoder, in diffusers, PEFT or kohya names"
+    def _entry(
+        self,
+        path: epath.Path,
+        module: str,
+        parts: Mapping[str, np.ndarray],
+        configs: Mapping[str, Mapping[str, Any]],
+    ):
+        if "down" not in parts or "up" not in parts:
+            raise UserError(f"{path} has only {' and '.join(parts)} for {module}: expected both factors")
+        # Linear layers' factors are stored as 1x1 convolutions by some trainers.
+        down, up = (
+            (array[:, :, 0, 0] if array.shape[2:] == (1, 1) else array).astype(np.float32)
+            for array in (parts["down"], parts["up"])
         )
-    adapter = {module: _entry(path, module, modules[module], configs, names) for module in sorted(modules)}
-    if targets is not None:
-        lora.check(adapter, targets)
-    return adapter
+        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.size:
+            raise UserError(
+                f"{path} has factors of shapes {list(down.shape)} and {list(up.shape)} for {module}, "
+                "expected [rank, in] and [out, rank]"
+            )
+        rank = down.shape[0]
+        if "alpha" in parts:
+            alpha = float(parts["alpha"].reshape(()))
+        else:
+            component, name = self._component(module)
+            alpha = peft_config.alpha(configs.get(component, {}), name, rank, str(path))
+        return {"down": np.ascontiguousarray(down.T), "up": np.ascontiguousarray(up.T) * np.float32(alpha / rank)}
+
+    def _component(self, module: str) -> tuple[str, str]:
+        """The component of a layer, and diffusers' name of the layer within it."""
+        name = self.to_diffusers(module)
+        component = next(component for component in self.components if name.startswith(component))
+        return component, name.removeprefix(component)
+
+    def _format_metadata(self, ranks: Mapping[str, int], rank: int, format: str) -> dict[str, str]:
+        if format == "kohya":
+            return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+        of_component: dict[str, dict[str, int]] = {}
+        for module, value in sorted(ranks.items()):
+            component, name = self._component(module)
+            of_component.setdefault(component, {})[name] = value
+        config = {
+            f"{component}{name}": value
+            for component, own in of_component.items()
+            for name, value in _component_config(own, rank).items()
+        }
+        return {_PEFT_METADATA: json.dumps(config, sort_keys=True)}
+
+    def _peft_configs(
+        self, path: epath.Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
+    ) -> dict[str, dict[str, Any]]:
+        """PEFT's config of each component: beside the file (PEFT), or in its metadata (diffusers).
+
+        Raises UserError where one describes more than the factors.
+        """
+        if any(key.startswith(_PEFT_PREFIX) for key in tensors):
+            # One model's, whichever it is.
+            path = path.parent / _PEFT_CONFIG
+            configs = dict.fromkeys(self.components, read_json(path))
+        elif _PEFT_METADATA in metadata:
+            try:
+                content = dict(json.loads(metadata[_PEFT_METADATA]) or {})
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"{path} has {_PEFT_METADATA} that is no JSON object ({error}): fetch or make it again"
+                ) from error
+            configs = {
+                component: {k.removeprefix(component): v for k, v in content.items() if k.startswith(component)}
+                for component in self.components
+            }
+            # A denoiser that is saved alone leaves its own name out.
+            configs[self.components[0]] |= {k: v for k, v in content.items() if not k.startswith(self.components)}
+        else:
+            return {}
+        for config in configs.values():
+            peft_config.check(config, str(path))
+        return configs
 
 
 def adapter_fingerprint(path: epath.PathLike) -> str:
@@ -186,62 +262,6 @@ def _file(path: epath.PathLike) -> epath.Path:
     if not found:
         raise UserError(f"{path} holds no adapter, expected {' or '.join(_FOLDER_FILES)}")
     return found[0]
-
-
-def _entry(
-    path: epath.Path,
-    module: str,
-    parts: Mapping[str, np.ndarray],
-    configs: Mapping[str, Mapping[str, Any]],
-    names: LoraNames,
-):
-    if "down" not in parts or "up" not in parts:
-        raise UserError(f"{path} has only {' and '.join(parts)} for {module}: expected both factors")
-    # Linear layers' factors are stored as 1x1 convolutions by some trainers.
-    down, up = (
-        (array[:, :, 0, 0] if array.shape[2:] == (1, 1) else array).astype(np.float32)
-        for array in (parts["down"], parts["up"])
-    )
-    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.size:
-        raise UserError(
-            f"{path} has factors of shapes {list(down.shape)} and {list(up.shape)} for {module}, "
-            "expected [rank, in] and [out, rank]"
-        )
-    rank = down.shape[0]
-    if "alpha" in parts:
-        alpha = float(parts["alpha"].reshape(()))
-    else:
-        component, name = _component(module, names)
-        alpha = peft_config.alpha(configs.get(component, {}), name, rank, str(path))
-    return {"down": np.ascontiguousarray(down.T), "up": np.ascontiguousarray(up.T) * np.float32(alpha / rank)}
-
-
-def _parse(key: str, names: LoraNames) -> tuple[str | None, str]:
-    """Path of the layer and part of a key; no path where the key is not understood."""
-    match = _KEY.fullmatch(names.current(key))
-    return (names.to_path(match["layer"]), _PARTS[match["part"]]) if match else (None, "")
-
-
-def _component(module: str, names: LoraNames) -> tuple[str, str]:
-    """The component of a layer, and diffusers' name of the layer within it."""
-    name = names.to_diffusers(module)
-    component = next(component for component in names.components if name.startswith(component))
-    return component, name.removeprefix(component)
-
-
-def _format_metadata(ranks: Mapping[str, int], rank: int, names: LoraNames, format: str) -> dict[str, str]:
-    if format == "kohya":
-        return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    of_component: dict[str, dict[str, int]] = {}
-    for module, value in sorted(ranks.items()):
-        component, name = _component(module, names)
-        of_component.setdefault(component, {})[name] = value
-    config = {
-        f"{component}{name}": value
-        for component, own in of_component.items()
-        for name, value in _component_config(own, rank).items()
-    }
-    return {_PEFT_METADATA: json.dumps(config, sort_keys=True)}
 
 
 def _component_config(ranks: Mapping[str, int], rank: int) -> dict[str, Any]:
@@ -264,38 +284,6 @@ def _component_config(ranks: Mapping[str, int], rank: int) -> dict[str, Any]:
         "use_dora": False,
         "use_rslora": False,
     }
-
-
-def _peft_configs(
-    path: epath.Path, tensors: Mapping[str, Any], metadata: Mapping[str, str], names: LoraNames
-) -> dict[str, dict[str, Any]]:
-    """PEFT's config of each component: beside the file (PEFT), or in its metadata (diffusers).
-
-    Raises UserError where one describes more than the factors.
-    """
-    components = names.components
-    if any(key.startswith(_PEFT_PREFIX) for key in tensors):
-        # One model's, whichever it is.
-        path = path.parent / _PEFT_CONFIG
-        configs = dict.fromkeys(components, read_json(path))
-    elif _PEFT_METADATA in metadata:
-        try:
-            content = dict(json.loads(metadata[_PEFT_METADATA]) or {})
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} has {_PEFT_METADATA} that is no JSON object ({error}): fetch or make it again"
-            ) from error
-        configs = {
-            component: {k.removeprefix(component): v for k, v in content.items() if k.startswith(component)}
-            for component in components
-        }
-        # A denoiser that is saved alone leaves its own name out.
-        configs[components[0]] |= {name: value for name, value in content.items() if not name.startswith(components)}
-    else:
-        return {}
-    for config in configs.values():
-        peft_config.check(config, str(path))
-    return configs
 
 
 def _version() -> dict[str, str]:

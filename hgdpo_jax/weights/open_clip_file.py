@@ -78,9 +78,8 @@ def _current_name(name: str) -> str:
 
 def _config(shapes: Shapes) -> dict[str, Any]:
     def tower(prefix: str, head: int) -> dict[str, Any]:
-        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        sizes = shapes.tower(f"{prefix}transformer.resblocks.", "mlp.c_fc.weight", head)
-        return {**dict(zip(names, sizes, strict=True)), "hidden_act": "gelu"}
+        sizes = shapes.clip_tower(f"{prefix}transformer.resblocks.", "mlp.c_fc.weight", head)
+        return {**sizes, "hidden_act": "gelu"}
 
     patch = shapes.of("visual.conv1.weight")[-1]
     image_size = shapes.image_size(patch, shapes.of("visual.positional_embedding")[0])

@@ -15,7 +15,7 @@ from etils import epath
 
 from hgdpo_jax.errors import UserError, as_user_error
 from hgdpo_jax.files import local_copy
-from hgdpo_jax.weights.conversion import some
+from hgdpo_jax.texts import some
 
 
 def load_pickled(path: epath.PathLike) -> dict[str, np.ndarray]:

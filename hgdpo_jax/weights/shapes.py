@@ -32,10 +32,15 @@ class Shapes:
         intermediate, width = self.of(f"{blocks}0.{first_layer}")
         if width % head:
             raise UserError(
-                f"{self.where} has {blocks}* of width {width}, expected {self.expected}, whose heads have {head}"
+                f"{self.where} has {blocks}* of width {width}, expected a multiple of {head}, as in {self.expected}"
             )
         numbers = {name.removeprefix(blocks).split(".")[0] for name in self.tensors if name.startswith(blocks)}
         return width, intermediate, len(numbers), width // head
+
+    def clip_tower(self, blocks: str, first_layer: str, head: int) -> dict[str, int]:
+        """The sizes of `tower` under the names of a CLIP's config.json."""
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        return dict(zip(names, self.tower(blocks, first_layer, head), strict=True))
 
     def image_size(self, patch_size: int, positions: int) -> int:
         """Side of the square image that a vision transformer takes; one of its positions is the class token's."""

@@ -133,8 +133,8 @@ def test_latent_normalization_gives_the_base_s_channel_means(model, adapter):
 
 @pytest.mark.parametrize("format", ["diffusers", "kohya"])
 def test_a_lora_comes_back_from_its_file(model, adapter, tmp_path, format):
-    model.save_adapter(adapter, tmp_path / "a.safetensors", format)
-    again = model.load_adapter(tmp_path / "a.safetensors", model.lora_layers)
+    model.lora_names.save_adapter(adapter, tmp_path / "a.safetensors", format)
+    again = model.lora_names.load_adapter(tmp_path / "a.safetensors", model.lora_layers)
     assert jax.tree.all(jax.tree.map(np.array_equal, again, adapter))
 
 

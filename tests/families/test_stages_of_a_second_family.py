@@ -42,7 +42,8 @@ def test_the_whole_method_runs(of_second_family, tmp_path):
     assert all("loss" in line for line in read_scalars(outcome.folders["train_policy"])[:1])
     layers = SecondFamily.without_weights().lora_layers
     adapters = [
-        SecondFamily.load_adapter(path, layers) for path in sorted(outcome.folders["export_adapter"].glob("*lora*"))
+        SecondFamily.lora_names.load_adapter(path, layers)
+        for path in sorted(outcome.folders["export_adapter"].glob("*lora*"))
     ]
     assert len(adapters) == 2
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *adapters)

@@ -80,7 +80,7 @@ def runs(config, adapter, model, tmp_path_factory):
     done("train_policy", lambda run: (run.folder / "log.jsonl").write_text(log))
     done(
         "export_adapter",
-        lambda run: StableDiffusion.save_adapter(adapter, run.folder / lora_files.EXPORTED["diffusers"]),
+        lambda run: StableDiffusion.lora_names.save_adapter(adapter, run.folder / lora_files.EXPORTED["diffusers"]),
     )
     for stage in (check_pairs, evaluate_policy, sample_images):
         name = stage.__name__.rpartition(".")[2]
@@ -174,7 +174,7 @@ def test_samples_are_named_by_prompt_and_image_and_listed(runs):
 def several(config, adapter, runs, tmp_path_factory):
     """An evaluation of five models in the same workdir, and its results."""
     folder = epath.Path(tmp_path_factory.mktemp("several"))
-    StableDiffusion.save_adapter(adapter, folder / "other.safetensors")
+    StableDiffusion.lora_names.save_adapter(adapter, folder / "other.safetensors")
     texts = prompts("test", 3)
     rows = [{"file_name": f"{i}.png", "text": text} for i, text in enumerate(texts * 2)]
     (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -4,7 +4,6 @@ Names become those of diffusers and transformers. A name without a counterpart i
 unknown.
 """
 
-import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.weights.conversion import some
+from hgdpo_jax.texts import some
+from hgdpo_jax.weights.shapes import Shapes
 
-# Every CLIP has heads of 64.
+# Every CLIP of the family has heads of 64.
 _HEAD = 64
 
 Tensors = dict[str, np.ndarray]
@@ -101,8 +101,8 @@ def convert_checkpoint(
         "text_encoder": _rename(parts["text_encoder"], lambda name: name.removeprefix("text_model."), where),
     }
     configs = {
-        "unet": _unet_config(converted["unet"], layers, where),
-        "text_encoder": _text_config(converted["text_encoder"], where),
+        "unet": _unet_config(_shapes(converted["unet"], where), layers),
+        "text_encoder": _text_config(_shapes(converted["text_encoder"], where)),
     }
     if parts["vae"]:
         configs["vae"], converted["vae"] = convert_vae(parts["vae"], where)
@@ -115,51 +115,39 @@ def convert_vae(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str
     bare = {name.removeprefix(_PREFIXES["vae"]): tensors[name] for name in tensors if not _UNUSED.fullmatch(name)}
     levels = _count(bare, r"decoder\.up(?:_blocks)?\.(\d+)\.")
     converted = _rename(bare, lambda name: _vae_name(name, levels), where)
-    length = functools.partial(_length, converted, where)
+    shapes = _shapes(converted, where)
     config = {
-        "block_out_channels": [length(f"encoder.down_blocks.{i}.resnets.0.conv1.weight") for i in range(levels)],
+        "block_out_channels": [shapes.of(f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels)],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "layers_per_block": _count(converted, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
-        "latent_channels": length("post_quant_conv.weight"),
+        "latent_channels": shapes.of("post_quant_conv.weight")[0],
     }
     return config, converted
 
 
-def _unet_config(tensors: Tensors, layers: int, where: str) -> dict[str, Any]:
-    levels = range(_count(tensors, r"down_blocks\.(\d+)\."))
-    length = functools.partial(_length, tensors, where)
+def _unet_config(shapes: Shapes, layers: int) -> dict[str, Any]:
+    levels = range(_count(shapes.tensors, r"down_blocks\.(\d+)\."))
 
     def kinds(side: str) -> list[str]:
-        attentive = [f"{side.lower()}_blocks.{i}.attentions.0.norm.weight" in tensors for i in levels]
+        attentive = [f"{side.lower()}_blocks.{i}.attentions.0.norm.weight" in shapes.tensors for i in levels]
         return [f"CrossAttn{side}Block2D" if attention else f"{side}Block2D" for attention in attentive]
 
     return {
-        "in_channels": length("conv_in.weight", 1),
-        "out_channels": length("conv_out.weight"),
-        "block_out_channels": [length(f"down_blocks.{i}.resnets.0.conv1.weight") for i in levels],
+        "in_channels": shapes.of("conv_in.weight")[1],
+        "out_channels": shapes.of("conv_out.weight")[0],
+        "block_out_channels": [shapes.of(f"down_blocks.{i}.resnets.0.conv1.weight")[0] for i in levels],
         "down_block_types": kinds("Down"),
         "up_block_types": kinds("Up"),
         "layers_per_block": layers,
-        "cross_attention_dim": length("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight", 1),
+        "cross_attention_dim": shapes.of("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")[1],
     }
 
 
-def _text_config(tensors: Tensors, where: str) -> dict[str, Any]:
-    length = functools.partial(_length, tensors, where)
-    width = length("embeddings.token_embedding.weight", 1)
-    if width % _HEAD:
-        raise UserError(
-            f"{where} has a text encoder {width} wide, expected a multiple of {_HEAD}: give it as a diffusers folder, "
-            "whose config has the number of heads"
-        )
-    return {
-        "vocab_size": length("embeddings.token_embedding.weight"),
-        "hidden_size": width,
-        "intermediate_size": length("encoder.layers.0.mlp.fc1.weight"),
-        "num_hidden_layers": _count(tensors, r"encoder\.layers\.(\d+)\."),
-        "num_attention_heads": width // _HEAD,
-        "max_position_embeddings": length("embeddings.position_embedding.weight"),
+def _text_config(shapes: Shapes) -> dict[str, Any]:
+    return shapes.clip_tower("encoder.layers.", "mlp.fc1.weight", _HEAD) | {
+        "vocab_size": shapes.of("embeddings.token_embedding.weight")[0],
+        "max_position_embeddings": shapes.of("embeddings.position_embedding.weight")[0],
     }
 
 
@@ -209,10 +197,8 @@ def _refuse_foreign(names: Iterable[str], where: str) -> None:
             raise UserError(f"{where} is {kind}: give a checkpoint of the Stable Diffusion 1.x family")
 
 
-def _length(tensors: Tensors, where: str, name: str, axis: int = 0) -> int:
-    if name not in tensors:
-        raise UserError(f"{where} lacks {name}: expected weights of the Stable Diffusion 1.x family")
-    return tensors[name].shape[axis]
+def _shapes(tensors: Tensors, where: str) -> Shapes:
+    return Shapes(tensors, where, "weights of the Stable Diffusion 1.x family; give others as a diffusers folder")
 
 
 def _count(names: Iterable[str], pattern: str) -> int:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.arguments import texts_of
@@ -46,7 +46,6 @@ class StableDiffusion(Model):
     replaceable = ("tokenizer", "vae")
 
     unet: UNet
-    autoencoder: Autoencoder
     text_encoder: CLIPTextTransformer
     # As read from its files.
     configs: Mapping[str, Mapping[str, Any]]
@@ -147,10 +146,6 @@ class StableDiffusion(Model):
         tokenizer = epath.Path(self.tokenizer.name_or_path)
         files.write_folder(folder, files.StableDiffusionFiles(self.configs, tensors, tokenizer), storage)
 
-    @property
-    def latent_channels(self) -> int:
-        return self.autoencoder.config.latent_channels
-
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         factor = self.autoencoder.config.factor
         # The U-Net halves the latents at every level; otherwise its skip connections would not match.
@@ -212,18 +207,6 @@ class StableDiffusion(Model):
     ) -> Float[Array, "n h w c"]:
         with lora.apply(adapters):
             return apply(self.unet, parameters["denoiser"], latents, timesteps, conditioning).astype(jnp.float32)
-
-    def decode(self, parameters, latents: Float[Array, "n h w c"]) -> Float[Array, "n height width 3"]:
-        unscaled = latents.astype(jnp.float32) / self.autoencoder.config.scaling_factor
-        return apply(self.autoencoder, parameters["autoencoder"], unscaled, method="decode")
-
-    def posterior(
-        self, parameters, images: UInt8[Array, "n height width 3"]
-    ) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w c"]]:
-        scaled = images.astype(jnp.float32) / 127.5 - 1.0
-        mean, log_variance = apply(self.autoencoder, parameters["autoencoder"], scaled, method="encode")
-        factor = self.autoencoder.config.scaling_factor
-        return factor * mean, factor * jnp.exp(0.5 * log_variance)
 
 
 def targets_of(unet: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

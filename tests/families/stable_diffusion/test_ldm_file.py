@@ -172,9 +172,10 @@ def test_shapes_of_other_models_are_told_what_they_are(small, tmp_path, name, sh
 
 
 def test_a_text_encoder_whose_heads_no_shape_tells_is_refused(small):
-    name = next(name for name in small[1] if name.endswith("token_embedding.weight"))
-    with pytest.raises(UserError, match="x.ckpt has a text encoder 32 wide, expected a multiple of 64"):
-        convert_checkpoint(small[1] | {name: np.zeros((600, 32), np.float16)}, "x.ckpt")
+    name = next(name for name in small[1] if name.endswith("encoder.layers.0.mlp.fc1.weight"))
+    message = "x.ckpt has encoder.layers.* of width 32, expected a multiple of 64, .*give others as a diffusers folder"
+    with pytest.raises(UserError, match=message):
+        convert_checkpoint(small[1] | {name: np.zeros((128, 32), np.float16)}, "x.ckpt")
 
 
 def test_a_single_file_without_tokenizer_asks_for_one(small_file, tmp_path):

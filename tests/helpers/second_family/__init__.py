@@ -39,7 +39,6 @@ class SecondFamily(Model):
     lora_names = SecondNames()
 
     unet: SecondUNet
-    autoencoder: Autoencoder
     encoders: dict[str, CLIPTextTransformer]
     tokenizer: object = None
 
@@ -83,10 +82,6 @@ class SecondFamily(Model):
         folder = epath.Path(folder)
         folders.copy_files(self.tokenizer.name_or_path, folder, TOKENIZER_FILES)
         folders.write_weights(folder / "model.safetensors", from_tree(self.parameters), storage)
-
-    @property
-    def latent_channels(self):
-        return CHANNELS
 
     def latent_shape(self, width, height):
         if width % (2 * FACTOR) or height % (2 * FACTOR):
@@ -149,16 +144,6 @@ class SecondFamily(Model):
         given = conditioning["states"], conditioning["pooled"]
         with lora.apply(adapters):
             return apply(self.unet, parameters["denoiser"], latents, timesteps, *given).astype(jnp.float32)
-
-    def decode(self, parameters, latents):
-        unscaled = latents.astype(jnp.float32) / self.autoencoder.config.scaling_factor
-        return apply(self.autoencoder, parameters["autoencoder"], unscaled, method="decode")
-
-    def posterior(self, parameters, images):
-        scaled = images.astype(jnp.float32) / 127.5 - 1.0
-        mean, log_variance = apply(self.autoencoder, parameters["autoencoder"], scaled, method="encode")
-        factor = self.autoencoder.config.scaling_factor
-        return factor * mean, factor * jnp.exp(0.5 * log_variance)
 
 
 def write_checkpoint(folder, tokenizer, seed=0):
