@@ -10,13 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import KeyPath
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.texts import some
 from hgdpo_jax.weights.tensor_files import release
-
-# Keys of nested dictionaries, as JAX gives them.
-Path = tuple[Any, ...]
 
 # Axes of a convolution's kernel: HWIO to OIHW, and back.
 _TO_PYTORCH, _TO_FLAX = (3, 2, 0, 1), (2, 3, 1, 0)
@@ -46,28 +44,28 @@ def to_tree(
         for name, array in tensors.items()
         if not name.endswith("position_ids")
     }
-    places, structure = jax.tree.flatten_with_path(template)
-    keys = {_key(path) for path, _ in places}
+    keys = {_key(path) for path, _ in jax.tree.leaves_with_path(template)}
     if missing := sorted(keys - set(left)):
         raise UserError(f"{where} lacks {some(missing)}: expected all weights of the model that its config describes")
     if unknown := sorted(set(left) - keys):
         raise UserError(f"{where} has {some(unknown)}, which the model that its config describes does not have")
-    leaves = []
-    for path, leaf in places:
-        key = _key(path)
-        array = left.pop(key)
+
+    def convert(path: KeyPath, leaf: Any) -> Any:
+        array = left.pop(_key(path))
         # The shape in PyTorch's layout.
         expected = _transposed(path, np.broadcast_to(np.float32(0), leaf.shape), _TO_PYTORCH).shape
         if array.shape == (*expected, 1, 1):
             # A linear layer stored as a 1x1 convolution.
             array = array[:, :, 0, 0]
         if array.shape != expected:
-            raise UserError(f"{where} has {key} of shape {list(array.shape)}, expected {list(expected)}")
+            raise UserError(f"{where} has {_key(path)} of shape {list(array.shape)}, expected {list(expected)}")
         # A copy, whatever the type. Its transposed view is copied by `place`: XLA does so many times as fast as NumPy.
-        leaves.append(place(_transposed(path, array.astype(dtype, order="C"), _TO_FLAX)))
+        placed = place(_transposed(path, array.astype(dtype, order="C"), _TO_FLAX))
         # Otherwise the file would stay in memory beside the parameters.
         release(array)
-    return jax.tree.unflatten(structure, leaves)
+        return placed
+
+    return jax.tree.map_with_path(convert, template)
 
 
 def from_tree(tree: Mapping[str, Any], dtype: str = "float32") -> dict[str, np.ndarray]:
@@ -78,12 +76,12 @@ def from_tree(tree: Mapping[str, Any], dtype: str = "float32") -> dict[str, np.n
     }
 
 
-def _key(path: Path) -> str:
+def _key(path: KeyPath) -> str:
     *modules, last = (entry.key for entry in path)
     return ".".join([*modules, "weight" if last in _WEIGHTS else last])
 
 
-def _transposed(path: Path, array: np.ndarray, of_convolution: tuple[int, ...]) -> np.ndarray:
+def _transposed(path: KeyPath, array: np.ndarray, of_convolution: tuple[int, ...]) -> np.ndarray:
     if path[-1].key != "kernel":
         return array
     return array.transpose(of_convolution) if array.ndim == 4 else array.T
