@@ -191,28 +191,20 @@ class LoraNames(abc.ABC):
         if "alpha" in parts:
             alpha = float(parts["alpha"].reshape(()))
         else:
-            component, name = self._component(module)
-            alpha = peft_config.alpha(configs.get(component, {}), name, rank, str(path))
+            name = self.to_diffusers(module)
+            component = next(component for component in self.components if name.startswith(component))
+            alpha = peft_config.alpha(configs.get(component, {}), name.removeprefix(component), rank, str(path))
         return {"down": np.ascontiguousarray(down.T), "up": np.ascontiguousarray(up.T) * np.float32(alpha / rank)}
-
-    def _component(self, module: str) -> tuple[str, str]:
-        """The component of a layer, and diffusers' name of the layer within it."""
-        name = self.to_diffusers(module)
-        component = next(component for component in self.components if name.startswith(component))
-        return component, name.removeprefix(component)
 
     def _format_metadata(self, ranks: Mapping[str, int], rank: int, format: str) -> dict[str, str]:
         if format == "kohya":
             return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-        of_component: dict[str, dict[str, int]] = {}
-        for module, value in sorted(ranks.items()):
-            component, name = self._component(module)
-            of_component.setdefault(component, {})[name] = value
-        config = {
-            f"{component}{name}": value
-            for component, own in of_component.items()
-            for name, value in _component_config(own, rank).items()
-        }
+        names = {self.to_diffusers(module): value for module, value in sorted(ranks.items())}
+        config: dict[str, Any] = {}
+        for component in self.components:
+            own = {name.removeprefix(component): names[name] for name in names if name.startswith(component)}
+            if own:
+                config |= {f"{component}{name}": value for name, value in _component_config(own, rank).items()}
         return {_PEFT_METADATA: json.dumps(config, sort_keys=True)}
 
     def _peft_configs(
