@@ -48,9 +48,7 @@ class PoolStatistics:
         self.unusable = unusable
         self.too_few_usable = self.too_few_kept = 0
         self.margins: list[np.ndarray] = []
-        self.scores: list[np.ndarray] = []
-        self.channel_means: list[np.ndarray] = []
-        self.distances: list[np.ndarray] = []
+        self._parts: list[tuple[np.ndarray, ...]] = []
 
     def add(self, block: Block, selected: SelectedBlock) -> None:
         """Adds a block."""
@@ -63,18 +61,18 @@ class PoolStatistics:
             selected.scores[rows, selected.winners[rows]] - selected.scores[rows, selected.losers[rows]]
         )
         # Copies: views would keep the whole part, mapped into memory.
-        self.scores.append(selected.scores.copy())
-        self.channel_means.append(selected.channel_means.copy())
-        self.distances.append(selected.distances.copy())
+        arrays = (selected.scores, selected.channel_means, selected.distances)
+        self._parts.append(tuple(array.copy() for array in arrays))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        all_scores, channel_means, distances = zip(*self._parts, strict=True)
         # NaN where an image is unusable.
-        scores = np.concatenate(self.scores).astype(np.float64)
+        scores = np.concatenate(all_scores).astype(np.float64)
         margins = np.concatenate(self.margins).astype(np.float64)
         scored = np.isfinite(scores).any(axis=1)
-        ranks = summarize_ranks(np.concatenate(self.distances, axis=1))
-        winner_mean, loser_mean = np.concatenate(self.channel_means, axis=1).mean(axis=1)
+        ranks = summarize_ranks(np.concatenate(distances, axis=1))
+        winner_mean, loser_mean = np.concatenate(channel_means, axis=1).mean(axis=1)
         return {
             "prompts": len(scores),
             "pairs": int((margins > 0).sum()),

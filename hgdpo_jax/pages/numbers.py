@@ -9,23 +9,18 @@ _SPACE = "\N{NO-BREAK SPACE}"
 
 def format_score(value: float) -> str:
     """A score with four significant digits, an integer without decimals, or a dash if it is not finite."""
-    if not math.isfinite(value):
-        return DASH
-    return (f"{value:.0f}" if value == round(value) else f"{value:#.4g}").replace("-", "−")
+    return _shown(value, f"{value:.0f}" if float(value).is_integer() else f"{value:#.4g}")
 
 
 def signed(value: float, digits: int | None = None) -> str:
     """A difference with its sign, with three significant digits or `digits` decimals; a dash if it is not finite."""
-    if not math.isfinite(value):
-        return DASH
     # Adding zero turns a rounded -0.0 into 0.0.
-    text = f"{value:+.3g}" if digits is None else f"{round(value, digits) + 0.0:+.{digits}f}"
-    return text.replace("-", "−")
+    return _shown(value, f"{value:+.3g}" if digits is None else f"{round(value, digits) + 0.0:+.{digits}f}")
 
 
 def plain(value: float, digits: int = 3) -> str:
     """A number with `digits` significant digits, or a dash if it is not finite."""
-    return f"{value:.{digits}g}".replace("-", "−") if math.isfinite(value) else DASH
+    return _shown(value, f"{value:.{digits}g}")
 
 
 def percent(share: float) -> str:
@@ -61,3 +56,8 @@ def counted(count: int, noun: str) -> str:
 def setting(value: Any) -> str:
     """A setting's value, or a dash if it has none."""
     return DASH if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _shown(value: float, text: str) -> str:
+    """The text of a value with a true minus sign, or a dash if the value is not finite."""
+    return text.replace("-", "−") if math.isfinite(value) else DASH

@@ -157,7 +157,6 @@ def render_page(report: RunReport) -> str:
         others=others.values(),
         chose_pairs=headline == TRAINING,
         hero=report.examples[:HERO_PAIRS],
-        check=report.results.pair_check,
         measures=tables.measure_table(labels, compared.measures),
         colors=tables.color_table(labels, compared.color_shift),
         charts=[

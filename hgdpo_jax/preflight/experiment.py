@@ -1,6 +1,7 @@
 """The cost of a whole experiment: arithmetic, device hours, price."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,19 +96,16 @@ def _prompts(experiment: Experiment, name: str) -> int:
     return len(load_prompts(source, count)) if source else count
 
 
-def storage(experiment: Experiment, programs: Mapping[str, Examined]) -> dict[str, int]:
+def storage(experiment: Experiment, work: Work, programs: Mapping[str, Examined]) -> dict[str, int]:
     """Bytes of the artifacts, by kind."""
     base = base_shapes(experiment)
-    height, width, channels = base.latent_shape(experiment.pool.width, experiment.pool.height)
-    latents = 2 * height * width * channels
+    latents = 2 * math.prod(base.latent_shape(experiment.pool.width, experiment.pool.height))
     stored: dict[str, int] = {}
-    if "generate_pool" in experiment.stages:
-        prompts = _prompts(experiment, "train")
-        images = prompts * experiment.pool.size
-        stored |= {"pool": images * latents, "scores": 4 * images, "pairs": 2 * prompts * latents}
-    if "finetune_base" in experiment.stages:
+    if images := work.get(("generate_pool", "generate_pool")):
+        pairs = 2 * images // experiment.pool.size * latents
+        stored |= {"pool": images * latents, "scores": 4 * images, "pairs": pairs}
+    if images := work.get(("encode_images", "encode_images")):
         conditioning = sum(leaf.size for leaf in jax.tree.leaves(base.conditioning_shapes(1)))
-        images = experiment.finetune.steps * experiment.finetune.batch_size
         stored["encoded images"] = images * 2 * (latents + conditioning)
     if states := [programs[name].state_bytes for name in TRAINING if name in programs]:
         # Two are kept while a third is written.

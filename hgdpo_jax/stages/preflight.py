@@ -65,13 +65,14 @@ def examine(experiment: Experiment, measure: Callable[[str, int], Measurement]) 
     """The results of `measure(program, rows per device)` for all programs, as plain values and as a table."""
     target = parse_target(experiment.preflight.target)
     programs = {name: _examine_program(experiment, target, name, measure) for name in program_names(experiment)}
+    rows = work(experiment)
     total = totals(
         programs,
-        work(experiment),
+        rows,
         devices=target.count,
         efficiencies=experiment.preflight.efficiencies or efficiencies(target.chip),
         price_per_hour=experiment.preflight.price_per_hour,
-        storage_bytes=storage(experiment, programs),
+        storage_bytes=storage(experiment, rows, programs),
     )
     values = as_json(target, programs, total, experiment.name)
     return values, as_table(values, target)

@@ -104,10 +104,10 @@ def _sweep_section(label: str, runs: Sequence[Run]) -> Section:
         )
         shown = alone if name == first.headline else []
         rates.append(Series(about.label, scales, rate, [each.low for each in shown], [each.high for each in shown]))
-    for name in first.measures:
-        columns.append(
-            [number_cell(name, [point.measures[name].tuned.mean for point in points]) for points in compared]
-        )
+    columns += [
+        [number_cell(name, [point.measures[name].tuned.mean for point in points]) for points in compared]
+        for name in first.measures
+    ]
     diversities = [number_cell("diversity", [point.diversity for point in points]) for points in compared]
     head = first.scores[first.headline].label
     charts = [
