@@ -58,14 +58,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
 
     parameters = initial_parameters(model, experiment.seed, to_float(images[:1]), jnp.zeros((1, *latent_shape)))
     trained = fit(
-        loss_function,
-        parameters,
-        draw_batch,
-        run,
-        options,
-        experiment.seed,
-        warmup_steps=50,
-        average_decay=0.995,
+        loss_function, parameters, draw_batch, run, options, experiment.seed, warmup_steps=50, average_decay=0.995
     )
     encode = jax.jit(lambda pixels: apply(model, trained, to_float(pixels), method="encode")[0])
     deviation = float(np.std(np.concatenate([encode(images[start : start + 64]) for start in range(0, 1024, 64)])))
