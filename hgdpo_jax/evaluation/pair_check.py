@@ -68,16 +68,9 @@ def check_pairs(
     labels: Mapping[str, str],
 ) -> PairCheck:
     """Compares scores by name, "scorer" being the one that chose the pairs."""
-    return PairCheck(
-        pairs=len(winners[TRAINING]),
-        margin=float(np.mean(winners[TRAINING] - losers[TRAINING], dtype=np.float64)),
-        scores={
-            name: PairScore(
-                labels[name],
-                win_rate(winners[name][:, None], losers[name][:, None]),
-                *(float(np.mean(side[name], dtype=np.float64)) for side in (winners, losers)),
-            )
-            for name in winners
-            if name != TRAINING
-        },
-    )
+    others = [name for name in winners if name != TRAINING]
+    rates = {name: win_rate(winners[name][:, None], losers[name][:, None]) for name in others}
+    means = {name: [float(np.mean(side[name], dtype=np.float64)) for side in (winners, losers)] for name in others}
+    margin = float(np.mean(winners[TRAINING] - losers[TRAINING], dtype=np.float64))
+    scores = {name: PairScore(labels[name], rates[name], *means[name]) for name in others}
+    return PairCheck(len(winners[TRAINING]), margin, scores)
