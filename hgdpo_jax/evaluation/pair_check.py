@@ -68,9 +68,11 @@ def check_pairs(
     labels: Mapping[str, str],
 ) -> PairCheck:
     """Compares scores by name, "scorer" being the one that chose the pairs."""
-    others = [name for name in winners if name != TRAINING]
-    rates = {name: win_rate(winners[name][:, None], losers[name][:, None]) for name in others}
-    means = {name: [float(np.mean(side[name], dtype=np.float64)) for side in (winners, losers)] for name in others}
-    margin = float(np.mean(winners[TRAINING] - losers[TRAINING], dtype=np.float64))
-    scores = {name: PairScore(labels[name], rates[name], *means[name]) for name in others}
-    return PairCheck(len(winners[TRAINING]), margin, scores)
+    scores = {}
+    for name in winners:
+        if name != TRAINING:
+            sides = winners[name], losers[name]
+            rate = win_rate(*(side[:, None] for side in sides))
+            scores[name] = PairScore(labels[name], rate, *(float(np.mean(side, dtype=np.float64)) for side in sides))
+    margin = np.mean(winners[TRAINING] - losers[TRAINING], dtype=np.float64)
+    return PairCheck(len(winners[TRAINING]), float(margin), scores)
