@@ -52,20 +52,16 @@ def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
 def _texts(source: str) -> list[str]:
     """All prompts of a file in their order, including empty and repeated ones."""
     file, selection = split_source(source)
-    if file.startswith(PREFIX):
-        return [text for path in fetch_files(file) for text in _texts_of(path, selection)]
-    path = expanded(file)
-    if not path.is_file():
+    paths = fetch_files(file) if file.startswith(PREFIX) else [expanded(file)]
+    if not all(path.is_file() for path in paths):
         named = [f"{name}:..." for name, plugin in plugins.installed().items() if plugin.prompts]
         raise UserError(
             f"prompts file {file!r} does not exist, expected a text file with one prompt per line, FILE:COLUMN of a "
             f".json, .jsonl, .csv, .tsv or .parquet file, or prompts of a plugin: {', '.join(named)}"
         )
-    return _texts_of(path, selection)
-
-
-def _texts_of(path: epath.Path, selection: str | None) -> list[str]:
-    return prompt_lines(path) if selection is None else column_texts(path, selection)
+    if selection is None:
+        return [text for path in paths for text in prompt_lines(path)]
+    return [text for path in paths for text in column_texts(path, selection)]
 
 
 def warn_long_prompts(long: Sequence[LongPrompt]) -> None:
