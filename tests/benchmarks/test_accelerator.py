@@ -15,11 +15,22 @@ from benchmarks.accelerator.models import FULL, TINY
 
 ROOT = Path(__file__).parent.parent.parent
 # Of this project's dependencies, those that a machine with JAX and PyTorch has: jax brings scipy and ml_dtypes, flax,
-# optax and transformers bring etils, absl and huggingface_hub, PyTorch jinja2, markupsafe and fsspec. Versions of etils
+# optax and transformers bring etils, absl, huggingface_hub and tokenizers, PyTorch jinja2, markupsafe and fsspec. Versions of etils
 # before 1.15 need importlib_resources.
 PRESENT = {
     *("absl", "einops", "etils", "flax", "fsspec", "huggingface_hub", "jax", "jaxtyping", "jinja2", "markupsafe"),
-    *("importlib_resources", "ml_dtypes", "numpy", "optax", "pillow", "safetensors", "scipy", "tqdm", "transformers"),
+    *(
+        "importlib_resources",
+        "ml_dtypes",
+        "numpy",
+        "optax",
+        "pillow",
+        "safetensors",
+        "scipy",
+        "tokenizers",
+        "tqdm",
+        "transformers",
+    ),
 }
 MODULES = {"dicebear_core": "dicebear", "dicebear_styles": "dicebear", "orbax_checkpoint": "orbax"}
 
