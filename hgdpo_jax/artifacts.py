@@ -58,10 +58,6 @@ class StageRun:
         """Names what the stage makes: its settings and its inputs' fingerprints."""
         return fingerprint_of({"stage": self.name, "settings": self.settings, "inputs": self._input_fingerprints()})
 
-    def fingerprint_of(self, values: Mapping[str, Any]) -> str:
-        """Sixteen hexadecimal digits that name these plain values."""
-        return fingerprint_of(values)
-
     def input(self, name: str, *files: str) -> epath.Path:
         """Folder of an earlier stage, with all its files, or those named, checked against their checksums.
 

@@ -14,6 +14,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from hgdpo_jax.artifacts import flat
 from hgdpo_jax.base_config import Experiment, base_config, typed
 from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.config_limits import require_limits
@@ -36,7 +37,7 @@ def load_config(path: str, changes: Sequence[str] = ()) -> ConfigDict:
             typed(config)
         except UserError as error:
             raise UserError(f"config file {file}: {error}") from error
-        fields = [name for name, _ in _fields(config)]
+        fields = list(flat(config.to_dict()))
         for change in changes:
             name = re.sub(r"^--?(no)?config\.", "", change.split("=")[0])
             if name not in fields and not any(field.startswith(f"{name}.") for field in fields):
@@ -135,8 +136,8 @@ def _parse_config(path: str, changes: Sequence[str]) -> ConfigDict:
         name = first_line(error).strip("\"'")
         name = re.sub(r"^Key \W?(\w+)\W? .*", r"\1", name)
         if isinstance(error, AttributeError | KeyError) and name.isidentifier():
-            fields = [field for field, _ in _fields(base_config())]
-            raise UserError(f"config file {path}: config has no field {name}: {_hint(name, fields)}") from error
+            hint = _hint(name, list(flat(base_config().to_dict())))
+            raise UserError(f"config file {path}: config has no field {name}: {hint}") from error
         raise UserError(f"config file {path} failed with {type(error).__name__}: {first_line(error)}") from error
 
 
@@ -145,14 +146,6 @@ def _hint(name: str, fields: Sequence[str]) -> str:
         return "loss.kind is now objective, loss.beta is dpo.beta, loss.statistic_* are dpo.statistic_*"
     near = difflib.get_close_matches(name, fields, 1, 0.4)
     return f"did you mean {near[0]}?" if near else f"the fields are in {_base_config_path()}"
-
-
-def _fields(config: ConfigDict, prefix: str = "") -> list[tuple[str, object]]:
-    """All fields of a config by their dotted names."""
-    fields: list[tuple[str, object]] = []
-    for name, value in config.items():
-        fields += _fields(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [(f"{prefix}{name}", value)]
-    return fields
 
 
 def _base_config_path() -> str:

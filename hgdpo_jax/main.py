@@ -23,7 +23,6 @@ from absl import flags, logging
 from hgdpo_jax import stages
 from hgdpo_jax.command_line import given_config
 from hgdpo_jax.termination import exit_status, leave
-from hgdpo_jax.texts import show_all_characters
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,14 +52,8 @@ def _run(arguments: Sequence[str]) -> None:
         for stage in planned:
             print(f"{stage.name:{width}}  {stage.state:14}  {stage.cost}")
         return
-    run(
-        config,
-        values.workdir,
-        values.stage,
-        coordinator_address=values.coordinator_address,
-        num_processes=values.num_processes,
-        process_id=values.process_id,
-    )
+    processes = {name: values[name].value for name in ("coordinator_address", "num_processes", "process_id")}
+    run(config, values.workdir, values.stage, **processes)
 
 
 def command() -> NoReturn:
@@ -69,7 +62,6 @@ def command() -> NoReturn:
     logging.set_verbosity(logging.FATAL)
     # A checkpoint's writers leave what failed to asyncio's log as well.
     getLogger("asyncio").setLevel(CRITICAL)
-    show_all_characters()
     # As `python -m` does: configs and functions of the user's own are imported from where the program starts.
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)

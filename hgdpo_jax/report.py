@@ -18,7 +18,6 @@ from etils import epath
 from hgdpo_jax.command_line import parsed
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.termination import exit_status
-from hgdpo_jax.texts import show_all_characters
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,5 +63,4 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    show_all_characters()
     sys.exit(main(sys.argv[1:]))

@@ -61,26 +61,15 @@ def plan(config: ConfigDict, workdir: epath.PathLike = "workdir", stages: Sequen
 
 
 def run(
-    config: ConfigDict,
-    workdir: epath.PathLike = "workdir",
-    stages: Sequence[str] = (),
-    *,
-    coordinator_address: str = "",
-    num_processes: int = 0,
-    process_id: int = -1,
+    config: ConfigDict, workdir: epath.PathLike = "workdir", stages: Sequence[str] = (), **processes: Any
 ) -> Outcome:
-    """Runs the stages of an experiment, or those named, that are not done.
+    """Runs the stages of an experiment, or those named, that are not done; after a stop of any kind it resumes.
 
-    Everything that can be wrong beforehand is looked at first. `hosts.start` describes the last three arguments. Raises
-    UserError for a mistake in what was given; run again after a stop of any kind, it goes on where it was.
+    `processes` are the arguments of `hosts.start`, where several processes share the work. Raises UserError for a
+    mistake in the arguments, the config or the files that it names, as far as possible before any stage runs.
     """
     experiment = checked(config)
     workdir, stages = _checked(experiment, workdir, stages)
-    processes: dict[str, Any] = {
-        "coordinator_address": coordinator_address,
-        "num_processes": num_processes,
-        "process_id": process_id,
-    }
 
     def refuse_neighbour() -> None:
         undone = (run for name in stages if not (run := StageRun(name, experiment.name, workdir, {})).is_done())

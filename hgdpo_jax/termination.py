@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from hgdpo_jax.errors import UserError, first_line, outside_trouble
+from hgdpo_jax.texts import show_all_characters
 
 
 class Terminated(BaseException):
@@ -32,6 +33,7 @@ def exit_status(run: Callable[[], None], kept: str = "") -> int:
 
     `kept` says what becomes of the work after a stop from outside.
     """
+    show_all_characters()
     try:
         # An exception, so that what was started within it ends too.
         with raised_on_sigterm():

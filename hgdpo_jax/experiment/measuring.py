@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from hgdpo_jax import hosts, leases
 from hgdpo_jax.batching import finite_rows
-from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, making, prompt_count
+from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, making, prompt_count
 from hgdpo_jax.data.unusable import image_of
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.color_shift import HSVMeans, hsv_of_images, means_of
@@ -103,8 +103,7 @@ def measure(
 
 def _columns(folder: epath.Path, measures: Mapping[str, Measure]) -> dict[str, _Column]:
     columns = {
-        name: _Column(Parts(folder / f"scores-{measure.fingerprint}", "scores", np.float32), measure.function)
-        for name, measure in measures.items()
+        name: _Column(Pool(folder).scores(measure.fingerprint), measure.function) for name, measure in measures.items()
     }
     columns[_COLORS] = _Column(Parts(folder / "colors", "colors", np.float32), lambda images, _: hsv_of_images(images))
     if embedder := diversity_score(measures):
@@ -163,7 +162,7 @@ def _read(
                 f"none of the {len(found) * seeds:,} images of {source.name} is usable, their {name} are not finite: "
                 "check its weights, or give --config.dtype=float32"
             )
-    colors = values[_COLORS].reshape(-1, values[_COLORS].shape[-1])
+    colors = np.concatenate(values[_COLORS])
     shown: list[np.ndarray] = []
     for block in blocks:
         if len(shown) < examples:

@@ -43,21 +43,18 @@ class Validation:
 
     def draw(self, adapter: dict, scale: float) -> dict[str, np.ndarray]:
         """Images and their scores, with the adapter at a scale; scale 0 is the base, in the same compiled program."""
-        pool, model = (
-            self.experiment.pool,
-            self.model.with_parameters(**on_each_device(self.base_parameters, self.mesh)),
-        )
+        pool = self.experiment.pool
+        model = self.model.with_parameters(**on_each_device(self.base_parameters, self.mesh))
         drawing = drawing_of(self.experiment, model, [(adapter, jnp.float32(scale))])
 
         def draw_own(rows):
             prompts = [self.prompts[row] for row in rows]
             images, usable = drawing.images(prompts, np.zeros(len(prompts), np.int32))
-            scores = np.where(usable, self.scorer.score(images, prompts, pool.device_batch), np.nan)
-            return {"images": images, "scores": scores}
+            scores = self.scorer.score(images, prompts, pool.device_batch)
+            return {"images": images, "scores": np.where(usable & np.isfinite(scores), scores, np.nan)}
 
         drawn = hosts.divide(draw_own, len(self.prompts))
         usable = np.isfinite(drawn["scores"])
-        drawn["scores"] = np.where(usable, drawn["scores"], np.nan)
         unusable = Unusable(pool.unusable_limit, len(self.prompts))
         unusable.add({f"the validation scores with the LoRA at {scale:g}": usable}, image_of(self.prompts, 0))
         unusable.require_rest(usable.sum())

@@ -19,7 +19,6 @@ from hgdpo_jax.command_line import given_config
 from hgdpo_jax.config_files import checked
 from hgdpo_jax.files import expanded, write_json
 from hgdpo_jax.termination import exit_status
-from hgdpo_jax.texts import show_all_characters
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -62,5 +61,4 @@ def _run(arguments: Sequence[str]) -> None:
 if __name__ == "__main__":
     # This process only sums up results: leave the machine's accelerators to others.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    show_all_characters()
     sys.exit(main(sys.argv[1:]))

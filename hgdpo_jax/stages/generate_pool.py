@@ -33,11 +33,9 @@ def check(experiment: Experiment) -> None:
 
 def plan(experiment: Experiment, run: StageRun) -> str:
     pool, blocks = pool_of(experiment, run)
-    total = prompt_count(blocks) * experiment.pool.size
-    words = (
-        f"{total // experiment.pool.size:,} prompts x {experiment.pool.size} images of {experiment.pool.steps} steps"
-    )
-    missing = pool.latents.missing(blocks, experiment.pool.size)
+    prompts, size = prompt_count(blocks), experiment.pool.size
+    words = f"{prompts:,} prompts x {size} images of {experiment.pool.steps} steps"
+    missing, total = pool.latents.missing(blocks, size), prompts * size
     done = total - prompt_count(block for block, _ in missing)
     if not missing or not done:
         return words

@@ -9,8 +9,6 @@ import optax
 
 from hgdpo_jax.training.optimizer import update_average
 
-Scalars = dict[str, jax.Array]
-
 
 def initial_state(parameters, optimizer: optax.GradientTransformation) -> dict[str, Any]:
     """Parameters, the optimiser's state, the moving average of the parameters and the number of steps."""
@@ -24,12 +22,12 @@ def initial_state(parameters, optimizer: optax.GradientTransformation) -> dict[s
 
 
 def make_step(
-    loss_function: Callable[[Any, Any, Any], tuple[jax.Array, Scalars]],
+    loss_function: Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]],
     optimizer: optax.GradientTransformation,
     *,
     average_decay: float,
     frozen: Any = None,
-) -> Callable[[Any, Any], tuple[Any, Scalars]]:
+) -> Callable[[Any, Any], Any]:
     """Compiles a step `(state, batch) -> (state, scalars)` on `loss_function(parameters, frozen, batch)`.
 
     `frozen` is an argument of the compiled program, not a constant in it. The state's buffers are donated.

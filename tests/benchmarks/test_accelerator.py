@@ -15,8 +15,8 @@ from benchmarks.accelerator.models import FULL, TINY
 
 ROOT = Path(__file__).parent.parent.parent
 # Of this project's dependencies, those that a machine with JAX and PyTorch has: jax brings scipy and ml_dtypes, flax,
-# optax and transformers bring etils, absl, huggingface_hub and tokenizers, PyTorch jinja2, markupsafe and fsspec. Versions of etils
-# before 1.15 need importlib_resources.
+# optax and transformers bring etils, absl, huggingface_hub and tokenizers, PyTorch jinja2, markupsafe and fsspec.
+# Versions of etils before 1.15 need importlib_resources.
 PRESENT = {
     *("absl", "einops", "etils", "flax", "fsspec", "huggingface_hub", "jax", "jaxtyping", "jinja2", "markupsafe"),
     *(

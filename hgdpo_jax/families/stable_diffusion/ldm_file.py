@@ -100,9 +100,14 @@ def convert_checkpoint(
         "unet": _rename(parts["unet"], lambda name: _unet_name(name, layers), where),
         "text_encoder": _rename(parts["text_encoder"], lambda name: name.removeprefix("text_model."), where),
     }
+    text = _shapes(converted["text_encoder"], where)
     configs = {
         "unet": _unet_config(_shapes(converted["unet"], where), layers),
-        "text_encoder": _text_config(_shapes(converted["text_encoder"], where)),
+        "text_encoder": text.clip_tower("encoder.layers.", "mlp.fc1.weight", _HEAD)
+        | {
+            "vocab_size": text.of("embeddings.token_embedding.weight")[0],
+            "max_position_embeddings": text.of("embeddings.position_embedding.weight")[0],
+        },
     }
     if parts["vae"]:
         configs["vae"], converted["vae"] = convert_vae(parts["vae"], where)
@@ -141,13 +146,6 @@ def _unet_config(shapes: Shapes, layers: int) -> dict[str, Any]:
         "up_block_types": kinds("Up"),
         "layers_per_block": layers,
         "cross_attention_dim": shapes.of("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")[1],
-    }
-
-
-def _text_config(shapes: Shapes) -> dict[str, Any]:
-    return shapes.clip_tower("encoder.layers.", "mlp.fc1.weight", _HEAD) | {
-        "vocab_size": shapes.of("embeddings.token_embedding.weight")[0],
-        "max_position_embeddings": shapes.of("embeddings.position_embedding.weight")[0],
     }
 
 
