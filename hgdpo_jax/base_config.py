@@ -72,7 +72,7 @@ class Pool:
     validation, samples and evaluation.
     """
 
-    # Images a prompt, N. Not part of the pool's fingerprint: more images are added to those there are.
+    # Images per prompt, N. Not part of the pool's fingerprint: more images are added to those there are.
     size: int = setting(20, least=1)
     # DPM-Solver++ steps.
     steps: int = setting(50, least=1)
@@ -211,7 +211,7 @@ class Sample:
 
     # Prompts; empty: the test prompts.
     prompts: tuple[str, ...] = named(())
-    # Images a prompt.
+    # Images per prompt.
     seeds: int = setting(4, least=1)
     # Latent adaptive normalisation while sampling (Eq. 7); doubles the cost.
     latent_normalization: bool = False
@@ -232,7 +232,7 @@ class Evaluate:
     # Functions of yours, written as scorers, that describe the images of each model: one that returns booleans gives a
     # share of images, one that returns numbers a mean (hgdpo_jax/evaluation/measures.py).
     measures: tuple[str, ...] = named(())
-    # Images a prompt and model; their scores are averaged within the prompt.
+    # Images per prompt and model; their scores are averaged within the prompt.
     seeds: int = setting(4, least=1)
 
 

@@ -13,12 +13,12 @@ _TYPES: Mapping[type, tuple[Any, str]] = {
     bool: (bool, "True or False"),
     int: (int, "whole numbers"),
     float: (int | float, "numbers"),
-    str: (str, "texts"),
+    str: (str, "text"),
 }
 
 
 def require_limits(experiment: Experiment) -> None:
-    """Raises UserError where a setting is of a wrong type or out of its range, or a text is no valid UTF-8."""
+    """Raises UserError where a setting has a wrong type or is out of its range, or a text is not valid UTF-8."""
     named = {"": experiment} | {f"{name}.": section for name, section in experiment.extra.items()}
     for name, field, value in (leaf for prefix, section in named.items() for leaf in leaves(section, prefix)):
         if not isinstance(value, Mapping):
@@ -32,6 +32,8 @@ def require_limits(experiment: Experiment) -> None:
 def _require(
     name: str, entry: Any, kind: type, limits: tuple[float, float] = (0, LARGEST), among: tuple = (), **_: Any
 ) -> None:
+    if kind not in _TYPES:
+        raise UserError(f"{name} is declared as {kind}, expected bool, int, float, str, a mapping or a tuple of them")
     python_type, expected = _TYPES[kind]
     if not isinstance(entry, python_type) or isinstance(entry, bool) != (kind is bool):
         raise UserError(f"{name} holds {entry!r}, expected {expected}")

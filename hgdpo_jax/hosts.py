@@ -188,7 +188,7 @@ def from_first(value: Any) -> Any:
 
 
 def chosen_by_first(items: Sequence[Item], choose: Callable[[], Iterable[Item]]) -> list[Item]:
-    """Those of the items that the first process chooses once all processes have come here, the same on all."""
+    """The items that the first process chooses after all processes have arrived; the same list on all."""
     wait()
     numbers = {item: number for number, item in enumerate(items)}
     return [items[number] for number in from_first([numbers[item] for item in choose()] if is_first() else [])]

@@ -56,7 +56,7 @@ def named(what: str, taken: Collection[str] = ()) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for plugin, entries in ((name, getattr(plugin, what)) for name, plugin in installed().items()):
         if twice := sorted(set(entries) & {*found, *taken}):
-            raise UserError(f"the plugin {plugin} adds {twice[0]!r} to {what}, which is a name already: uninstall it")
+            raise UserError(f"the plugin {plugin} adds {twice[0]!r} to {what}, but that name is taken: uninstall it")
         found |= entries
     return found
 

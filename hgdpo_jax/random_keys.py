@@ -23,7 +23,7 @@ def training_key(seed: int, step: int) -> jax.Array:
 def image_noise(
     seed: int, prompts: Sequence[str], image_indices: Int[np.ndarray, " n"], shape: Sequence[int]
 ) -> Float[Array, "n *shape"]:
-    """Standard normal float32 noise, one sample an image of `shape`, from each image's own `image_key`.
+    """Standard normal float32 noise, one sample of `shape` per image, from each image's own `image_key`.
 
     An image's noise is the same, bit for bit, whatever else is in the batch.
     """

@@ -34,13 +34,9 @@ def named(default: Any) -> Any:
 
 
 def decisive(value: Any) -> dict[str, Any]:
-    """The fields of a typed value that decide a result, as plain values; nested ones likewise."""
-    found = {}
-    for field in dataclasses.fields(value):
-        if field.metadata.get("decides", True):
-            entry = getattr(value, field.name)
-            found[field.name] = decisive(entry) if dataclasses.is_dataclass(entry) else entry
-    return found
+    """The fields of a section that decide a result, as plain values."""
+    deciding = (field.name for field in dataclasses.fields(value) if field.metadata.get("decides", True))
+    return {name: getattr(value, name) for name in deciding}
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
@@ -57,6 +53,6 @@ def read(kind: Any, values: Any, where: str) -> Any:
     """A dataclass `kind` of the values that a config has at `where`; raises UserError for one too few or too many."""
     values = values if isinstance(values, Mapping) else {}
     if wrong := sorted({field.name for field in dataclasses.fields(kind)} ^ set(values)):
-        what = f"has {wrong[0]}, which is no setting" if wrong[0] in values else f"lacks {wrong[0]}"
+        what = f"has {wrong[0]}, which is not a setting" if wrong[0] in values else f"lacks {wrong[0]}"
         raise UserError(f"{where} {what}: begin with config = base_config()")
     return kind(**values)

@@ -11,9 +11,9 @@ from typing import Any
 from hgdpo_jax.errors import UserError
 
 
-# Python runs what it imported first, whatever the file says later.
+# An edited file changes nothing until its module is reloaded, which gives it new functions.
 @functools.cache
-def _imported_code(module: ModuleType) -> str:
+def _imported_code(module: ModuleType, _function: int) -> str:
     return inspect.getsource(module)
 
 
@@ -21,13 +21,14 @@ def load_function(source: str, setting: str) -> tuple[Callable[..., Any], str]:
     """The callable that "module:function" names, and a fingerprint that changes with its file.
 
     A callable that reads files says itself what decides its results, in its attribute `fingerprint`. `setting` names in
-    messages where it was given. Raises UserError where there is no such callable, or its file has
-    changed since this process imported it.
+    messages where it was given. Raises UserError where there is no such callable, or its file has changed since this
+    process used it first.
     """
     module_name, _, name = source.partition(":")
     try:
         module = importlib.import_module(module_name)
-        code, now = _imported_code(module), inspect.getsource(module)
+        function = getattr(module, name, None)
+        code, now = _imported_code(module, id(function)), inspect.getsource(module)
     # The user's own code may raise anything.
     except Exception as error:
         raise UserError(
@@ -36,7 +37,6 @@ def load_function(source: str, setting: str) -> tuple[Callable[..., Any], str]:
         ) from error
     if now != code:
         raise UserError(f"{setting} is {source!r}, whose file has changed since it was imported: start Python again")
-    function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{setting} is {source!r}, but {module_name} has no function {name!r}")
     read = getattr(function, "fingerprint", "")

@@ -124,7 +124,7 @@ def test_a_plugin_that_cannot_be_loaded_is_named_in_one_line(studio, code, messa
         (
             "weights={'toon': '.'}",
             lambda: resolve_source("toon"),
-            "studio adds 'toon' to weights, which is a name already",
+            "studio adds 'toon' to weights, but that name is taken",
         ),
         ("scorers={'clip_score': 'a:b'}", lambda: ScorerSource.parse("clip_score:toon"), "'clip_score' to scorers"),
         ("sections={'pool': int}", lambda: typed(base_config()), "'pool' to sections"),
@@ -138,7 +138,7 @@ def test_a_name_that_exists_already_is_refused_with_the_plugin_that_adds_it(stud
 
 def test_a_stage_of_a_plugin_that_is_called_as_one_of_the_core_is_refused(studio):
     (studio.parent / "stages/generate_pool.py").write_text(STAGE)
-    with pytest.raises(UserError, match="generate_pool of studio.stages is hgdpo_jax.stages.generate_pool already"):
+    with pytest.raises(UserError, match="studio.stages.generate_pool is also hgdpo_jax.stages.generate_pool"):
         stage_names()
 
 

@@ -1,3 +1,6 @@
+import importlib
+import sys
+
 import pytest
 
 from hgdpo_jax.errors import UserError
@@ -14,3 +17,6 @@ def test_a_file_that_changed_since_it_was_imported_is_refused(tmp_path, monkeypa
     file.write_text("def score(images, prompts):\n    return 100\n")
     with pytest.raises(UserError, match="has changed since it was imported: start Python again"):
         load_function("edited_function:score", "weights.scorer")
+    importlib.reload(sys.modules["edited_function"])
+    reloaded, other = load_function("edited_function:score", "weights.scorer")
+    assert (reloaded([], []), other != fingerprint) == (100, True)

@@ -109,7 +109,7 @@ class Parts:
     def make_missing(
         self, blocks: Sequence[Block], size: int, make: Callable[[Sequence[tuple[Block, int]], int], object]
     ) -> bool:
-        """Calls `make` on every process with its share of the missing parts, and its share of the number of all images.
+        """Calls `make` on every process with its share of the missing parts, and of the total number of images.
 
         Returns False if none was missing. While another run makes parts of this kind, this one waits, and then uses
         them.
@@ -204,11 +204,11 @@ def write_behind() -> Iterator[Callable[..., None]]:
 def making(
     parts: Sequence[tuple[Block, int]], images: int, description: str, unusable_limit: float
 ) -> Iterator[tuple[Progress, Callable[..., None], Unusable]]:
-    """Yields what the making of missing parts needs: a progress bar, `write_behind`, and the count of unusable images.
+    """Context for making missing parts: yields a progress bar, `write_behind`, and the count of unusable images.
 
-    `images` is how many images this process has made once all parts are there.
+    `images` is this process's share of all images, those of parts that exist included.
     """
-    unusable, done = Unusable(unusable_limit, images), images - prompt_count(block for block, _ in parts)
+    unusable, done = Unusable(unusable_limit, images), max(0, images - prompt_count(block for block, _ in parts))
     with (
         progress(total=images, initial=done, description=description, unit="image") as bar,
         write_behind() as write,
@@ -217,14 +217,17 @@ def making(
     unusable.warn()
 
 
-def read_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yields `function` of each item in order, computed ahead on threads; an exception is raised in its turn."""
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as executor:
+def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int = _READERS) -> Iterator[Result]:
+    """Yields `function` of each item in order; threads compute up to `ahead` items in advance.
+
+    An exception is raised in its turn.
+    """
+    with concurrent.futures.ThreadPoolExecutor(ahead) as executor:
         pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
         try:
             for item in items:
                 pending.append(executor.submit(function, item))
-                if len(pending) > _READERS:
+                if len(pending) > ahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

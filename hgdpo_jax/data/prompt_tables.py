@@ -166,7 +166,8 @@ def _json_array_rows(path: epath.Path, content: str) -> Iterable[Row]:
         # Many data sets keep JSON lines in files named .json.
         return _json_rows(path, content)
     items = values if isinstance(values, list) else [values]
-    kind = str if isinstance(next(iter(items), None), str) else dict
+    # A missing text counts as an empty one, as in columns.
+    kind: Any = str | None if isinstance(next(iter(items), None), str) else dict
     for number, item in enumerate(items, start=1):
         if not isinstance(item, kind):
             raise UserError(

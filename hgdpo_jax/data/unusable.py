@@ -34,10 +34,11 @@ class Unusable:
         self._what = self._first = ""
 
     def add(self, finite: Mapping[str, Bool[np.ndarray, " n"]], name: Callable[[int], str]) -> None:
-        """Counts images: a usable one is `finite` in all kinds of values, which come in the order of their computation.
+        """Counts images; one is usable if all kinds of its values are finite.
 
-        `name` returns the name of a row's image. Raises UserError where more images are unusable than `limit` allows,
-        or most of the first ones and more than that share of them.
+        `finite` lists the kinds in the order in which they are computed, and `name` returns the name of a row's image.
+        Raises UserError where more images are unusable than `limit` allows, or most of the first ones and more than
+        that share of them.
         """
         usable = np.all(list(finite.values()), axis=0)
         bad = np.flatnonzero(~usable)

@@ -17,7 +17,7 @@ from hgdpo_jax.evaluation.rank_statistics import RankStatistics
 from hgdpo_jax.files import write_json
 
 RESULTS = "results.json"
-# Raise it when the file's format changes.
+# Increment it when the file's format changes.
 _VERSION = 2
 Values = Mapping[str, Float[np.ndarray, "prompts seeds"]]
 

@@ -175,7 +175,7 @@ def draw_parts(
     def keep(block: Block, index: int, latents: np.ndarray, text_finite: np.ndarray) -> None:
         stored = pool.latents.stored(latents)
         usable = finite_rows(stored)
-        # An image that does not depend on a prompt's values is usable without them.
+        # An image whose latents are finite is usable even if its conditioning is not.
         values = {"text": usable | text_finite, "denoiser": usable}
         finite = {f"the values of {name_of(experiment, of)}": rows for of, rows in values.items()}
         # Not written where too many are unusable, so that they are drawn again once the device is repaired.

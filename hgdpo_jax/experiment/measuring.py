@@ -74,27 +74,46 @@ def measure(
     """
     columns = _columns(source.folder, measures)
 
-    def missing() -> dict[str, list[tuple[Block, int]]]:
-        found = {name: each.parts.missing_for_all(blocks, seeds) for name, each in columns.items()}
+    def missing() -> dict[str, dict[tuple[Block, int], None]]:
+        found = {name: dict.fromkeys(each.parts.missing_for_all(blocks, seeds)) for name, each in columns.items()}
         return {name: parts for name, parts in found.items() if parts}
+
+    def read() -> Measured | None:
+        # Damaged parts are made again in the next round.
+        with contextlib.suppress(DamagedPartError):
+            values = {
+                name: np.concatenate([each.parts.read_block(block, seeds) for block in blocks])
+                for name, each in columns.items()
+            }
+            for name, found in values.items():
+                if not np.isfinite(found).any():
+                    raise UserError(
+                        f"none of the {len(found) * seeds:,} images of {source.name} is usable, their {name} are not "
+                        "finite: check its weights, or give --config.dtype=float32"
+                    )
+            colors = np.concatenate(values[_COLORS])
+            shown: list[np.ndarray] = []
+            for block in blocks:
+                if len(shown) < examples:
+                    shown += list(source.images(block, 0)[0][: examples - len(shown)])
+            return Measured(
+                values={name: np.where(np.isfinite(values[name]), values[name], np.nan) for name in measures},
+                colors=means_of(colors[finite_rows(colors)]),
+                diversity=diversity(values[_EMBEDDINGS]) if _EMBEDDINGS in values else None,
+                examples=np.stack(shown),
+            )
+        return None
 
     while True:
         source.complete(blocks, seeds)
         if missing():
             # One lease for everything that is measured: each image is decoded once for all of it.
             with leases.held(columns[_COLORS].parts.folder, wait=True):
-                found = missing()
-                todo = dict.fromkeys(part for parts in found.values() for part in parts)
-                wanted = {name: set(parts) for name, parts in found.items()}
+                wanted = missing()
+                todo = dict.fromkeys(part for parts in wanted.values() for part in parts)
                 images = seeds * prompt_count(blocks) // hosts.count()
                 _measure(source, columns, wanted, hosts.own(list(todo)), images, unusable_limit)
             continue
-
-        def read() -> Measured | None:
-            # What is damaged is made again in the next round.
-            with contextlib.suppress(DamagedPartError):
-                return _read(source, columns, blocks, seeds, measures, examples)
-            return None
 
         measured = hosts.by_first(read)
         if hosts.from_first(measured is not None):
@@ -122,7 +141,7 @@ def diversity_score(measures: Mapping[str, Measure]) -> Measure | None:
 def _measure(
     source: ImageSource,
     columns: Mapping[str, _Column],
-    missing: Mapping[str, set[tuple[Block, int]]],
+    missing: Mapping[str, Mapping[tuple[Block, int], None]],
     parts: Sequence[tuple[Block, int]],
     images: int,
     unusable_limit: float,
@@ -142,34 +161,3 @@ def _measure(
                 for name, values in measured.items():
                     write(columns[name].parts.write, block, index, values)
                 bar.update(len(pixels))
-
-
-def _read(
-    source: ImageSource,
-    columns: Mapping[str, _Column],
-    blocks: Sequence[Block],
-    seeds: int,
-    measures: Mapping[str, Measure],
-    examples: int,
-) -> Measured:
-    values = {
-        name: np.concatenate([each.parts.read_block(block, seeds) for block in blocks])
-        for name, each in columns.items()
-    }
-    for name, found in values.items():
-        if not np.isfinite(found).any():
-            raise UserError(
-                f"none of the {len(found) * seeds:,} images of {source.name} is usable, their {name} are not finite: "
-                "check its weights, or give --config.dtype=float32"
-            )
-    colors = np.concatenate(values[_COLORS])
-    shown: list[np.ndarray] = []
-    for block in blocks:
-        if len(shown) < examples:
-            shown += list(source.images(block, 0)[0][: examples - len(shown)])
-    return Measured(
-        values={name: np.where(np.isfinite(values[name]), values[name], np.nan) for name in measures},
-        colors=means_of(colors[finite_rows(colors)]),
-        diversity=diversity(values[_EMBEDDINGS]) if _EMBEDDINGS in values else None,
-        examples=np.stack(shown),
-    )

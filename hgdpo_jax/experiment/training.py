@@ -75,7 +75,7 @@ def training_batches(experiment: Experiment, model: Model, folder: epath.Path) -
 
 
 def make_training(experiment: Experiment, model: Model, mesh: Mesh):
-    """What makes the state that training begins with, and its step (`make_accumulating_step`) on a mesh."""
+    """A function that makes the initial state, and the training step (`make_accumulating_step`) on a mesh."""
     optimizer, targets = optimizer_of(experiment.train), model.lora_targets
 
     def initial_state():

@@ -63,8 +63,8 @@ class Model(Family):
         negative_conditioning: Conditioning,
         adapters: Adapters,
         *,
-        steps: int,
-        guidance: float,
+        steps: int = 50,
+        guidance: float = 5.0,
         latent_normalization: bool = False,
     ) -> Float[Array, "n h w c"]:
         """Scaled latents by DPM-Solver++ with classifier-free guidance away from `negative_conditioning`.

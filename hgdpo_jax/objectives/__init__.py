@@ -38,7 +38,7 @@ class Objective(abc.ABC):
     # How many images of a row the policy denoises, and how many the reference.
     trained_images: ClassVar[int]
     reference_images: ClassVar[int]
-    # Raised when the numbers of its losses change, so that no training is continued by other code.
+    # Incremented when its losses change numerically, so that other code does not continue a training.
     revision: ClassVar[int] = 1
     # Whether a loss depends on means over the rows that the devices take at once: then train.device_batch decides.
     batch_means: ClassVar[bool] = False
@@ -147,7 +147,7 @@ class PairObjective(Objective):
 def policy_losses(
     objective: Objective, model: Model, lora: dict, base: dict, batch: dict[str, Any], clip_skip: int = 0
 ) -> dict[str, jax.Array]:
-    """What an objective makes of a batch, which holds the prompts' `tokens`, one value per row, with "loss" among them.
+    """An objective's values for a batch with the prompts' `tokens`, one per row, including "loss".
 
     `clip_skip` layers of the text encoder are skipped.
     """

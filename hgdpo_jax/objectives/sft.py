@@ -23,7 +23,7 @@ class SFT(Objective):
     def losses(
         self, model: Model, lora: dict, base: dict, batch: dict[str, Any], conditioning: Any
     ) -> dict[str, Float[Array, "n"]]:
-        """Noise prediction on each pair's winner, one float32 value a pair."""
+        """Noise prediction on each pair's winner, one float32 value per pair."""
         winners = batch["winner_latents"].astype(jnp.float32)
         drawn = winners, batch["noise"], batch["timesteps"]
         noisy = add_noise(model.schedule, *drawn)

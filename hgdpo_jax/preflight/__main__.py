@@ -55,7 +55,7 @@ def _run(arguments: Sequence[str]) -> None:
     found, table = preflight.examine(settings, preflight.compile_apart(settings))
     print(table, end="", flush=True)
     if values.json:
-        write_json(expanded(values.json), found)
+        write_json(expanded(values.json), found, sort_keys=False)
 
 
 if __name__ == "__main__":

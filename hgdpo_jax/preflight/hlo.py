@@ -45,7 +45,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A line of a computation: results, operation, names of the operands, and all the text that follows its bracket."""
+    """A line of a computation: results, operation, names of the operands, and the text after the opening bracket."""
 
     name: str
     results: tuple[Array, ...]

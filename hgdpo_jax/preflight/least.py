@@ -32,7 +32,7 @@ def least_step_flops(
         return noisy, jax.ShapeDtypeStruct((images,), jnp.int32), base.conditioning_shapes(images)
 
     def least(function, *arguments, tuned=0):
-        """Those of a function, the first `tuned` of whose arrays are trained."""
+        """The fewest operations of a function whose first `tuned` arrays are trained."""
         jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
         return least_flops(jaxpr, [place < tuned for place in range(len(jaxpr.invars))])
 

@@ -55,8 +55,6 @@ def _modules() -> dict[str, str]:
     for place in [__name__, *(plugin.stages for plugin in plugins.installed().values() if plugin.stages)]:
         for module in pkgutil.iter_modules(importlib.import_module(place).__path__):
             if module.name in found:
-                raise UserError(
-                    f"the stage {module.name} of {place} is {found[module.name]} already: uninstall a plugin"
-                )
+                raise UserError(f"{place}.{module.name} is also {found[module.name]}: uninstall a plugin")
             found[module.name] = f"{place}.{module.name}"
     return found

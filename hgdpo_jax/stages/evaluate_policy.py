@@ -96,13 +96,16 @@ def _trained(experiment: Experiment, run: StageRun, results: Results) -> Results
     training: dict[str, Any] = {}
     if "train_policy" in run.inputs:
         objective = experiment.objective
-        sections = {
-            "pool": {"size": experiment.pool.size, **decisive(experiment.sampling)},
-            "pairs": {"filter": experiment.pairs.filter, **decisive(experiment.pairs)},
-            "train": decisive(experiment.train),
-        }
-        of_objective = {"objective": objective.name(), objective.name(): decisive(objective)}
-        training = flat({**sections, **of_objective, "adapter.rank": experiment.adapter.rank})
+        training = flat(
+            {
+                "pool": {"size": experiment.pool.size, **decisive(experiment.sampling)},
+                "pairs": {"filter": experiment.pairs.filter, **decisive(experiment.pairs)},
+                "train": decisive(experiment.train),
+                "objective": objective.name(),
+                objective.name(): decisive(objective),
+                "adapter.rank": experiment.adapter.rank,
+            }
+        )
     if "select_pairs" in run.inputs:
         statistics = read_statistics(run.input("select_pairs", STATISTICS))
         training |= {"prompts.train_count": statistics["prompts"], "pairs": statistics["pairs"]}

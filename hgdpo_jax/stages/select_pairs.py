@@ -32,6 +32,8 @@ from hgdpo_jax.settings import decisive
 
 INPUTS = ("score_pool",)
 EVERY_HOST = True
+# Blocks read in advance: each takes 12 MB for 64 prompts of 704x1024 pixels.
+_BLOCKS_AHEAD = 8
 
 
 def settings(experiment: Experiment) -> dict:
@@ -154,7 +156,7 @@ def _select(
         progress(total=prompts, initial=done, description="select_pairs", unit="prompt") as bar,
         write_behind() as write,
     ):
-        for block, found in zip(missing, read_ahead(read, missing), strict=True):
+        for block, found in zip(missing, read_ahead(read, missing, _BLOCKS_AHEAD), strict=True):
             if found:
                 selected = _selected(encode, **found)
                 # Not written where too many are unusable, so that the block is encoded again by a repaired VAE.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, as_user_error
 from hgdpo_jax.files import expanded, write_json
 from hgdpo_jax.weights.clip_tokenizer import TOKENIZER_FILES, require_tokenizer
 from hgdpo_jax.weights.folders import (
@@ -81,9 +81,10 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     config = read_json(path)
-    if missing := [name for name in (*_DEFAULTS, "projection_dim") if name not in config]:
+    if missing := [name for name in (*_DEFAULTS, "projection_dim") if not config.get(name)]:
         raise UserError(f"{path} has no {missing[0]}, expected a CLIP of two towers: give a folder of a CLIPModel")
-    return config | {name: defaults | config[name] for name, defaults in _DEFAULTS.items()}
+    with as_user_error(f"{path} describes no CLIP"):
+        return config | {name: defaults | config[name] for name, defaults in _DEFAULTS.items()}
 
 
 def _read_preprocessor(folder: epath.Path, image_size: int) -> dict[str, Any]:

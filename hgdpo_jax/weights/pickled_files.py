@@ -8,7 +8,6 @@ unread.
 
 import pickle
 import tarfile
-import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -33,7 +32,7 @@ def load_pickled(path: epath.PathLike) -> dict[str, np.ndarray]:
         ) from error
     # What a damaged pickle raises depends on where it is damaged.
     with as_user_error(f"{path} is not a complete file of pickled weights"), local_copy(path) as local:
-        is_zip = zipfile.is_zipfile(local)
+        is_zip = _starts_as_zip(local)
         if not is_zip and tarfile.is_tarfile(local):
             raise UserError(f"{path} is a tar archive, which is not read: convert it to safetensors")
         try:
@@ -51,6 +50,12 @@ def load_pickled(path: epath.PathLike) -> dict[str, np.ndarray]:
     except TypeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} holds tensors of a type that NumPy lacks ({reason}): convert it to float16") from error
+
+
+# As torch.load tells them apart.
+def _starts_as_zip(path: epath.PathLike) -> bool:
+    with epath.Path(path).open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _to_array(tensor) -> np.ndarray:

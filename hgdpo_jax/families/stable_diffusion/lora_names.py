@@ -1,4 +1,4 @@
-"""How LoRA files call the layers of Stable Diffusion 1.x."""
+"""What LoRA files call the layers of Stable Diffusion 1.x."""
 
 import re
 

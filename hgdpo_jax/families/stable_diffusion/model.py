@@ -142,6 +142,8 @@ class StableDiffusion(Model):
 
     def save(self, folder: epath.PathLike, storage: str = "float16") -> None:
         """Writes a folder that diffusers and `load` read; `storage` is "float16" or "float32"."""
+        if storage not in ("float16", "float32"):
+            raise UserError(f"storage is {storage!r}, expected 'float16' or 'float32'")
         tensors = {name: from_tree(tree, storage) for name, tree in by_file(self.parameters).items()}
         tokenizer = epath.Path(self.tokenizer.name_or_path)
         files.write_folder(folder, files.StableDiffusionFiles(self.configs, tensors, tokenizer), storage)
