@@ -80,7 +80,7 @@ def test_weights_of_another_shape_are_refused(start, tiny_scorer, tmp_path):
         ("--config.train.steps=99999999999", ("train.steps is 99999999999, expected 1 to 2147483647",)),
         ("--config.sweep.scales=0.5,1e999", ("sweep.scales is inf",)),
         ("--config.sweep.scales='a'", ("sweep.scales holds 'a', expected numbers",)),
-        ("--config.evaluate.models=5", ("evaluate.models holds 5, expected texts",)),
+        ("--config.evaluate.models=5", ("evaluate.models holds 5, expected text",)),
         ("--config.name=../other", ("name is '../other', expected the name of a folder",)),
         ("--workdir=README.md", ("workdir README.md is a file, expected a folder",)),
     ],

@@ -81,7 +81,7 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     config = read_json(path)
-    if missing := [name for name in (*_DEFAULTS, "projection_dim") if not config.get(name)]:
+    if missing := [name for name in (*_DEFAULTS, "projection_dim") if name not in config]:
         raise UserError(f"{path} has no {missing[0]}, expected a CLIP of two towers: give a folder of a CLIPModel")
     with as_user_error(f"{path} describes no CLIP"):
         return config | {name: defaults | config[name] for name, defaults in _DEFAULTS.items()}

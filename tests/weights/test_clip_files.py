@@ -62,9 +62,12 @@ def test_what_a_config_of_two_towers_leaves_out_is_transformers_default(tmp_path
     assert CLIPConfig.from_dict(read_config(tmp_path)) == CLIPConfig.from_dict(transformers.CLIPConfig().to_dict())
 
 
-def test_a_config_of_one_tower_is_refused(tmp_path):
+def test_a_config_without_both_towers_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 512}))
     with pytest.raises(UserError, match="config.json has no text_config, expected a CLIP of two towers"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": None, "vision_config": {}, "projection_dim": 512}))
+    with pytest.raises(UserError, match="config.json describes no CLIP"):
         read_config(tmp_path)
 
 
