@@ -14,6 +14,7 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Reads a config.json and ignores values that the shape does not depend on."""
+        # Subclasses are dataclasses, this base is not, which the type checker cannot know.
         names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
 
