@@ -48,6 +48,7 @@ class Prompts:
         people.json                                 a JSON array of prompts,
         people.csv:caption                          a column of a .csv, .tsv, .json, .jsonl or .parquet file,
         PartiPrompts.tsv:Prompt:Category=People     of its rows with this value in another column,
+        parti-people                                the PartiPrompts of category People, which ship with the package,
         PLUGIN:NAME                                 prompts of a plugin (hgdpo_jax/plugins.py).
 
     A file may be one of a data set on the hub, hf://datasets/OWNER/NAME/FILE, or several, with * in its name.
@@ -59,7 +60,7 @@ class Prompts:
     # Prompts that choose the best checkpoint during training (not stated).
     validation: str = named("")
     # Prompts of the evaluation; the paper's are the 177 PartiPrompts of category People (Sec. 4).
-    test: str = named("")
+    test: str = named("parti-people")
     # How many of each are used, counted from the first; 0: all.
     train_count: int = 0
     validation_count: int = 64

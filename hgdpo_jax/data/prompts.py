@@ -14,6 +14,8 @@ from hgdpo_jax.texts import shortened
 from hgdpo_jax.weights.clip_tokenizer import LongPrompt
 
 _MOST_WARNINGS = 5
+# Lists that ship with the package, one NAME.txt each.
+_LISTS = {path.stem: path for path in (epath.Path(__file__).parent / "prompt_lists").glob("*.txt")}
 
 
 def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
@@ -21,7 +23,8 @@ def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
 
     The source is a UTF-8 text file with one prompt per line; a JSON file with an array of texts; a column of a JSON,
     JSON-lines, CSV, TSV or Parquet file, "FILE:COLUMN", or of some of its rows, "FILE:COLUMN:OTHER=VALUE", where FILE
-    may be on the hub, "hf://datasets/OWNER/NAME/FILE"; or a plugin's, "PLUGIN:NAME". Empty and repeated prompts in
+    may be on the hub, "hf://datasets/OWNER/NAME/FILE"; a list that ships, "parti-people"; or a plugin's, "PLUGIN:NAME".
+    Empty and repeated prompts in
     files are not counted, and are reported once. Raises UserError if the source is missing, unreadable or too short.
     """
     if not str(source):
@@ -51,6 +54,8 @@ def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
 
 def _texts(source: str) -> list[str]:
     """All prompts of a file in their order, including empty and repeated ones."""
+    if source in _LISTS:
+        return prompt_lines(_LISTS[source])
     file, selection = split_source(source)
     paths = fetch_files(file) if file.startswith(PREFIX) else [expanded(file)]
     if not all(path.is_file() for path in paths):

@@ -1,8 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 from transformers import CLIPTokenizer
 
+from hgdpo_jax.base_config import base_config
 from hgdpo_jax.data.prompts import load_prompts, warn_long_prompts
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.weights.clip_tokenizer import long_prompts
@@ -43,6 +45,14 @@ def test_what_does_not_count_is_reported_once_however_often_it_is_read(tmp_path,
         load_prompts(path, count)
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"warning: {path} holds 2 distinct prompts; not counted: 2 empty, 2 repeated"
+
+
+def test_the_test_prompts_of_the_paper_are_named_without_a_file():
+    prompts = load_prompts("parti-people")
+    assert len(prompts) == 177 and prompts[:2] == ["Salvador Dalí", "a handpalm"]
+    excerpt = load_prompts(f"{Path(__file__).parent / 'PartiPrompts.tsv'}:Prompt:Category=People")
+    assert [prompt for prompt in prompts if prompt in excerpt] == excerpt
+    assert base_config().prompts.test == "parti-people"
 
 
 def test_toon_prompts_are_distinct_and_begin_alike():
