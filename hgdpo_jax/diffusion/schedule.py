@@ -121,6 +121,18 @@ class NoiseSchedule:
         alphas_cumprod = np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)
         return dataclasses.replace(self, betas=betas, alphas_cumprod=alphas_cumprod)
 
+    def __str__(self) -> str:
+        """All that decides images and training, in words."""
+        if self.use_karras_sigmas:
+            visited = "Karras sigmas"
+        else:
+            # The other spacings ignore the offset.
+            offset = f" with offset {self.steps_offset}" if self.timestep_spacing == "leading" else ""
+            visited = f"{self.timestep_spacing} spacing{offset}"
+        ending = ", zero terminal SNR" if self.alphas_cumprod[-1] == 0 else ""
+        betas = f"betas {self.betas[0]:.3g} to {self.betas[-1]:.3g} in {len(self.betas):,} steps{ending}"
+        return f"{betas}, {self.prediction_type}, {visited}"
+
     def previous_alphas_cumprod(self, stride: int) -> Float[np.ndarray, " t"]:
         """`alphas_cumprod[t - stride]` for every t; 1, no noise, before the first step."""
         stride = min(stride, len(self.alphas_cumprod))

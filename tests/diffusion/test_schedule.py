@@ -50,6 +50,24 @@ def test_a_file_without_spacing_means_linspace():
     assert (schedule.timestep_spacing, schedule.steps_offset) == ("linspace", 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "described"),
+    [
+        ({}, "betas 0.00085 to 0.012 in 1,000 steps, epsilon, linspace spacing"),
+        (
+            {"timestep_spacing": "leading"},
+            "betas 0.00085 to 0.012 in 1,000 steps, epsilon, leading spacing with offset 1",
+        ),
+        (
+            {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "use_karras_sigmas": True},
+            "betas 0.00085 to 1 in 1,000 steps, zero terminal SNR, v_prediction, Karras sigmas",
+        ),
+    ],
+)
+def test_schedule_says_in_words_what_it_is(options, described):
+    assert str(NoiseSchedule.from_dict(STABLE_DIFFUSION | options)) == described
+
+
 def test_nothing_is_noisy_before_the_first_timestep():
     schedule = NoiseSchedule.scaled_linear(0.1, 0.2, 3)
     np.testing.assert_array_equal(schedule.previous_alphas_cumprod(1), [1, *schedule.alphas_cumprod[:2]])
