@@ -8,7 +8,8 @@ A package names its own in its metadata, and it is found once the package is ins
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -35,7 +36,7 @@ class Plugin:
     sections: Mapping[str, type] = dataclasses.field(default_factory=dict)
     # Package whose modules are stages, as hgdpo_jax/stages/__init__.py describes them.
     stages: str = ""
-    # Whose work its pictures show: stands in the reports of experiments with its prompts.
+    # Whose work the images show that its weights draw, or that are drawn of its prompts: shown in their reports.
     attribution: str = ""
 
 
@@ -49,6 +50,21 @@ def plugin_of(prompts: str) -> tuple[Plugin, str]:
     """The plugin whose prompts a source names, an empty one for a file, and what follows its name and the colon."""
     name, colon, rest = prompts.partition(":")
     return installed().get(name, Plugin()) if colon else Plugin(), rest
+
+
+def attribution(weights: Sequence[str], prompts: Sequence[str]) -> str:
+    """Whose work images show that these weights draw of these prompts, in the words of the plugins that add either."""
+    places = [os.path.realpath(os.path.expanduser(source)) for source in weights if source]
+
+    def concerned(name: str, plugin: Plugin) -> bool:
+        folders = [os.path.realpath(place) for place in plugin.weights.values()]
+        return (
+            any(source.startswith(f"{name}:") for source in prompts)
+            or any(source in plugin.weights for source in weights)
+            or any(os.path.commonpath([place, folder]) == folder for place in places for folder in folders)
+        )
+
+    return " ".join(plugin.attribution for name, plugin in installed().items() if concerned(name, plugin)).strip()
 
 
 def named(what: str, taken: Collection[str] = ()) -> dict[str, Any]:

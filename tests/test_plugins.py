@@ -84,7 +84,6 @@ def test_an_installed_package_adds_prompts_weights_scorers_stages_and_an_attribu
     assert str(resolve_source("studio-base")) == str(tmp_path / "base")
     scorer = ScorerSource.parse("light=brightness")
     assert (scorer.name, scorer.kind, scorer.source) == ("light", "function", "studio.scorers:brightness")
-    assert plugins.plugin_of("studio:faces")[0].attribution == "Drawn by the studio."
 
     (tmp_path / "tiny.py").write_text(CONFIG)
     command = [f"--config={tmp_path / 'tiny.py'}", f"--workdir={tmp_path / 'work'}"]
@@ -93,6 +92,21 @@ def test_an_installed_package_adds_prompts_weights_scorers_stages_and_an_attribu
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert "a day in the studio" in out and "draw_by_hand, " in out
+
+
+@pytest.mark.parametrize(
+    ("weights", "prompts", "expected"),
+    [
+        (["studio-base", ""], ["people.txt"], "Drawn by the studio."),
+        (["{folder}/base/vae"], ["people.txt"], "Drawn by the studio."),
+        (["runwayml/base"], ["people.txt", "studio:faces"], "Drawn by the studio."),
+        (["{folder}/base-of-others", ""], ["studio.csv:prompt"], ""),
+    ],
+)
+def test_an_attribution_follows_the_weights_that_draw_the_images_and_their_prompts(
+    studio, tmp_path, weights, prompts, expected
+):
+    assert plugins.attribution([source.format(folder=tmp_path) for source in weights], prompts) == expected
 
 
 def test_what_no_plugin_names_is_refused_with_what_they_do_name(studio):

@@ -47,6 +47,7 @@ class Results:
 
     settings: what decides the images of the base, the scores and the measures.
     headline: the score that reports lead with.
+    attribution: whose work the images show, if their weights or prompts come from a plugin.
     training, ranks, pair_check: how the experiment's LoRA was trained, if it trains one.
     """
 
@@ -57,6 +58,8 @@ class Results:
     scores: Mapping[str, About]
     measures: Mapping[str, About]
     models: Mapping[str, ModelResults]
+    # Results of earlier versions lack it.
+    attribution: str = ""
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ranks: RankStatistics | None = None
     pair_check: PairCheck | None = None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
+from hgdpo_jax import plugins
 from hgdpo_jax.artifacts import StageRun, fingerprint_of, flat
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.folder_images import FolderImages
@@ -83,6 +84,9 @@ def measure_models(
         scores={name: score.about for name, score in scores.items()},
         measures={name: measure.about for name, measure in measures.items()},
         models=found,
+        attribution=plugins.attribution(
+            [experiment.weights.base, experiment.weights.vae], [experiment.prompts.train, experiment.prompts.test]
+        ),
     )
     return results, [of.examples for of in measured.values() if of]
 

@@ -66,11 +66,25 @@ def png_bytes(picture: np.ndarray | Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def data_uri(image: np.ndarray, height: int) -> str:
-    """The image, resized for display, as a WebP data URI."""
+def webp_bytes(image: np.ndarray, height: int) -> bytes:
+    """The image, resized for display, as a WebP file."""
     stream = io.BytesIO()
     resize_for_display(image, height).save(stream, "WEBP", quality=88, method=6)
-    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
+    return stream.getvalue()
+
+
+def data_uri(image: np.ndarray, height: int) -> str:
+    """The image, resized for display, as a WebP data URI."""
+    return _uri(webp_bytes(image, height))
+
+
+def file_uri(path: epath.Path, height: int) -> str:
+    """A picture file as a WebP data URI: WebP as it is, because it was resized for display; others resized."""
+    return _uri(path.read_bytes()) if path.suffix == ".webp" else data_uri(read_image(path), height)
+
+
+def _uri(webp: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(webp).decode()
 
 
 def contact_sheet(images: np.ndarray, columns: int, enlarge: int = 1) -> bytes:

@@ -38,7 +38,6 @@ class RunReport:
     training: Sequence[Mapping[str, float]] = ()
     pairs: Mapping[str, Sequence[ImagePair]] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    attribution: str = ""
 
     @functools.cached_property
     def compared(self) -> list[Comparison]:

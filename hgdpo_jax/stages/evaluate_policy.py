@@ -1,8 +1,10 @@
 """Compares models on held-out prompts, from the same noise, by every score, and writes the report (HG-DPO, Sec. 4)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from hgdpo_jax.artifacts import StageRun, flat
@@ -18,16 +20,17 @@ from hgdpo_jax.experiment.evaluating import comparable_settings, folder_images, 
 from hgdpo_jax.experiment.models import load_base
 from hgdpo_jax.experiment.prompts import test_prompts
 from hgdpo_jax.experiment.scoring import check_scorers
-from hgdpo_jax.files import expanded
-from hgdpo_jax.pages.pictures import read_shown_pairs
+from hgdpo_jax.files import expanded, write_bytes
+from hgdpo_jax.pages.pictures import read_shown_pairs, webp_bytes
 from hgdpo_jax.pages.run_report import RunReport, example_pairs, write_report
-from hgdpo_jax.plugins import plugin_of
 from hgdpo_jax.run_log import LOG, read_scalars
 from hgdpo_jax.settings import decisive
 from hgdpo_jax.weights import lora_files
 
 EVERY_HOST = True
 _EXAMPLES = 24
+# Pictures that reports on many runs show side by side.
+_PICTURES, _PICTURE_HEIGHT = 8, 384
 
 
 def inputs(experiment: Experiment) -> tuple[str, ...]:
@@ -76,18 +79,28 @@ def run(experiment: Experiment, run: StageRun) -> None:
     found = measure_models(experiment, run, models_of(experiment), test_prompts(experiment), _EXAMPLES)
     if not found:
         return
-    results, (first, second, *_) = _trained(experiment, run, found[0]), found[1]
+    results, images = _trained(experiment, run, _with_pictures(run.folder, *found)), found[1]
     write_results(run.folder, results)
     report = RunReport(
         results,
-        example_pairs(results, first, second),
+        example_pairs(results, *images[:2]),
         training=read_scalars(run.input("train_policy", LOG)) if "train_policy" in run.inputs else (),
         pairs=read_shown_pairs(run.input("check_pairs")) if "check_pairs" in run.inputs else {},
         settings=plain(experiment),
-        attribution=plugin_of(experiment.prompts.test)[0].attribution,
     )
     write_report(run.folder / "report", report)
     print(report, flush=True)
+
+
+def _with_pictures(folder: epath.Path, results: Results, images: Sequence[np.ndarray]) -> Results:
+    """The results with the first pictures of each model, which it writes beside them."""
+    models = {}
+    for (name, model), shown in zip(results.models.items(), images, strict=True):
+        pictures = [f"pictures/{name}-{row}.webp" for row in range(len(shown[:_PICTURES]))]
+        for picture, image in zip(pictures, shown, strict=False):
+            write_bytes(folder / picture, webp_bytes(image, _PICTURE_HEIGHT))
+        models[name] = dataclasses.replace(model, pictures=pictures)
+    return dataclasses.replace(results, models=models)
 
 
 def _trained(experiment: Experiment, run: StageRun, results: Results) -> Results:

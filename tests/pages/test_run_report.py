@@ -83,12 +83,13 @@ def report():
     found = results(scorer=(scores[1], scores[0] + 5), judge=(scores[1], scores[0]))
     examples = example_pairs(found, *images)
     return RunReport(
-        dataclasses.replace(found, pair_check=check),
+        dataclasses.replace(
+            found, pair_check=check, attribution="Drawn by someone. " + "an/address/that/never/breaks/" * 3
+        ),
         examples=examples,
         training=[{"step": step, "loss": 0.7, "dpo_loss": 0.69, "validation_win_rate": 0.6} for step in (1, 2, 3)],
         pairs={"best": examples[:1], "worst": examples[1:2]},
         settings={"name": "n", "dpo": {"beta": 2500, "note": HOSTILE}},
-        attribution="Drawn by someone. " + "an/address/that/does/not/break/" * 3,
     )
 
 

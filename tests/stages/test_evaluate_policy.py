@@ -23,7 +23,7 @@ from hgdpo_jax.evaluation.results import read_results
 from hgdpo_jax.experiment.drawing import Drawing, images_of_all_hosts
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
-from hgdpo_jax.pages.pictures import read_shown_pairs
+from hgdpo_jax.pages.pictures import read_image, read_shown_pairs
 from hgdpo_jax.stages import check_pairs, evaluate_policy, inputs_of, sample_images, sweep_scale
 from hgdpo_jax.toon.captions import prompts
 from hgdpo_jax.weights import lora_files
@@ -218,6 +218,17 @@ def test_every_model_is_measured_on_the_same_prompts_and_noise(several, runs):
     assert np.shape(grey["scores"]["judge"]) == (3, 2)
     # Its two images of a prompt are one picture.
     assert grey["diversity"] == pytest.approx(0, abs=1e-6) and models["base"]["diversity"] > 0
+
+
+def test_the_first_prompts_pictures_of_every_model_are_kept_as_files_with_whose_work_they_show(several):
+    _, run, _ = several
+    results = read_results(run.folder)
+    pictures = {name: [read_image(run.folder / file) for file in of.pictures] for name, of in results.models.items()}
+    assert {np.shape(shown) for shown in pictures.values()} == {(3, 384, 288, 3)}
+    assert np.abs(np.subtract(pictures["theirs"], 200.0)).max() < 3
+    np.testing.assert_array_equal(pictures["other_0_5"], pictures["tuned"])
+    assert (np.array(pictures["base"]) != pictures["tuned"]).any()
+    assert "ToonHead" in results.attribution and results.attribution in (run.folder / "report/index.html").read_text()
 
 
 def test_a_damaged_image_is_drawn_again_and_nothing_else(several, capsys):
