@@ -88,7 +88,7 @@ class StageRun:
         """What differs from the settings that the stage was started with, one "name old -> new" each; [] if nothing."""
         if not self.is_started():
             return []
-        marker = _read_marker(self.folder / (DONE if self.is_done() else STARTED))
+        marker = read_marker(self.folder / (DONE if self.is_done() else STARTED))
         if marker["fingerprint"] == self.fingerprint:
             return []
         changed = differences(marker["settings"], _as_json(self.settings))
@@ -120,7 +120,7 @@ class StageRun:
         """
         if not self.is_done():
             raise UserError(f"{self.name} is not done in {self.folder.parent}: add it to --stage, or leave --stage out")
-        written = _read_marker(self.folder / DONE)["files"]
+        written = read_marker(self.folder / DONE)["files"]
 
         def check(name: str) -> None:
             path, expected = self.folder / name, written.get(name, "")
@@ -185,7 +185,8 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
             yield path
 
 
-def _read_marker(path: epath.Path) -> dict[str, Any]:
+def read_marker(path: epath.Path) -> dict[str, Any]:
+    """What started.json or done.json says of a stage; raises UserError where the file is damaged."""
     try:
         marker = json.loads(path.read_text())
         expected = {"fingerprint", "settings", "inputs"} | ({"files"} if path.name == DONE else set())

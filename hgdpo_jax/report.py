@@ -1,12 +1,13 @@
-"""Joins the evaluations of many runs into the tables and figures of the paper.
+"""Joins the evaluations of many runs into one report, with the tables and figures of the paper where they fill them.
 
     python -m hgdpo_jax.report workdir/runs/n20-* workdir/runs/n20_sml-*
     python -m hgdpo_jax.report workdir/runs/n2 workdir/runs/n5 --output=tables
 
-A run is a folder WORKDIR/runs/NAME whose evaluate_policy is done. NAME is an experiment of the paper, as in configs/:
-n2, n20_sml, sft_winners, ..., with "-SEED" appended for runs that differ in train.seed, which become one row. Runs of
-other names are listed too. All runs must have evaluated the same base on the same prompts by the same scorers. Writes
-index.html (one file), report.md, report.tex and report.json, and prints the tables.
+A run is a folder WORKDIR/runs/NAME. All runs must have evaluated the same base on the same prompts by the same scorers;
+those whose evaluate_policy is not done are listed with what they lack. A NAME that is an experiment of the paper, as in
+configs/ (n2, n20_sml, sft_winners, ...), fills a row of its tables, with "-SEED" appended for runs that differ in
+train.seed, which become one row. Writes index.html (one file), report.md, report.tex and report.json, and prints the
+tables.
 """
 
 import sys
@@ -40,11 +41,13 @@ def _run(arguments: Sequence[str]) -> None:
     from hgdpo_jax.files import require_store, write_text
     from hgdpo_jax.pages.joined.content import build
     from hgdpo_jax.pages.joined.formats import as_json, as_latex, as_markdown, as_page, as_plain_text
+    from hgdpo_jax.pages.joined.progress import evaluated_and_unfinished
     from hgdpo_jax.pages.joined.runs import read_runs
 
     for folder in folders:
         require_store(folder)
-    document = build(read_runs(folders))
+    evaluated, unfinished = evaluated_and_unfinished(folders)
+    document = build(read_runs(evaluated), unfinished)
     output = epath.Path(values.output or epath.Path(folders[0]).expanduser().resolve().parent.parent / "report")
     output = output.expanduser()
     texts = {

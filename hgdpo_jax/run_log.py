@@ -3,6 +3,7 @@
 import collections
 import io
 import json
+import math
 import sys
 import tempfile
 import time
@@ -116,6 +117,12 @@ class RunLog:
 def read_scalars(folder: epath.PathLike) -> list[dict[str, float]]:
     """What a RunLog of this folder wrote: one dict a line, "step" among its names; [] where there is none."""
     return [json.loads(line) for line in _read_lines(epath.Path(folder))]
+
+
+def last_step(folder: epath.PathLike) -> int:
+    """The last step that a RunLog of this folder logged, 0 where there is none; a run may be writing it."""
+    steps = (_step_of(line) for line in _read_lines(epath.Path(folder)))
+    return int(max((step for step in steps if math.isfinite(step)), default=0))
 
 
 class Progress:

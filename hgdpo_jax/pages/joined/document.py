@@ -35,7 +35,10 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """The whole report; `claims` counts the verdicts, `settings` are those that all runs share."""
+    """The whole report; `claims` counts the verdicts, `settings` are those that all runs share.
+
+    `attribution` says whose work the pictures show.
+    """
 
     title: str
     subtitle: str
@@ -44,3 +47,4 @@ class Document:
     sections: Sequence[Section]
     notes: Sequence[str]
     settings: Mapping[str, Any]
+    attribution: str = ""

@@ -7,7 +7,7 @@ from typing import Any
 from hgdpo_jax.files import json_text
 from hgdpo_jax.pages.charts import curves_svg
 from hgdpo_jax.pages.joined.document import Document
-from hgdpo_jax.pages.pictures import data_uri, read_image
+from hgdpo_jax.pages.pictures import file_uri
 from hgdpo_jax.pages.tables import aligned
 from hgdpo_jax.pages.templates import render, render_text
 
@@ -43,7 +43,7 @@ def as_page(document: Document) -> str:
     """One HTML page with its charts and images, which needs no other file."""
     return render(
         "joined/joined.html.jinja",
-        picture=lambda path: data_uri(read_image(path), _IMAGE_HEIGHT),
+        picture=lambda path: file_uri(path, _IMAGE_HEIGHT),
         title=document.title,
         subtitle=document.subtitle,
         document=document,

@@ -120,7 +120,7 @@ def _sweep_section(label: str, runs: Sequence[Run]) -> Section:
         charts.append(Curves("Diversity", note, "LoRA scale", [series]))
     heads = ["LoRA scale", *(about.label for about in (*first.scores.values(), *first.measures.values())), "Diversity"]
     notes = [f"Means over {len(sweeps)} training seeds."] if len(sweeps) > 1 else []
-    pictures = {f"{model.scale:g}": model.pictures for model in first.models.values() if model.pictures}
+    pictures = {f"scale {model.scale:g}": model.pictures for model in first.models.values() if model.pictures}
     images = [[folder / name for name in row] for row in zip(*pictures.values(), strict=True)]
     return Section(
         f"Figure 8: Scale of the LoRA, {label}",

@@ -1,30 +1,55 @@
-"""Sections on all runs, whatever their names: their results, and the training settings that differ."""
+"""Sections on all runs, whatever their names: results, pictures, and the training settings that differ."""
 
 from collections.abc import Sequence
 
-from hgdpo_jax.evaluation.compared_models import BASE, TUNED
+from hgdpo_jax.evaluation.compared_models import BASE
 from hgdpo_jax.evaluation.comparison import compare
-from hgdpo_jax.pages.joined.document import Section
-from hgdpo_jax.pages.joined.runs import Run, training_differences
-from hgdpo_jax.pages.numbers import setting
+from hgdpo_jax.pages.joined.document import ImageGrid, Section
+from hgdpo_jax.pages.joined.progress import Progress
+from hgdpo_jax.pages.joined.runs import Run, RunModel, models_of, training_differences
+from hgdpo_jax.pages.numbers import DASH, setting
 from hgdpo_jax.pages.tables import Cell, Table, base_cells, model_cells, model_heads
 
 
-def runs_section(runs: Sequence[Run]) -> Section:
+def runs_section(runs: Sequence[Run], unfinished: Sequence[Progress]) -> Section:
+    """All models of all runs, and the runs that are not evaluated yet."""
     first = runs[0]
     rows = [[Cell("base"), *base_cells(compare(first.results, first.base, first.base))]]
-    for run in runs:
-        for name, model in run.results.models.items():
-            if name != BASE:
-                label = run.name if name == TUNED else f"{run.name}, {model.label}"
-                compared = compare(run.results, run.base, model)
-                rows.append([Cell(label, values={"run": run.name, "model": name}), *model_cells(compared)])
+    for model in models_of(runs):
+        run, unfinished_stages = model.run, ", ".join(model.run.progress.unfinished)
+        mark = f"not finished: {unfinished_stages}" if unfinished_stages else ""
+        values = {"run": run.name, "model": model.name}
+        rows.append([Cell(model.label, mark, values), *model_cells(compare(run.results, run.base, model.results))])
     notes = [
         "Win rate over the base by every score, its 95 % interval and the mean score; measures with theirs; "
         "colour shift with its sign in per cent of the base's mean; diversity is the mean cosine distance of the image "
         "embeddings of one prompt."
     ]
-    return Section("Runs", notes=notes, tables=[Table("", ["Run", *model_heads(first.results)], rows)])
+    tables = [Table("", ["Run", *model_heads(first.results)], rows)]
+    if unfinished:
+        states = [
+            [Cell(each.folder.name), Cell(", ".join(each.missing)), Cell(", ".join(each.done) or DASH)]
+            for each in unfinished
+        ]
+        tables.append(Table("Runs that are not evaluated yet", ["Run", "Missing", "Done"], states))
+        notes.append("A run resumes with the command that began it.")
+    return Section("Runs", notes=notes, tables=tables)
+
+
+def picture_sections(runs: Sequence[Run]) -> list[Section]:
+    """The first prompts' pictures of the base and of all models, where the runs have kept them."""
+    with_pictures = [run for run in runs if run.base.pictures]
+    if not with_pictures:
+        return []
+    first = with_pictures[0]
+    columns = [RunModel(first, BASE), *models_of(with_pictures)]
+    count = min(len(column.results.pictures) for column in columns)
+    images = [[column.run.folder / column.results.pictures[row] for column in columns] for row in range(count)]
+    notes = ["The first image of the first prompts of the test list, which no score has chosen."]
+    if without := [run.name for run in runs if run not in with_pictures]:
+        notes.append(f"Evaluated by an earlier version, which kept no pictures: {', '.join(without)}.")
+    grid = ImageGrid([column.label for column in columns], first.results.prompts[:count], images)
+    return [Section("Pictures", notes=notes, grid=grid)]
 
 
 def training_sections(runs: Sequence[Run]) -> list[Section]:

@@ -15,9 +15,10 @@ from hgdpo_jax.evaluation.color_shift import shift_between
 from hgdpo_jax.evaluation.compared_models import BASE, TUNED
 from hgdpo_jax.evaluation.results import RESULTS, ModelResults, Results, read_results
 from hgdpo_jax.pages.joined.paper import ROW_LABELS
+from hgdpo_jax.pages.joined.progress import EVALUATION, Progress, read_progress
 
 _TUNED_LAN = "tuned_lan"
-_EVALUATION, _SWEEP = "evaluate_policy", "sweep_scale"
+_SWEEP = "sweep_scale"
 _ADVICE = "evaluate both with the same settings, or give one of them"
 # The same images by the same scorers give the same numbers.
 _BASE_TOLERANCE = 1e-6
@@ -27,15 +28,25 @@ _SEED_SETTINGS = re.compile(r"(.*\.)?seed|pairs")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An experiment's evaluation and, if it has one, its sweep over LoRA scales, with pictures in `sweep_folder`."""
+    """An experiment's evaluation and, if it has one, its sweep over LoRA scales."""
 
     results: Results
     sweep: Results | None
-    sweep_folder: epath.Path
+    progress: Progress
 
     @property
     def name(self) -> str:
         return self.results.experiment
+
+    @property
+    def folder(self) -> epath.Path:
+        """Where the evaluation and its pictures are."""
+        return self.progress.folder / EVALUATION
+
+    @property
+    def sweep_folder(self) -> epath.Path:
+        """Where the sweep and its pictures are."""
+        return self.progress.folder / _SWEEP
 
     @property
     def base(self) -> ModelResults:
@@ -46,6 +57,24 @@ class Run:
     def row(self) -> str:
         """The run's name without its training seed, "-<digits>"."""
         return re.sub(r"-\d+$", "", self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunModel:
+    """A model that a run evaluated."""
+
+    run: Run
+    name: str
+
+    @property
+    def results(self) -> ModelResults:
+        """What was measured of it."""
+        return self.run.results.models[self.name]
+
+    @property
+    def label(self) -> str:
+        """The name of the run, which is also that of its own LoRA, and what else the model is called."""
+        return {BASE: BASE, TUNED: self.run.name}.get(self.name, f"{self.run.name}, {self.results.label}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +118,17 @@ def read_runs(folders: Sequence[epath.PathLike]) -> list[Run]:
     return runs
 
 
+def models_of(runs: Sequence[Run]) -> list[RunModel]:
+    """All models but the base; one that several runs evaluated, such as a folder's images, once."""
+    found: list[RunModel] = []
+    for run in runs:
+        for name in run.results.models:
+            model = RunModel(run, name)
+            if name == TUNED or (name != BASE and not any(_is_same(model.results, each.results) for each in found)):
+                found.append(model)
+    return found
+
+
 def rows_of(runs: Sequence[Run]) -> dict[str, Row]:
     """The paper's rows that the runs fill, in the paper's order; N-20-LAN may come from N-20's runs.
 
@@ -118,6 +158,13 @@ def is_seed(name: str) -> bool:
     return bool(_SEED_SETTINGS.fullmatch(name))
 
 
+def _is_same(model: ModelResults, other: ModelResults) -> bool:
+    """Whether two runs evaluated one model."""
+    return (model.label, model.adapter, model.scale) == (other.label, other.adapter, other.scale) and all(
+        np.array_equal(values, other.scores[name], equal_nan=True) for name, values in model.scores.items()
+    )
+
+
 def _members(
     runs: Sequence[Run], row: str, model_of: Callable[[Run], ModelResults | None]
 ) -> list[tuple[Run, ModelResults]]:
@@ -142,7 +189,7 @@ def _refuse_repetition(members: Sequence[tuple[Run, ModelResults]]) -> None:
 def _refuse_differences(first: Run, other: Run) -> None:
     """Raises UserError where two runs did not evaluate the same base on the same prompts by the same scores."""
     one, two = first.results, other.results
-    _refuse_settings(_EVALUATION, one, two)
+    _refuse_settings(EVALUATION, one, two)
     if one.prompts != two.prompts:
         raise UserError(f"{first.name} and {other.name} were evaluated on different prompts: {_ADVICE}")
     for name, about in one.scores.items():
@@ -170,11 +217,10 @@ def _refuse_settings(stage: str, first: Results, other: Results) -> None:
 
 
 def _read_run(folder: epath.Path) -> Run:
-    if not folder.is_dir():
-        raise UserError(f"there is no run in {folder}, expected a folder WORKDIR/runs/NAME")
-    results, sweep = read_results(folder / _EVALUATION), folder / _SWEEP
+    progress = read_progress(folder)
+    results, sweep = read_results(folder / EVALUATION), folder / _SWEEP
     if BASE not in results.models:
         raise UserError(
             f"{results.experiment} was evaluated without the base: put {BASE} in evaluate.models, or leave {folder} out"
         )
-    return Run(results, read_results(sweep) if (sweep / RESULTS).is_file() else None, sweep)
+    return Run(results, read_results(sweep) if (sweep / RESULTS).is_file() else None, progress)

@@ -128,6 +128,22 @@ def test_rivals_without_hg_dpo_and_single_rows_make_no_table(tmp_path):
     assert any("N-20-L-2 (n20_l2)" in note for note in found.notes)
 
 
+def test_the_paper_is_not_spoken_of_where_no_run_is_a_row_of_it(tmp_path):
+    mine, other = make_results("mine", lead=0.2), make_results("other", lead=-0.2)
+    other["training"] = mine["training"] | {"dpo.beta": 50.0}
+    other["attribution"] = "Drawn by someone."
+    found = report(tmp_path, mine, other, sweeps=[make_sweep("mine")])
+    assert [part.title for part in found.sections] == ["Runs", "Training", "Figure 8: Scale of the LoRA, mine"]
+    assert found.lead.startswith("By the Held-out judge, mine has the highest win rate over the base: ")
+    assert not any(word in " ".join([found.lead, *found.notes]) for word in ("paper", "claim", "Table", "left out"))
+    assert found.attribution == "Drawn by someone."
+
+
+def test_the_papers_tables_follow_the_runs(tmp_path):
+    found = report(tmp_path, make_results("n2"), make_results("n5"))
+    assert [part.title.split(":")[0] for part in found.sections] == ["Runs", "Table 3"]
+
+
 def test_every_run_is_listed_with_its_scores_colours_and_diversity(tmp_path):
     other = make_results("mine", lead=0.1, shift=0.05)
     other["models"]["other"] = {**make_results("x")["models"]["tuned"], "label": "another LoRA", "diversity": None}
@@ -268,7 +284,7 @@ def test_figure_8_shows_scores_and_diversity_by_scale_and_averages_training_seed
     )
     assert diversity.series[0].y == pytest.approx([0.12, 0.11, 0.10])
     assert row(part.tables[0], "0.5")["Held-out judge"].values["rate"] == pytest.approx(0.75)
-    assert (len(part.grid.images), part.grid.columns) == (2, ["0", "0.5", "1"])
+    assert (len(part.grid.images), part.grid.columns) == (2, ["scale 0", "scale 0.5", "scale 1"])
     # With one training seed the interval is there too.
     alone, (low, high) = section(found, titles[1]), wilson_interval(0.7, len(PROMPTS))
     assert (

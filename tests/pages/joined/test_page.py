@@ -1,5 +1,6 @@
 """The joined report as a page, read by a parser and by a browser."""
 
+import dataclasses
 import html.parser
 
 import pytest
@@ -36,7 +37,8 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def markup(many_runs):
-    return as_page(build(read_runs(many_runs)))
+    document = build(read_runs(many_runs))
+    return as_page(dataclasses.replace(document, attribution="Drawn by <someone>."))
 
 
 def test_the_page_needs_no_other_file_and_its_identifiers_are_unique(markup):
@@ -54,7 +56,7 @@ def test_the_page_has_every_table_mark_and_note_and_shows_prompts_as_text(many_r
         assert markup.count(f'<span class="mark {mark}">') == count
     for note in document.notes:
         assert note in page.text
-    assert PROMPTS[0] in page.text and "<b>" not in markup
+    assert PROMPTS[0] in page.text and "<b>" not in markup and "Drawn by <someone>." in page.text
 
 
 def test_a_browser_reads_the_page_well(browser, markup, tmp_path):
