@@ -25,6 +25,7 @@ def __getattr__(name: str) -> Any:
     if name == "losses":
         return importlib.import_module("hgdpo_jax.losses")
     if name in _HOMES:
+        importlib.import_module("hgdpo_jax.compilation").leave_out_cuda()
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
+from hgdpo_jax.compilation import leave_out_cuda
 from hgdpo_jax.errors import UserError, first_line
 
 
@@ -20,6 +21,7 @@ def parsed(arguments: Sequence[str], values: flags.FlagValues, about: str | None
     except flags.Error as error:
         raise UserError(f"{first_line(error)}; --help lists the flags") from error
     if not values.help:
+        leave_out_cuda()
         return rest
     lines = [(about or "").strip(), "", "Flags:"]
     width = max(map(len, values))

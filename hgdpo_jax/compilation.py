@@ -1,18 +1,40 @@
-"""What XLA is told before it compiles the first program of a process."""
+"""What JAX and XLA are told before it compiles the first program of a process."""
 
 import contextlib
+import glob
 import importlib.metadata
 import importlib.util
 import os
+import sys
+from types import ModuleType
 
 from etils import epath
 
+# Of a driver on Linux, of WSL and of Jetson.
+_NVIDIA_DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/nvhost-*", "/dev/nvgpu*")
 _CONCURRENCY = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 
 def usable_cores() -> int:
     """How many cores this process may use; where the system does not say, as macOS, how many there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def leave_out_cuda() -> None:
+    """Hides JAX's CUDA plugin from this process where there is no NVIDIA GPU, before JAX is imported.
+
+    Preflight's processes use it on such machines; in others JAX would print a traceback at every start. A JAX_PLATFORMS
+    that names CUDA is obeyed.
+    """
+    if {"cuda", "gpu"} & set(os.environ.get("JAX_PLATFORMS", "").split(",")) or any(map(glob.glob, _NVIDIA_DEVICES)):
+        return
+    for entry in importlib.metadata.entry_points(group="jax_plugins"):
+        if "cuda" in entry.value:
+            nothing = ModuleType(entry.value)
+            nothing.__dict__["initialize"] = lambda: None
+            sys.modules.setdefault(entry.value, nothing)
+            # JAX imports its compiled parts as well, which print when they find no driver; None is "not installed".
+            sys.modules.setdefault(f"jax_{entry.value.rpartition('_')[2]}_plugin", None)  # type: ignore[arg-type]
 
 
 def spare_memory_of_cpu() -> None:

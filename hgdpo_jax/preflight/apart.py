@@ -1,5 +1,6 @@
 """Runs a function in a process of its own, with the environment that a compiler for absent hardware needs."""
 
+import importlib.metadata
 import importlib.util
 import os
 import pickle
@@ -14,16 +15,17 @@ from etils import epath
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.preflight.targets import Target
 
-# The module that holds a platform's compiler, and the extra that installs it.
-_COMPILERS = {"cuda": ("jax_cuda12_plugin", "preflight-cuda"), "tpu": ("libtpu", "preflight-tpu")}
+# The package that holds a platform's compiler, and the extra that installs it.
+_COMPILERS = {"cuda": ("jax-cuda12-plugin", "preflight-cuda"), "tpu": ("libtpu", "preflight-tpu")}
 _NVIDIA_LIBRARIES = ("cudnn", "cublas", "cuda_nvrtc")
 
 
 def require_compiler(target: Target) -> None:
     """Raises UserError, naming the extra, where the compiler for a target is not installed."""
-    module, extra = _COMPILERS[target.chip.platform]
-    if importlib.util.find_spec(module) is None:
-        raise UserError(f"compiling for {target.name} needs more packages: pip install -e '.[{extra}]'")
+    package, extra = _COMPILERS[target.chip.platform]
+    # Not by its module, which `leave_out_cuda` hides.
+    if not list(importlib.metadata.distributions(name=package)):
+        raise UserError(f"compiling for {target.name} needs more packages: pip install 'hgdpo_jax[{extra}]'")
 
 
 def compiler_environment(target: Target) -> dict[str, str]:

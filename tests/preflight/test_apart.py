@@ -49,8 +49,8 @@ def test_a_compiler_that_crashes_is_an_error_with_its_last_words():
 
 @pytest.mark.parametrize("extra", TARGETS)
 def test_a_missing_compiler_is_named_by_its_extra(extra, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=rf"pip install -e '\.\[{extra}\]'"):
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda **_: [])
+    with pytest.raises(UserError, match=rf"pip install 'hgdpo_jax\[{extra}\]'"):
         require_compiler(parse_target(TARGETS[extra]))
 
 
