@@ -7,6 +7,7 @@ import importlib.machinery
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
@@ -20,6 +21,18 @@ from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.config_limits import require_limits
 from hgdpo_jax.errors import UserError, first_line
 from hgdpo_jax.files import expanded
+
+# What ml_collections says of a field that does not exist, and of a value of another type.
+_NO_FIELD = re.compile(r"""[\\'"]*(?:Key )?[\\'"]*(\w+)[\\'"]*(?:$| does not exist|\\n)""")
+_WRONG_TYPE = re.compile(r"Could not override field '(\w+)'.*?\. (.*) is of original type .* to type <class '(.*)'>")
+_TYPES = {
+    "bool": "True or False",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "tuple": "a tuple",
+    "ConfigDict": "a section: set its fields, as in config.pool.size = 4",
+}
 
 
 def load_config(path: str, changes: Sequence[str] = ()) -> ConfigDict:
@@ -41,7 +54,7 @@ def load_config(path: str, changes: Sequence[str] = ()) -> ConfigDict:
         for change in changes:
             name = re.sub(r"^--?(no)?config\.", "", change.split("=")[0])
             if name not in fields and not any(field.startswith(f"{name}.") for field in fields):
-                raise UserError(f"config has no field {name}: {_hint(name, fields)}")
+                raise UserError(f"config.{name} is not a setting: {_hint(name, fields)}")
         config = _parse_config(path, changes)
     config.name = config.name or file.stem
     checked(config)
@@ -128,24 +141,63 @@ def _parse_config(path: str, changes: Sequence[str]) -> ConfigDict:
         return config.lock()
     except flags.Error as error:
         if not changes:
-            # absl hides the file's own error in a text that ends with it.
-            raise UserError(f"config file {path} failed with {str(error).strip().splitlines()[-1]}") from error
-        raise UserError(f"{first_line(error)}; its meaning and unit are in {_base_config_path()}") from error
+            raise UserError(f"config file {path}{_mistake(error, path)}") from error
+        raise UserError(f"{_wrong_value(first_line(error))}: its meaning is in {_base_config_path()}") from error
     except Exception as error:
-        # ml_collections says no more than the name.
-        name = first_line(error).strip("\"'")
-        name = re.sub(r"^Key \W?(\w+)\W? .*", r"\1", name)
-        if isinstance(error, AttributeError | KeyError) and name.isidentifier():
-            hint = _hint(name, list(flat(base_config().to_dict())))
-            raise UserError(f"config file {path}: config has no field {name}: {hint}") from error
-        raise UserError(f"config file {path} failed with {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(f"config file {path}{_mistake(error, path)}") from error
+
+
+def _wrong_value(text: str) -> str:
+    """absl's message of a value that it cannot read, in words of types."""
+    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
+    kind = type(flat(base_config().to_dict()).get(match[1])).__name__ if match else ""
+    return f"config.{match[1]} is {match[2]!r}, expected {_TYPES[kind]}" if match and kind in _TYPES else text
+
+
+def _mistake(error: BaseException, path: str) -> str:
+    """The line of a config file at which it failed, and what is wrong there."""
+    file, frames = os.path.abspath(path.partition(":")[0]), []
+    # absl hides TypeErrors and ValueErrors of a file behind others.
+    hidden: BaseException | None = error
+    while hidden and not frames:
+        error, tracebacks = hidden, traceback.extract_tb(hidden.__traceback__)
+        frames = [frame for frame in tracebacks if os.path.abspath(frame.filename) == file]
+        hidden = hidden.__cause__ or hidden.__context__
+    place = f", line {frames[-1].lineno}" if frames else ""
+    line = frames[-1].line if frames else ""
+    text = first_line(error)
+    if isinstance(error, AttributeError | KeyError) and (match := _NO_FIELD.match(text)):
+        name = _dotted(match[1], line)
+        return f"{place}: config.{name} is not a setting: {_hint(name, list(flat(base_config().to_dict())))}"
+    if match := _WRONG_TYPE.match(text):
+        expected = match[3].rpartition(".")[2]
+        return f"{place}: config.{_dotted(match[1], line)} is {match[2]}, expected {_TYPES.get(expected, expected)}"
+    return f"{place} failed with {type(error).__name__}: {text}; correct the file"
+
+
+def _dotted(name: str, line: str | None) -> str:
+    """The field's name with the sections before it, as a line of a config file has it behind its variable."""
+    match = re.search(rf"\w+\.((?:\w+\.)*{name})\b", line or "")
+    return match[1] if match else name
 
 
 def _hint(name: str, fields: Sequence[str]) -> str:
     if name.split(".")[0] == "loss":
-        return "loss.kind is now objective, loss.beta is dpo.beta, loss.statistic_* are dpo.statistic_*"
-    near = difflib.get_close_matches(name, fields, 1, 0.4)
-    return f"did you mean {near[0]}?" if near else f"the fields are in {_base_config_path()}"
+        return "config.loss.kind is now config.objective, loss.beta is dpo.beta, loss.statistic_* are dpo.statistic_*"
+    section, _, leaf = name.rpartition(".")
+    same = [field for field in fields if field.rpartition(".")[2] == leaf]
+    near = difflib.get_close_matches(name, same, 3, 0.0)
+
+    def likeness(field: str) -> float:
+        its_section, _, its_leaf = field.rpartition(".")
+        alike = difflib.SequenceMatcher(None, leaf, its_leaf).ratio()
+        near_by = difflib.SequenceMatcher(None, section, its_section).ratio() if section else 0
+        return 2 * alike + near_by if alike >= 0.6 else 0
+
+    best = max([*fields, *(field.rpartition(".")[0] for field in fields)], key=likeness)
+    near = near or [best] * (likeness(best) > 0)
+    suggested = " or ".join(f"config.{field}" for field in near)
+    return f"did you mean {suggested}?" if near else f"the settings are in {_base_config_path()}"
 
 
 def _base_config_path() -> str:

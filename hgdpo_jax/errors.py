@@ -47,6 +47,17 @@ def as_user_error(what: str) -> Iterator[None]:
         raise UserError(f"{what} ({type(error).__name__}: {first_line(error)}): fetch or make it again") from error
 
 
+@contextlib.contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """Begins the text of a UserError within it with the setting that is at fault, unless it begins with one."""
+    try:
+        yield
+    except UserError as error:
+        if not setting or str(error).startswith("config."):
+            raise
+        raise UserError(f"{setting}: {error}") from error
+
+
 def outside_trouble(error: BaseException) -> str:
     """What of disk or memory stopped the run, and where, read off an error or its causes; empty where neither did.
 

@@ -1,6 +1,7 @@
 """Files on disks and in object stores (gs://), which neither rename nor append, and which many readers cannot open."""
 
 import contextlib
+import difflib
 import hashlib
 import io
 import json
@@ -59,7 +60,7 @@ def require_store(path: epath.PathLike) -> None:
     try:
         epath.Path(path).exists()
     except ImportError as error:
-        raise UserError(f"{path} cannot be opened ({error}); for gs:// paths: pip install -e '.[gcs]'") from error
+        raise UserError(f"{path} cannot be opened ({error}); for gs:// paths: pip install 'hgdpo_jax[gcs]'") from error
 
 
 def names_in(folder: epath.Path) -> set[str]:
@@ -68,6 +69,27 @@ def names_in(folder: epath.Path) -> set[str]:
         return {path.name for path in folder.iterdir()}
     except (FileNotFoundError, NotADirectoryError):
         return set()
+
+
+def similar(path: epath.PathLike) -> str:
+    """The existing file or folder whose name is most like that of one which does not exist; "" if there is none."""
+    path = expanded(path)
+    if is_remote(path):
+        return ""
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        names = sorted(names_in(missing.parent))
+    except OSError:
+        return ""
+    begun = [name for name in names if missing.name and name.startswith(f"{missing.name}.")]
+    near = begun or difflib.get_close_matches(missing.name, names, 1)
+    if not near:
+        return ""
+    found = missing.parent / near[0]
+    whole = found / path.relative_to(missing)
+    return str(whole if whole.exists() else found)
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def _checked(
         raise UserError(f"workdir {folder} is a file, expected a folder: give another with --workdir=DIR")
     stages = [stages] if isinstance(stages, str) and stages else stages or experiment.stages
     for name in stages:
-        require_stage(name)
+        require_stage(name, experiment.stages)
     return folder, stages
 
 

@@ -87,7 +87,7 @@ def test_another_package_of_this_name_stays_as_it_is(elsewhere):
         ),
         (
             "config = base_config()\n    config.update({'loss': {}})\n    return config",
-            "no field loss: loss.kind is now",
+            "config.loss is not a setting: config.loss.kind is now",
         ),
         ("return {'seed': 1}", "returned dict, expected the ConfigDict of base_config()"),
         ("pass", "returned NoneType, expected the ConfigDict of base_config()"),
@@ -109,8 +109,28 @@ def test_a_field_of_the_former_loss_says_what_it_is_now(tmp_path):
         "    config.loss.beta = 3.0\n    return config\n"
     )
     for path, changes in ((tmp_path / "mine.py", ()), ("toon", ("--config.loss.beta=3",))):
-        with pytest.raises(UserError, match="no field loss.*loss.beta is dpo.beta"):
+        with pytest.raises(UserError, match="config.loss.* is not a setting.*loss.beta is dpo.beta"):
             hg.load_config(str(path), changes)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("config.pool.widht = 512", "config.pool.widht is not a setting: did you mean config.pool.width?"),
+        ("config.poool.width = 512", "config.poool is not a setting: did you mean config.pool?"),
+        ("x = config.pool.widht", "config.pool.widht is not a setting: did you mean config.pool.width?"),
+        ("config.pool.update(widht=512)", "config.widht is not a setting: did you mean config.pool.width?"),
+        ("config.pool.rank = 4", "config.pool.rank is not a setting: did you mean config.adapter.rank?"),
+        ("config.pool.width = 3.5", "config.pool.width is 3.5, expected a whole number"),
+        ("config.pool = 3", "config.pool is 3, expected a section: set its fields, as in config.pool.size = 4"),
+    ],
+)
+def test_a_wrong_line_of_a_config_file_is_named_with_what_was_meant(tmp_path, line, words):
+    imports = "from hgdpo_jax.base_config import base_config\n\ndef get_config():\n    config = base_config()\n"
+    (tmp_path / "mine.py").write_text(f"{imports}    {line}\n    return config\n")
+    with pytest.raises(UserError) as caught:
+        hg.load_config(str(tmp_path / "mine.py"))
+    assert str(caught.value) == f"config file {tmp_path / 'mine.py'}, line 5: {words}"
 
 
 @pytest.mark.parametrize("name", ["attention", "pairs.latents", "scoring.framing", "train.remat"])

@@ -101,9 +101,9 @@ def test_what_a_stage_cannot_do_is_said_before_any_stage_runs(command, tmp_path)
 @pytest.mark.parametrize(
     "argument, words",
     [
-        ("--config.dpo.betta=3", "config has no field dpo.betta: did you mean dpo.beta?"),
-        ("--config.zzzzzz=3", "config has no field zzzzzz: the fields are in"),
-        ("--config.pool.steps=many", "--config.pool.steps=many"),
+        ("--config.dpo.betta=3", "config.dpo.betta is not a setting: did you mean config.dpo.beta?"),
+        ("--config.zzzzzz=3", "config.zzzzzz is not a setting: the settings are in"),
+        ("--config.pool.steps=many", "config.pool.steps is 'many', expected a whole number"),
         ("--config=missing.py", "config file missing.py does not exist"),
         ("--stage=jugde", "did you mean judge?"),
         ("--wrkdir=x", "Did you mean: workdir"),

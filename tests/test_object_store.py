@@ -247,7 +247,7 @@ def test_checkpoints_keep_the_last_two_and_go_on_from_the_last(bucket):
 
 
 def test_an_object_store_that_is_not_installed_is_one_line_that_says_what_to_install():
-    with pytest.raises(UserError, match=r"s3://bucket/x cannot be opened .*pip install -e '.\[gcs\]'"):
+    with pytest.raises(UserError, match=r"s3://bucket/x cannot be opened .*pip install 'hgdpo_jax\[gcs\]'"):
         require_store("s3://bucket/x")
 
 

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from hgdpo_jax.artifacts import fingerprint_of
 from hgdpo_jax.data.prompt_tables import table_rows, text_of
 from hgdpo_jax.errors import UserError, first_line, warn
-from hgdpo_jax.files import expanded, leads_out
+from hgdpo_jax.files import expanded, leads_out, similar
 from hgdpo_jax.texts import some
 
 _TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -60,7 +60,10 @@ class ImageFolder:
         """Reads the table of a folder; raises UserError if it, one of its columns, or an image's name is missing."""
         folder = expanded(folder)
         if not folder.is_dir():
-            raise UserError(f"image folder {str(folder)!r} does not exist, expected a folder with {_TABLE_NAMES}")
+            hint = (
+                f": did you mean {near}?" if (near := similar(folder)) else f", expected a folder with {_TABLE_NAMES}"
+            )
+            raise UserError(f"image folder {str(folder)!r} does not exist{hint}")
         table = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
         if table is None:
             raise UserError(

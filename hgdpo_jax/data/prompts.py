@@ -1,5 +1,6 @@
 """Prompts from a text file, from a column of a table, or from a plugin."""
 
+import difflib
 import functools
 from collections.abc import Sequence
 
@@ -8,8 +9,8 @@ from etils import epath
 from hgdpo_jax import plugins
 from hgdpo_jax.data.hub_files import PREFIX, fetch_files
 from hgdpo_jax.data.prompt_tables import column_texts, prompt_lines, split_source
-from hgdpo_jax.errors import UserError, warn
-from hgdpo_jax.files import expanded
+from hgdpo_jax.errors import UserError, naming, warn
+from hgdpo_jax.files import expanded, similar
 from hgdpo_jax.texts import shortened
 from hgdpo_jax.weights.clip_tokenizer import LongPrompt
 
@@ -18,15 +19,21 @@ _MOST_WARNINGS = 5
 _LISTS = {path.stem: path for path in (epath.Path(__file__).parent / "prompt_lists").glob("*.txt")}
 
 
-def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
+def load_prompts(source: epath.PathLike, count: int = 0, setting: str = "") -> list[str]:
     """The first `count` distinct prompts of a source, or all if `count` is 0.
 
     The source is a UTF-8 text file with one prompt per line; a JSON file with an array of texts; a column of a JSON,
     JSON-lines, CSV, TSV or Parquet file, "FILE:COLUMN", or of some of its rows, "FILE:COLUMN:OTHER=VALUE", where FILE
     may be on the hub, "hf://datasets/OWNER/NAME/FILE"; a list that ships, "parti-people"; or a plugin's, "PLUGIN:NAME".
-    Empty and repeated prompts in
-    files are not counted, and are reported once. Raises UserError if the source is missing, unreadable or too short.
+    Empty and repeated prompts in files are not counted, and are reported once. `setting`, such as
+    "config.prompts.train", names the source in messages, and with "_count" behind it the count. Raises UserError if the
+    source is missing, unreadable or too short.
     """
+    with naming(setting):
+        return _load(source, count, f"{setting}_count" if setting else "count")
+
+
+def _load(source: epath.PathLike, count: int, count_name: str) -> list[str]:
     if not str(source):
         raise UserError(
             "no prompts are given: set config.prompts.train, config.prompts.validation and config.prompts.test"
@@ -40,8 +47,8 @@ def load_prompts(source: epath.PathLike, count: int = 0) -> list[str]:
         raise UserError(f"prompts file {source} is empty, expected one prompt per line")
     if len(prompts) < count:
         raise UserError(
-            f"prompts file {source} holds {len(prompts)} distinct prompts, {count} were asked for: "
-            f"lower the count to {len(prompts)}, or to 0 for all"
+            f"prompts file {source} holds {len(prompts)} distinct prompts, and {count_name} is {count}: set "
+            f"{count_name} to at most {len(prompts)}, or to 0 for all"
         )
     empty = texts.count("")
     if len(prompts) < len(texts):
@@ -58,12 +65,12 @@ def _texts(source: str) -> list[str]:
         return prompt_lines(_LISTS[source])
     file, selection = split_source(source)
     paths = fetch_files(file) if file.startswith(PREFIX) else [expanded(file)]
-    if not all(path.is_file() for path in paths):
-        named = [f"{name}:..." for name, plugin in plugins.installed().items() if plugin.prompts]
-        raise UserError(
-            f"prompts file {file!r} does not exist, expected a text file with one prompt per line, FILE:COLUMN of a "
-            f".json, .jsonl, .csv, .tsv or .parquet file, or prompts of a plugin: {', '.join(named)}"
-        )
+    if missing := next((path for path in paths if not path.is_file()), None):
+        named = [*_LISTS, *(f"{name}:..." for name, plugin in plugins.installed().items() if plugin.prompts)]
+        near = similar(missing) or next(iter(difflib.get_close_matches(source, named, 1)), "")
+        expected = "a text file with one prompt per line, FILE:COLUMN of a .json, .jsonl, .csv, .tsv or .parquet file"
+        hint = f": did you mean {near}?" if near else f", expected {expected}, or one of {', '.join(named)}"
+        raise UserError(f"prompts file {file!r} does not exist{hint}")
     if selection is None:
         return [text for path in paths for text in prompt_lines(path)]
     return [text for path in paths for text in column_texts(path, selection)]

@@ -10,11 +10,12 @@ old=loras/other.safetensors     with a name of its own
 """
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Sequence
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.files import expanded
+from hgdpo_jax.files import expanded, similar
 from hgdpo_jax.texts import slug
 from hgdpo_jax.weights.folders import PICKLED
 
@@ -54,9 +55,11 @@ class ComparedModel:
             folder = str(expanded(target.removeprefix(FOLDER))) if target.startswith(FOLDER) else ""
             return cls(text, name, match["name"] or stem, folder=folder)
         if target != TUNED and not target.endswith(_ENDINGS) and not expanded(target).is_dir():
+            near = next(iter(difflib.get_close_matches(target, (BASE, TUNED), 1)), "") or similar(target)
+            hint = f" Did you mean {near}?" if near else ""
             raise UserError(
-                f"evaluate.models has {text!r}, expected base, tuned, a LoRA's file ({', '.join(_ENDINGS)}) or folder, "
-                "or folder:PATH for images"
+                f"config.evaluate.models has {text!r}, expected base, tuned, a LoRA's file ({', '.join(_ENDINGS)}) or "
+                f"folder, or folder:PATH for images.{hint}".rstrip(".")
             )
         scale = float(match["scale"] or scale)
         stem = re.sub(r"\.\w+$", "", stem)

@@ -54,9 +54,9 @@ def score_sources(training: str, others: Sequence[str]) -> dict[str, ScorerSourc
     """
     if not training and not others:
         raise UserError("no scorer is given: set config.weights.scorer, for example to yuvalkirstain/PickScore_v1")
-    sources = {TRAINING: ScorerSource.parse(training)} if training else {}
+    sources = {TRAINING: ScorerSource.parse(training, "config.weights.scorer")} if training else {}
     for text in others:
-        _add(sources, "evaluate.scorers", ScorerSource.parse(text))
+        _add(sources, ScorerSource.parse(text, "config.evaluate.scorers"))
     return sources
 
 
@@ -64,10 +64,12 @@ def measure_sources(texts: Sequence[str], scores: Mapping[str, ScorerSource]) ->
     """The measures' functions by name; raises UserError where a text names none, or two, or a score, share a name."""
     sources = dict(scores)
     for text in texts:
-        source = ScorerSource.parse(text)
+        source = ScorerSource.parse(text, "config.evaluate.measures")
         if source.kind != FUNCTION:
-            raise UserError(f"evaluate.measures has {text!r}, expected module:function or the name of a plugin's")
-        _add(sources, "evaluate.measures", source)
+            raise UserError(
+                f"config.evaluate.measures has {text!r}, expected module:function or the name of a plugin's"
+            )
+        _add(sources, source)
     return {name: source for name, source in sources.items() if name not in scores}
 
 
@@ -104,10 +106,10 @@ def headline(scores: Sequence[str]) -> str:
     return next((name for name in scores if name != TRAINING), TRAINING)
 
 
-def _add(sources: dict[str, ScorerSource], setting: str, source: ScorerSource) -> None:
+def _add(sources: dict[str, ScorerSource], source: ScorerSource) -> None:
     if source.name in sources:
         raise UserError(
-            f"{setting} has {source.name} twice, in {source.text!r} and {sources[source.name].text!r}: "
+            f"{source.setting} has {source.name} twice, in {source.text!r} and {sources[source.name].text!r}: "
             "put NAME= before one of them"
         )
     sources[source.name] = source

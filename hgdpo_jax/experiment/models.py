@@ -4,7 +4,7 @@ from typing import Any
 
 from hgdpo_jax import families
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, naming
 from hgdpo_jax.families.model import Model
 
 
@@ -24,7 +24,8 @@ def base_fingerprints(experiment: Experiment) -> dict[str, Any]:
 
 def weight_fingerprints(experiment: Experiment) -> dict[str, str]:
     """What decides the weights and the schedule of the base, by setting; settings left empty decide nothing."""
-    return family_of(experiment).fingerprints(experiment.weights.base, **_replacements(experiment))
+    with naming("config.weights.base"):
+        return family_of(experiment).fingerprints(experiment.weights.base, **_replacements(experiment))
 
 
 def _replacements(experiment: Experiment) -> dict[str, str]:

@@ -7,19 +7,24 @@ from hgdpo_jax.data.prompts import load_prompts
 
 def train_prompts(experiment: Experiment) -> list[str]:
     """Prompts of the pool."""
-    return load_prompts(experiment.prompts.train, experiment.prompts.train_count)
+    return _load(experiment, "train")
 
 
 def validation_prompts(experiment: Experiment) -> list[str]:
     """Prompts that choose the best checkpoint."""
-    return load_prompts(experiment.prompts.validation, experiment.prompts.validation_count)
+    return _load(experiment, "validation")
 
 
 def test_prompts(experiment: Experiment) -> list[str]:
     """Held-out prompts."""
-    return load_prompts(experiment.prompts.test, experiment.prompts.test_count)
+    return _load(experiment, "test")
 
 
 def prompts_fingerprint(prompts: list[str]) -> str:
     """Names prompts by their texts: a file may be edited, or lie elsewhere."""
     return fingerprint_of({"texts": prompts})
+
+
+def _load(experiment: Experiment, name: str) -> list[str]:
+    source, count = getattr(experiment.prompts, name), getattr(experiment.prompts, f"{name}_count")
+    return load_prompts(source, count, f"config.prompts.{name}")

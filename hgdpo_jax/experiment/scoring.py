@@ -56,7 +56,7 @@ def scorer_source(experiment: Experiment) -> ScorerSource:
     """The source of the scorer that chooses the pairs; raises UserError where none is given."""
     if not experiment.weights.scorer:
         raise UserError("no scorer is given: set config.weights.scorer, for example to yuvalkirstain/PickScore_v1")
-    return ScorerSource.parse(experiment.weights.scorer)
+    return ScorerSource.parse(experiment.weights.scorer, "config.weights.scorer")
 
 
 def load_scorer(experiment: Experiment) -> Scorer | UserFunction:

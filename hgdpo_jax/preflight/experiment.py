@@ -93,7 +93,7 @@ def work(experiment: Experiment) -> Work:
 def _prompts(experiment: Experiment, name: str) -> int:
     """The number of prompts of a source; without a source, the number that is configured."""
     source, count = getattr(experiment.prompts, name), getattr(experiment.prompts, f"{name}_count")
-    return len(load_prompts(source, count)) if source else count
+    return len(load_prompts(source, count, f"config.prompts.{name}")) if source else count
 
 
 def storage(experiment: Experiment, work: Work, programs: Mapping[str, Examined]) -> dict[str, int]:

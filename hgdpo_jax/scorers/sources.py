@@ -9,13 +9,14 @@ judge=checkpoints/other_scorer                                with a name for re
 """
 
 import dataclasses
+import difflib
 import importlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from hgdpo_jax import plugins
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, naming
 from hgdpo_jax.scorers.scorer import Scorer
 from hgdpo_jax.scorers.user_function import UserFunction
 from hgdpo_jax.user_functions import load_function
@@ -46,16 +47,24 @@ class ScorerSource:
     kind: str
     source: str
     options: Mapping[str, str]
+    setting: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> "ScorerSource":
-        """Reads a text as above; raises UserError where it names no scorer."""
+    def parse(cls, text: str, setting: str = "") -> "ScorerSource":
+        """Reads a text as above, which `setting` has, for messages; raises UserError where it names no scorer."""
+        with naming(setting):
+            return dataclasses.replace(cls._parse(text), setting=setting)
+
+    @classmethod
+    def _parse(cls, text: str) -> "ScorerSource":
         match = _NAMED.fullmatch(text)
         if not match:
             raise UserError(f"{text!r} names no scorer, expected KIND:SOURCE, a kind being {', '.join(KINDS)}")
         name = match["name"]
         target: str = plugins.named("scorers", KINDS).get(match["target"]) or match["target"]
         kind, _, rest = target.partition(":")
+        if rest and kind not in KINDS and (near := difflib.get_close_matches(kind, KINDS, 1, 0.8)):
+            raise UserError(f"{text!r} names no kind of scorer: did you mean {near[0]}:{rest}?")
         if kind not in KINDS and _FUNCTION.fullmatch(target):
             return cls(text, name or rest, name or rest, FUNCTION, target, {})
         kind, rest = (kind, rest) if kind in KINDS else ("pick_score", target)
@@ -64,14 +73,18 @@ class ScorerSource:
         given = dict(pair.partition("=")[::2] for pair in pairs)
         if unknown := given.keys() - known.keys():
             expected = f"expected {' or '.join(known)}" if known else "this kind has none"
-            raise UserError(f"{text!r} has the option {', '.join(sorted(unknown))}, {expected}")
+            raise UserError(f"the scorer {text!r} has the option {', '.join(sorted(unknown))}, {expected}")
         options = {option: given.get(option, what.default) for option, what in known.items()}
         return cls(text, name or kind, name or _class_of(kind).label, kind, source, options)
 
     def fingerprint(self) -> str:
         """Identifies what decides the scores, independent of the scorer's name and location."""
+        with naming(self.setting):
+            return self._fingerprint()
+
+    def _fingerprint(self) -> str:
         if self.kind == FUNCTION:
-            return load_function(self.source, f"scorer {self.text}")[1]
+            return load_function(self.source, self.setting or "the scorer")[1]
         prints = [folders.content_fingerprint(resolve_source(self.source))]
         for name, option in _class_of(self.kind).options.items():
             if source := self.options[name]:
@@ -82,7 +95,7 @@ class ScorerSource:
     def load(self, dtype: str = "float32", framing: str = "crop") -> Scorer | UserFunction:
         """The scorer in `dtype`; `framing` ("crop" or "pad") applies to kinds that make images square."""
         if self.kind == FUNCTION:
-            return UserFunction(load_function(self.source, f"scorer {self.text}")[0], self.source)
+            return UserFunction(load_function(self.source, self.setting or "the scorer")[0], self.source)
         return _class_of(self.kind).load(self.source, dtype=dtype, framing=framing, **self.options)
 
 

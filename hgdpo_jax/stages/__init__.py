@@ -31,12 +31,18 @@ def stage_names() -> list[str]:
     return sorted(_modules())
 
 
-def require_stage(name: str) -> None:
-    """Raises UserError if there is no stage of this name."""
-    if name not in (names := stage_names()):
-        near = difflib.get_close_matches(name, names, 1, 0.4)
-        hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(names)}"
-        raise UserError(f"there is no stage {name!r}: {hint}")
+def require_stage(name: str, preferred: Sequence[str] = ()) -> None:
+    """Raises UserError if there is no stage of this name; it suggests one of the `preferred` stages if it can."""
+    if name not in (names := _modules()):
+        near = _nearest(name, [*(stage for stage in preferred if stage in names), *names])
+        hint = f"did you mean {near}?" if near else f"the stages are {', '.join(stage_names())}"
+        raise UserError(f"--stage or config.stages has {name!r}, which is not a stage: {hint}")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    """The first of `names` with a word that begins with `name`, or the one spelt most like it; "" if there is none."""
+    begun = (other for other in names if f"_{other}".find(f"_{name.lower().replace('-', '_')}") >= 0)
+    return next(begun, "") or next(iter(difflib.get_close_matches(name, names, 1, 0.4)), "")
 
 
 def load_stage(name: str) -> ModuleType:
@@ -51,6 +57,7 @@ def inputs_of(module: ModuleType, experiment: "Experiment") -> Sequence[str]:
 
 
 def _modules() -> dict[str, str]:
+    # The stages of the method come first, those of plugins after them.
     found: dict[str, str] = {}
     for place in [__name__, *(plugin.stages for plugin in plugins.installed().values() if plugin.stages)]:
         for module in pkgutil.iter_modules(importlib.import_module(place).__path__):

@@ -10,7 +10,7 @@ from etils import epath
 from hgdpo_jax.artifacts import StageRun, flat
 from hgdpo_jax.base_config import Experiment, plain
 from hgdpo_jax.data.pool import blocks_of
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, naming
 from hgdpo_jax.evaluation.compared_models import TUNED, ComparedModel
 from hgdpo_jax.evaluation.pair_check import read_check
 from hgdpo_jax.evaluation.pool_statistics import STATISTICS, read_statistics
@@ -20,7 +20,7 @@ from hgdpo_jax.experiment.evaluating import comparable_settings, folder_images, 
 from hgdpo_jax.experiment.models import load_base
 from hgdpo_jax.experiment.prompts import test_prompts
 from hgdpo_jax.experiment.scoring import check_scorers
-from hgdpo_jax.files import expanded, write_bytes
+from hgdpo_jax.files import expanded, similar, write_bytes
 from hgdpo_jax.pages.pictures import read_shown_pairs, webp_bytes
 from hgdpo_jax.pages.run_report import RunReport, example_pairs, write_report
 from hgdpo_jax.run_log import LOG, read_scalars
@@ -47,11 +47,13 @@ def settings(experiment: Experiment) -> dict:
 def _model_settings(experiment: Experiment, model: ComparedModel) -> dict[str, Any]:
     """The settings that decide the images of a model."""
     if model.folder:
-        return {"folder": folder_images(experiment, model, epath.Path()).fingerprint}
+        with naming("config.evaluate.models"):
+            return {"folder": folder_images(experiment, model, epath.Path()).fingerprint}
     adapter = model.adapter
     if adapter not in ("", TUNED):
         if not expanded(adapter).exists():
-            raise UserError(f"evaluate.models has {model.text!r}, but {adapter} does not exist, expected a LoRA")
+            hint = f": did you mean {near}?" if (near := similar(adapter)) else ", expected a LoRA's file or folder"
+            raise UserError(f"config.evaluate.models has {model.text!r}, and {adapter} does not exist{hint}")
         adapter = lora_files.adapter_fingerprint(adapter)
     return {"adapter": adapter, "scale": model.scale, "latent_normalization": model.latent_normalization}
 

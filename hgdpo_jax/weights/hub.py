@@ -30,12 +30,16 @@ def fetch(
         files = list(wanted([file.rfilename for file in describe(name, revision=revision).siblings or ()]))
         return epath.Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=files))
     except GatedRepoError as error:
-        raise UserError(f"{name} is given only to those who accepted its terms: do so, then `hf auth login`") from error
+        raise UserError(
+            f"{name} is only for those who accepted its terms: accept them on https://huggingface.co/{name}, then type "
+            "`hf auth login`"
+        ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"{name} has no revision {revision}: give a branch, tag or commit of it") from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"{name} is neither an existing folder or file nor a repository of the hub that you may read"
+            f"{name} is neither an existing folder or file nor a repository of the hub that you may read: check the "
+            "spelling, or, for a private one, type `hf auth login`"
         ) from error
     except (HTTPError, OSError) as error:
         try:
@@ -49,5 +53,5 @@ def fetch(
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{name} is neither an existing folder or file nor in the hub's cache, and the hub does not answer "
-                f"({reason})"
+                f"({reason}): check the spelling, or run again with a network"
             ) from error

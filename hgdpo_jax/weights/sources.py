@@ -1,5 +1,6 @@
 """What a source of weights names: weights of a plugin, a folder or file, or a repository of the hub or its file."""
 
+import difflib
 import functools
 import re
 from collections.abc import Iterator, Sequence
@@ -8,13 +9,18 @@ from etils import epath
 
 from hgdpo_jax import plugins
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.files import expanded
-from hgdpo_jax.weights.folders import MODEL, weight_file_names
+from hgdpo_jax.files import expanded, similar
+from hgdpo_jax.weights.folders import MODEL, PICKLED, weight_file_names
 from hgdpo_jax.weights.hub import fetch
 
 _REPOSITORY = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
+_WEIGHT_SUFFIXES = (".safetensors", *PICKLED)
 _FILE = re.compile(
     r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<path>.+\.(?:safetensors|bin|ckpt|pt|pth))"
+)
+_EXPECTED = (
+    "a folder in the diffusers or transformers layout, weights in one file, a repository of the hub (owner/name) or a "
+    "file of one (owner/name/file.pt)"
 )
 
 _SHARD = re.compile(r"(?P<stem>.+?)(?:\.fp16)?-\d+-of-\d+(?:\.fp16)?\.safetensors")
@@ -29,38 +35,45 @@ def resolve_source(source: epath.PathLike, weights: tuple[str, ...] = MODEL) -> 
     `content_fingerprint`; without a network the cached one is used. `owner/name/path/file.pt` or
     `owner/name@revision/path/file.pt` is one file of a repository, fetched with a .yaml of its name where there
     is one. A program asks the hub once, so that what it reads stays the same.
+    A source like a path of this machine is not asked of the hub: one whose first folder exists, one file of weights
+    without an owner, or one misspelt by a letter or two; `owner/name@main` is always a repository.
     Raises UserError, with what was looked for, where there is none.
     """
     if not str(source):
-        raise UserError("no weights are given: set config.weights.base and config.weights.scorer to a folder")
+        raise UserError(f"no weights are given, expected {_EXPECTED}: set config.weights.base or config.weights.scorer")
     named = plugins.named("weights")
     if place := named.get(str(source)):
         if not epath.Path(place).exists():
-            raise UserError(f"{source} should lie in {place}, which does not exist: install its package again")
+            raise UserError(f"{source} is expected in {place}, which does not exist: install its package again")
         return epath.Path(place)
     path = expanded(source)
     if path.exists():
         return path
-    if (match := _FILE.fullmatch(str(source))) and not epath.Path(match["name"]).exists():
-        name, revision, file = match["name"], match["revision"], match["path"]
+    match = _FILE.fullmatch(str(source)) or _REPOSITORY.fullmatch(str(source))
+    if not match or not match["revision"] and _is_local(str(source)):
+        near = similar(path) or next(iter(difflib.get_close_matches(str(source), named, 1)), "")
+        hint = f": did you mean {near}?" if near else f", expected {_EXPECTED}, or one of {', '.join(named)}."
+        hub = f" On the hub it is {str(source).replace(match['name'], match['name'] + '@main', 1)}" if match else ""
+        raise UserError(f"{source} is not an existing folder or file{hint}{hub}".rstrip("."))
+    name, revision, file = match["name"], match["revision"], match.groupdict().get("path")
+    if file:
         # What an LDM configuration beside it says of a checkpoint, its file does not.
         described = re.sub(r"\.\w+$", ".yaml", file)
         path = fetch(name, revision, lambda files: [file, *({described} & set(files))], cached=[file]) / file
         if not path.exists():
-            raise UserError(f"{source} is not an existing file, and the repository {name} of the hub has no {file}")
+            raise UserError(
+                f"{source} is not an existing file, and the repository {name} of the hub has no {file}: give one of "
+                f"its files, https://huggingface.co/{name}"
+            )
         return path
-    if match := _REPOSITORY.fullmatch(str(source)):
-        return fetch(
-            match["name"],
-            match["revision"],
-            lambda files: _wanted(files, weights),
-            cached=["config.json", "model_index.json"],
-        )
-    raise UserError(
-        f"{source} is not an existing folder or file, expected a folder in the diffusers or transformers layout, "
-        f"weights in one file, a repository of the hub (owner/name) or a file of one (owner/name/file.pt), or one of "
-        f"{', '.join(named)}"
-    )
+    return fetch(name, revision, lambda files: _wanted(files, weights), cached=["config.json", "model_index.json"])
+
+
+def _is_local(source: str) -> bool:
+    """Whether a source that does not exist is rather a path than a name on the hub."""
+    first, *rest = source.split("/")
+    is_file = len(rest) == 1 and source.endswith(_WEIGHT_SUFFIXES)
+    return is_file or epath.Path(first).is_dir() or bool(near := similar(source)) and near.count("/") == len(rest)
 
 
 def public_name(source: epath.PathLike) -> str:

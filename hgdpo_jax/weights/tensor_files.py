@@ -12,7 +12,7 @@ import safetensors
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.files import cached_copy, local_copy, written_whole
+from hgdpo_jax.files import cached_copy, local_copy, similar, written_whole
 
 _CHECKSUM = "sha256"
 # Metadata whose names begin so mark a file of this project: other programs have a key "sha256" of their own.
@@ -65,7 +65,8 @@ def load_tensors(path: epath.PathLike, foreign: bool = False) -> tuple[dict[str,
     """
     path = epath.Path(path)
     if not path.is_file():
-        raise UserError(f"{path} does not exist, expected a safetensors file")
+        hint = f": did you mean {near}?" if (near := similar(path)) else ", expected a safetensors file"
+        raise UserError(f"{path} does not exist{hint}")
     try:
         with local_copy(path) as local, safetensors.safe_open(local, framework="np") as file:
             metadata = dict(file.metadata() or {})

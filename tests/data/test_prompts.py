@@ -68,7 +68,7 @@ def test_toon_prompts_are_distinct_and_begin_alike():
         (None, 0, "does not exist"),
         (b"", 0, "is empty"),
         (b" \n\n", 0, "is empty"),
-        (b"one\ntwo\ntwo\n", 3, "holds 2 distinct prompts, 3 were asked for"),
+        (b"one\ntwo\ntwo\n", 3, "holds 2 distinct prompts, and count is 3: set count to at most 2, or to 0 for all"),
         (b"caf\xe9\n", 0, "is not UTF-8"),
     ],
 )
@@ -79,6 +79,19 @@ def test_unusable_file_is_refused_in_one_line(tmp_path, content, count, message)
     with pytest.raises(UserError, match=message) as error:
         load_prompts(path, count)
     assert "\n" not in str(error.value)
+
+
+def test_a_setting_that_names_prompts_is_named_with_what_to_type(tmp_path):
+    path = tmp_path / "people.txt"
+    path.write_text("a man\n")
+    with pytest.raises(
+        UserError, match="^config.prompts.test: .*people.txt .*: set config.prompts.test_count to at most 1"
+    ):
+        load_prompts(path, 64, "config.prompts.test")
+    with pytest.raises(
+        UserError, match="^config.prompts.test: .*peple.txt' does not exist: did you mean .*/people.txt"
+    ):
+        load_prompts(tmp_path / "peple.txt", 64, "config.prompts.test")
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,31 @@ def test_a_file_of_a_folder_that_exists_is_not_asked_of_the_hub(hub, tmp_path):
     (tmp_path / "studio" / "judges").mkdir(parents=True)
     (tmp_path / "studio" / "judges" / "judge.pt").write_bytes(b"here")
     assert resolve_source("studio/judges/judge.pt").read_bytes() == b"here"
-    with pytest.raises(UserError, match="studio/judges/judge.bin is not an existing folder or file"):
+    with pytest.raises(UserError, match="studio/judges/judge.bin is not .*: did you mean studio/judges/judge.pt?"):
         resolve_source("studio/judges/judge.bin")
     assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("checkpoints/potraits", "did you mean checkpoints/portraits?"),
+        ("chekpoints/portraits", "did you mean checkpoints/portraits?"),
+        ("checkpoints/other", "expected a folder .* On the hub it is checkpoints/other@main$"),
+        ("checkpoints/other/model.safetensors", "On the hub it is checkpoints/other@main/model.safetensors$"),
+        ("portraits.safetensors", "did you mean checkpoints?|expected a folder"),
+        ("weights/portraits.safetensors", "expected a folder"),
+        ("./checkpoints/potraits", "did you mean checkpoints/portraits?"),
+        ("tooon", "did you mean toon"),
+    ],
+)
+def test_a_misspelt_path_is_said_to_be_one_and_not_asked_of_the_hub(hub, tmp_path, source, words):
+    (tmp_path / "checkpoints/portraits").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"^{source} is not an existing folder or file.*{words}"):
+        resolve_source(source)
+    assert hub.requests == []
+
+
+def test_a_revision_says_that_a_repository_is_meant_where_a_folder_has_its_owner_s_name(repository, tmp_path):
+    (tmp_path / "studio").mkdir()
+    assert resolve_source("studio/portraits@main", WEIGHTS).exists()

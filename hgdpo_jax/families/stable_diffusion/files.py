@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, naming
 from hgdpo_jax.families.stable_diffusion.configs import SCHEDULER, autoencoder_config
 from hgdpo_jax.families.stable_diffusion.ldm_file import convert_checkpoint, convert_vae
 from hgdpo_jax.families.stable_diffusion.single_file_schedule import scheduler_config
@@ -145,7 +145,8 @@ def fingerprints(source: str, tokenizer: str = "", vae: str = "") -> dict[str, s
     found = {"base": content_fingerprint(path, WEIGHTS)}
     for name, replacement, weights in (("tokenizer", tokenizer, ()), ("vae", vae, _VAE_WEIGHTS)):
         if replacement:
-            found[name] = content_fingerprint(resolve_source(replacement, weights), weights)
+            with naming(f"config.weights.{name}"):
+                found[name] = content_fingerprint(resolve_source(replacement, weights), weights)
     return found if path.is_dir() else found | _schedule_fingerprint(path)
 
 
