@@ -30,12 +30,13 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows with one cell per column; a `folded` table is long and shown on demand."""
+    """Rows with one cell per column; a `folded` table is long and shown on demand, one of `prose` has no numbers."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     folded: bool = False
+    prose: bool = False
 
     @property
     def lines(self) -> list[Sequence[str]]:

@@ -36,7 +36,7 @@ _LATEX = str.maketrans(
     }
 )
 # Fields that JSON leaves out: those that only pages need, and those of a cell if they are empty.
-_LEFT_OUT, _OPTIONAL = ("folded", "grid", "style"), ("text", "detail", "values", "mark")
+_LEFT_OUT, _OPTIONAL = ("folded", "grid", "prose"), ("text", "detail", "values", "mark")
 
 
 def as_page(document: Document) -> str:
@@ -58,12 +58,12 @@ def as_page(document: Document) -> str:
 
 def as_plain_text(document: Document) -> str:
     """Tables in columns, for a terminal."""
-    return render_text("joined/joined.txt.jinja", str, document=document, aligned=aligned)
+    return render_text("joined/joined.txt.jinja", str, document=_without_pictures(document), aligned=aligned)
 
 
 def as_markdown(document: Document) -> str:
     """GitHub's Markdown."""
-    return render_text("joined/joined.md.jinja", _markdown, document=document)
+    return render_text("joined/joined.md.jinja", _markdown, document=_without_pictures(document))
 
 
 def as_latex(document: Document) -> str:
@@ -73,7 +73,12 @@ def as_latex(document: Document) -> str:
 
 def as_json(document: Document) -> str:
     """All figures of the report; what is not finite is null."""
-    return json_text(dataclasses.asdict(document, dict_factory=_figures), sort_keys=False)
+    return json_text(dataclasses.asdict(_without_pictures(document), dict_factory=_figures), sort_keys=False)
+
+
+def _without_pictures(document: Document) -> Document:
+    """The document without sections that have nothing but pictures."""
+    return dataclasses.replace(document, sections=[section for section in document.sections if section.tables])
 
 
 def _figures(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:

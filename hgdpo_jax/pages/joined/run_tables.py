@@ -31,7 +31,7 @@ def runs_section(runs: Sequence[Run], unfinished: Sequence[Progress]) -> Section
             [Cell(each.folder.name), Cell(", ".join(each.missing)), Cell(", ".join(each.done) or DASH)]
             for each in unfinished
         ]
-        tables.append(Table("Runs that are not evaluated yet", ["Run", "Missing", "Done"], states))
+        tables.append(Table("Runs that are not evaluated yet", ["Run", "Missing", "Done"], states, prose=True))
         notes.append("A run resumes with the command that began it.")
     return Section("Runs", notes=notes, tables=tables)
 
@@ -45,11 +45,11 @@ def picture_sections(runs: Sequence[Run]) -> list[Section]:
     columns = [RunModel(first, BASE), *models_of(with_pictures)]
     count = min(len(column.results.pictures) for column in columns)
     images = [[column.run.folder / column.results.pictures[row] for column in columns] for row in range(count)]
-    notes = ["The first image of the first prompts of the test list, which no score has chosen."]
-    if without := [run.name for run in runs if run not in with_pictures]:
-        notes.append(f"Evaluated by an earlier version, which kept no pictures: {', '.join(without)}.")
+    lead = "The first image of the first prompts of the test list, which no score has chosen."
+    without = ", ".join(run.name for run in runs if run not in with_pictures)
+    notes = [f"Evaluated by an earlier version, which kept no pictures: {without}."] if without else []
     grid = ImageGrid([column.label for column in columns], first.results.prompts[:count], images)
-    return [Section("Pictures", notes=notes, grid=grid)]
+    return [Section("Pictures", lead, notes, grid=grid)]
 
 
 def training_sections(runs: Sequence[Run]) -> list[Section]:
