@@ -9,6 +9,7 @@ _HOMES = {
     "plan": "hgdpo_jax.runner",
     "run": "hgdpo_jax.runner",
     "StableDiffusion": "hgdpo_jax.families.stable_diffusion",
+    "ScheduleSettings": "hgdpo_jax.diffusion.schedule_settings",
     "PickScore": "hgdpo_jax.scorers.pick_score",
     "ImageReward": "hgdpo_jax.scorers.image_reward",
     "CLIPScore": "hgdpo_jax.scorers.clip_score",

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from hgdpo_jax import objectives, plugins
 from hgdpo_jax.diffusion.sampling import Sampling
+from hgdpo_jax.diffusion.schedule_settings import UNCHANGED, ScheduleSettings
 from hgdpo_jax.models.attention import IMPLEMENTATIONS
 from hgdpo_jax.models.remat import REMAT
 from hgdpo_jax.objectives import Objective
@@ -294,6 +295,9 @@ class Experiment:
         )
     )
     weights: Weights = Weights()
+    # What replaces the base's noise schedule: schedule.timestep_spacing, .steps_offset, .sigmas, .prediction_type and
+    # .terminal_snr (hgdpo_jax/diffusion/schedule_settings.py); empty: as its files say.
+    schedule: ScheduleSettings = UNCHANGED
     prompts: Prompts = Prompts()
     pool: Pool = Pool()
     scoring: Scoring = Scoring()

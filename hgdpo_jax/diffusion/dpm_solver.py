@@ -27,6 +27,12 @@ def timesteps(schedule: NoiseSchedule, steps: int) -> Int[np.ndarray, " steps"]:
         visited = np.linspace(0, trained - 1, steps + 1).round()[:0:-1]
     elif schedule.timestep_spacing == "leading":
         visited = np.arange(steps, 0, -1) * (trained // (steps + 1)) + schedule.steps_offset
+        # By one, as diffusers allows with all steps and the usual offset.
+        if visited[0] > trained:
+            raise UserError(
+                f"with {steps} steps and an offset of {schedule.steps_offset}, sampling starts at timestep "
+                f"{visited[0]}, expected at most {trained}: lower schedule.steps_offset or pool.steps"
+            )
     else:
         visited = np.arange(trained, 0, -trained / steps).round() - 1
     return visited.astype(np.int32)

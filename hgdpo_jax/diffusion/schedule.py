@@ -91,9 +91,10 @@ class NoiseSchedule:
             ("variance_type", None, (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")),
         ):
             if (given := config.get(name, default)) not in expected:
+                settable = f", or set schedule.{name}" if name in ("prediction_type", "timestep_spacing") else ""
                 raise UserError(
                     f"the scheduler's {name} is {given!r}, expected {' or '.join(map(repr, expected))}: "
-                    "give a checkpoint that was trained that way"
+                    f"give a checkpoint that was trained that way{settable}"
                 )
         if missing := sorted({"beta_start", "beta_end"} - config.keys()):
             raise UserError(f"the scheduler's configuration lacks {' and '.join(missing)}: give a complete one")
@@ -108,7 +109,8 @@ class NoiseSchedule:
         if schedule.prediction_type == "epsilon":
             raise UserError(
                 "the scheduler's rescale_betas_zero_snr is True and its prediction_type 'epsilon', expected "
-                "'v_prediction': at the last step, predicted noise says nothing about the image"
+                "'v_prediction', because at the last step predicted noise says nothing about the image: set "
+                "schedule.prediction_type='v_prediction' or schedule.terminal_snr='nonzero'"
             )
         return schedule.with_zero_terminal_snr()
 

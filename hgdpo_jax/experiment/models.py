@@ -19,20 +19,24 @@ def base_fingerprints(experiment: Experiment) -> dict[str, Any]:
         "weights.family": families.fingerprint(experiment.weights.family),
         "model.revision": family_of(experiment).revision,
         **{f"weights.{name}": value for name, value in weight_fingerprints(experiment).items()},
+        **{f"schedule.{name}": value for name, value in experiment.schedule.given().items()},
     }
 
 
 def weight_fingerprints(experiment: Experiment) -> dict[str, str]:
-    """What decides the weights and the schedule of the base, by setting; settings left empty decide nothing."""
+    """What decides the weights of the base and its own schedule, by setting; settings left empty decide nothing."""
     with naming("config.weights.base"):
         return family_of(experiment).fingerprints(experiment.weights.base, **_replacements(experiment))
 
 
-def _replacements(experiment: Experiment) -> dict[str, str]:
-    """Sources of parts that replace those of the base; raises UserError where the family cannot replace one."""
-    given = {name: source for name in ("tokenizer", "vae") if (source := getattr(experiment.weights, name))}
+def _replacements(experiment: Experiment) -> dict[str, Any]:
+    """What replaces parts of the base; raises UserError where the family cannot replace one."""
+    weights, schedule = experiment.weights, experiment.schedule
+    given = {"tokenizer": weights.tokenizer, "vae": weights.vae, "schedule": schedule if schedule.given() else None}
+    given = {name: value for name, value in given.items() if value}
     if unknown := sorted(given.keys() - set(family_of(experiment).replaceable)):
-        raise UserError(f"weights.{unknown[0]} is given, but models of {experiment.weights.family} cannot replace it")
+        section = "" if unknown[0] == "schedule" else "weights."
+        raise UserError(f"{section}{unknown[0]} is given, but models of {weights.family} cannot replace it")
     return given
 
 

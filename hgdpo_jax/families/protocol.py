@@ -34,7 +34,8 @@ class Family(abc.ABC):
     lora_names: ClassVar[lora_files.LoraNames]
     # Incremented when the same weights give other numbers.
     revision: ClassVar[int] = 1
-    # Parts of a checkpoint that may come from another source, by their settings in `weights`.
+    # Parts of a checkpoint that may come from another source, by their settings in `weights`; and "schedule", where
+    # `ScheduleSettings` may replace what the checkpoint says.
     replaceable: ClassVar[Sequence[str]] = ()
 
     parameters: dict[str, dict]
@@ -45,17 +46,17 @@ class Family(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def load(cls, source: str, dtype: str = "float32", *, attention: str = "auto", **replacements: str) -> Self:
+    def load(cls, source: str, dtype: str = "float32", *, attention: str = "auto", **replacements: Any) -> Self:
         """Reads a checkpoint; weights are in `dtype`, replicated on the devices of this process.
 
-        `attention` is that of the denoiser, as in `models/attention.py`; `replacements` are sources of `replaceable`
-        parts. Raises UserError where something is missing, damaged, or of another architecture.
+        `attention` is that of the denoiser, as in `models/attention.py`; `replacements` are what replaces
+        `replaceable` parts. Raises UserError where something is missing, damaged, or of another architecture.
         """
 
     @classmethod
     @abc.abstractmethod
     def without_weights(
-        cls, source: str = "", dtype: str = "float32", *, attention: str = "auto", **replacements: str
+        cls, source: str = "", dtype: str = "float32", *, attention: str = "auto", **replacements: Any
     ) -> Self:
         """The same model from its configs alone, with shapes for parameters; it cannot tokenize.
 
@@ -64,8 +65,8 @@ class Family(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def fingerprints(cls, source: str, **replacements: str) -> dict[str, str]:
-        """What decides weights and schedule, by setting: "base" and the replacements."""
+    def fingerprints(cls, source: str, **replacements: Any) -> dict[str, str]:
+        """What decides weights and schedule, by setting: "base" and the replacements, but for `ScheduleSettings`."""
 
     @abc.abstractmethod
     def save(self, folder: epath.PathLike, storage: str = "float16") -> None:

@@ -76,6 +76,9 @@ def test_a_part_that_a_family_cannot_replace_is_refused(folder):
     config.weights.update(base=str(folder), family=NAME, vae="a/vae")
     with pytest.raises(UserError, match=f"weights.vae is given, but models of {NAME} cannot replace it"):
         base_fingerprints(typed(config))
+    config.weights.vae, config.schedule.timestep_spacing = "", "leading"
+    with pytest.raises(UserError, match=f"schedule is given, but models of {NAME} cannot replace it"):
+        base_fingerprints(typed(config))
 
 
 def test_images_are_drawn_for_both_parts_of_the_conditioning(model):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hgdpo_jax.base_config import base_config, typed
-from hgdpo_jax.experiment.models import base_fingerprints, load_base
+from hgdpo_jax.experiment.models import base_fingerprints, base_shapes, load_base
 from hgdpo_jax.families.stable_diffusion.files import WEIGHTS
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
@@ -50,6 +50,14 @@ def test_what_is_not_given_is_in_no_fingerprint(config, tiny_base):
         "model.revision": StableDiffusion.revision,
         "weights.base": folders.content_fingerprint(tiny_base, WEIGHTS),
     }
+
+
+def test_the_schedule_of_the_config_replaces_the_bases_wherever_that_is_read(config):
+    own = base_fingerprints(typed(config))
+    config.schedule.timestep_spacing = "trailing"
+    for model in (load_base(typed(config)), base_shapes(typed(config))):
+        assert model.schedule.timestep_spacing == "trailing"
+    assert base_fingerprints(typed(config)) == own | {"schedule.timestep_spacing": "trailing"}
 
 
 def test_the_vae_of_the_config_replaces_the_bases_and_nothing_else(config, vae):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from hgdpo_jax.diffusion.schedule_settings import UNCHANGED, ScheduleSettings
 from hgdpo_jax.errors import UserError, naming
 from hgdpo_jax.families.stable_diffusion.configs import SCHEDULER, autoencoder_config
 from hgdpo_jax.families.stable_diffusion.ldm_file import convert_checkpoint, convert_vae
@@ -66,8 +67,10 @@ class StableDiffusionFiles:
     tokenizer: epath.Path
 
 
-def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") -> StableDiffusionFiles:
-    """Reads a diffusers folder, packaged or not, or a single file; `tokenizer` and `vae`, where given, replace its own.
+def read_checkpoint(
+    source: epath.PathLike, tokenizer: str = "", vae: str = "", schedule: ScheduleSettings = UNCHANGED
+) -> StableDiffusionFiles:
+    """Reads a diffusers folder, packaged or not, or a single file; what else is given replaces its own.
 
     `tokenizer` is a folder or repository, which a single file needs; `vae` is a diffusers folder or a file. Raises
     UserError, naming what was expected, where something is missing, broken, or of another architecture.
@@ -78,7 +81,7 @@ def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") 
         files = read_folder(path)
         configs, tensors, folder = {**files.configs}, {**files.tensors}, files.tokenizer
     else:
-        (configs, tensors), folder = _read_file(path), None
+        (configs, tensors), folder = _read_file(path, schedule), None
     _refuse_foreign(configs["unet"], str(path))
     if vae:
         configs["vae"], tensors["vae"] = _read_vae(vae, autoencoder_config(configs.get("vae", {})))
@@ -90,6 +93,7 @@ def read_checkpoint(source: epath.PathLike, tokenizer: str = "", vae: str = "") 
         raise UserError(
             f"{path} holds no tokenizer: set weights.tokenizer to a folder with CLIP's vocab.json and merges.txt"
         )
+    configs["scheduler"] = schedule.applied_to(configs["scheduler"])
     return StableDiffusionFiles(configs, tensors, folder)
 
 
@@ -104,26 +108,29 @@ def read_folder(folder: epath.PathLike) -> StableDiffusionFiles:
     return StableDiffusionFiles(configs, tensors, tokenizer)
 
 
-def read_configs(source: epath.PathLike, vae: str = "") -> dict[str, Mapping[str, Any]]:
-    """The configs of a checkpoint, with that of `vae` where given; no weights are fetched from the hub.
+def read_configs(
+    source: epath.PathLike, vae: str = "", schedule: ScheduleSettings = UNCHANGED
+) -> dict[str, Mapping[str, Any]]:
+    """The configs of a checkpoint, with what replaces its own; no weights are fetched from the hub.
 
     Raises UserError as `read_checkpoint` does.
     """
     path = resolve_source(source, weights=())
-    configs = _folder_configs(path) if path.is_dir() else _read_file(path)[0]
+    configs = _folder_configs(path) if path.is_dir() else _read_file(path, schedule)[0]
     _refuse_foreign(configs["unet"], str(path))
     if vae:
         path = resolve_source(vae, weights=())
         is_folder = path.is_dir()
         configs["vae"] = read_json(path / "config.json") if is_folder else convert_vae(read_tensor_file(path), vae)[0]
-    return configs
+    return configs | {"scheduler": schedule.applied_to(configs["scheduler"])}
 
 
-def _read_file(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_file(path: epath.Path, schedule: ScheduleSettings) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configs and tensors of a checkpoint in one file."""
     tensors, metadata = _read_tensors(path)
     configs, converted = convert_checkpoint(tensors, str(path))
-    return {**configs, "scheduler": scheduler_config(path, tensors, metadata)}, {**converted}
+    scheduler = scheduler_config(path, tensors, metadata, schedule.prediction_type)
+    return {**configs, "scheduler": scheduler}, {**converted}
 
 
 def _read_tensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -139,7 +146,9 @@ def _folder_configs(folder: epath.Path) -> dict[str, Any]:
     return configs | {"scheduler": read_json(folder / _SCHEDULER_FILE)}
 
 
-def fingerprints(source: str, tokenizer: str = "", vae: str = "") -> dict[str, str]:
+def fingerprints(
+    source: str, tokenizer: str = "", vae: str = "", schedule: ScheduleSettings = UNCHANGED
+) -> dict[str, str]:
     """What decides the weights, by the names of settings, and the schedule of a single file that has its own."""
     path = resolve_source(source, WEIGHTS)
     found = {"base": content_fingerprint(path, WEIGHTS)}
@@ -147,14 +156,14 @@ def fingerprints(source: str, tokenizer: str = "", vae: str = "") -> dict[str, s
         if replacement:
             with naming(f"config.weights.{name}"):
                 found[name] = content_fingerprint(resolve_source(replacement, weights), weights)
-    return found if path.is_dir() else found | _schedule_fingerprint(path)
+    return found if path.is_dir() else found | _schedule_fingerprint(path, schedule.prediction_type)
 
 
 # Every stage asks, and pickled weights take a second to open.
 @functools.cache
-def _schedule_fingerprint(path: epath.Path) -> dict[str, str]:
+def _schedule_fingerprint(path: epath.Path, prediction_type: str) -> dict[str, str]:
     """Settings of a single file's noise schedule, or of the .yaml beside it, that differ from SD1.x's."""
-    config = scheduler_config(path, *_read_tensors(path))
+    config = scheduler_config(path, *_read_tensors(path), prediction_type)
     return {f"base.{name}": str(value) for name, value in config.items() if value != SCHEDULER.get(name)}
 
 

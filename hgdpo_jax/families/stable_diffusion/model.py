@@ -17,6 +17,7 @@ from hgdpo_jax.arguments import texts_of
 from hgdpo_jax.batching import replicated
 from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.diffusion.schedule import NoiseSchedule, unused_settings
+from hgdpo_jax.diffusion.schedule_settings import UNCHANGED, ScheduleSettings
 from hgdpo_jax.errors import UserError, as_user_error, warn
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.families.protocol import Adapters
@@ -43,7 +44,7 @@ class StableDiffusion(Model):
     """U-Net, CLIP text encoder and autoencoder; tokens are token ids, conditioning is the text encoder's states."""
 
     lora_names = StableDiffusionNames()
-    replaceable = ("tokenizer", "vae")
+    replaceable = ("tokenizer", "vae", "schedule")
 
     unet: UNet
     text_encoder: CLIPTextTransformer
@@ -53,18 +54,24 @@ class StableDiffusion(Model):
 
     @classmethod
     def load(  # type: ignore[override]  # Names its replacements.
-        cls, source: str, dtype: str = "float32", tokenizer: str = "", vae: str = "", attention: str = "auto"
+        cls,
+        source: str,
+        dtype: str = "float32",
+        tokenizer: str = "",
+        vae: str = "",
+        attention: str = "auto",
+        schedule: ScheduleSettings = UNCHANGED,
     ) -> Self:
         """Reads a diffusers folder, a repository of the hub, a single file, or a plugin's weights, in `dtype`.
 
-        `tokenizer` (a folder) and `vae` (a diffusers folder or a file) replace the checkpoint's own; a single file has
-        no tokenizer. `attention` is that of the U-Net, as in `models/attention.py`. Raises UserError where something is
-        missing, damaged, or of another architecture.
+        `tokenizer` (a folder), `vae` (a diffusers folder or a file) and what is set of `schedule` replace the
+        checkpoint's own; a single file has no tokenizer. `attention` is that of the U-Net, as in `models/attention.py`.
+        Raises UserError where something is missing, damaged, or of another architecture.
         """
         if attention not in IMPLEMENTATIONS:
             raise UserError(f"attention is {attention!r}, expected {' or '.join(map(repr, IMPLEMENTATIONS))}")
         require_compute_type(dtype)
-        read = files.read_checkpoint(source, tokenizer, vae)
+        read = files.read_checkpoint(source, tokenizer, vae, schedule)
         if unused := unused_settings(read.configs["scheduler"]):
             _warn_once(
                 f"the scheduler of {source} has {', '.join(unused)}: ignored, images are drawn by DPM-Solver++(2M)"
@@ -91,10 +98,20 @@ class StableDiffusion(Model):
 
     @classmethod
     def without_weights(
-        cls, source: str = "", dtype: str = "float32", *, attention: str = "auto", **replacements: str
+        cls,
+        source: str = "",
+        dtype: str = "float32",
+        *,
+        attention: str = "auto",
+        vae: str = "",
+        schedule: ScheduleSettings = UNCHANGED,
+        **_: str,
     ) -> Self:
         """The model of a source, or SD1.5, from its configs alone."""
-        configs = files.read_configs(source, replacements.get("vae", "")) if source else PUBLISHED
+        if source:
+            configs = files.read_configs(source, vae, schedule)
+        else:
+            configs = {**PUBLISHED, "scheduler": schedule.applied_to(PUBLISHED["scheduler"])}
         return cls.of_configs(configs, dtype, attention, source)
 
     @classmethod
@@ -137,7 +154,7 @@ class StableDiffusion(Model):
         )
 
     @classmethod
-    def fingerprints(cls, source: str, **replacements: str) -> dict[str, str]:
+    def fingerprints(cls, source: str, **replacements: Any) -> dict[str, str]:
         return files.fingerprints(source, **replacements)
 
     def save(self, folder: epath.PathLike, storage: str = "float16") -> None:

@@ -23,12 +23,13 @@ _FIELDS = {"beta_start": "linear_start", "beta_end": "linear_end", "num_train_ti
 
 
 def scheduler_config(
-    path: epath.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+    path: epath.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], prediction_type: str = ""
 ) -> dict[str, Any]:
     """The scheduler's configuration of a file with such tensors and metadata; by default SD1.x's.
 
     Metadata is that of ModelSpec and of kohya's trainers. A NAME.yaml beside NAME.safetensors, as web interfaces read
-    it, overrides the file. Raises UserError where the file contradicts itself or names an unknown prediction.
+    it, overrides the file, and `prediction_type`, where given, overrides both. Raises UserError where the file
+    contradicts itself or names an unknown prediction.
     """
     described = path.with_suffix(".yaml")
     text = described.read_text() if described.is_file() else ""
@@ -38,12 +39,14 @@ def scheduler_config(
             config[field] = type(config[field])(float(value))
     value = _yaml_value("parameterization", text)
     said = {described.name: value} if value else _predictions_of(tensors, metadata)
+    said = {"schedule.prediction_type": prediction_type} if prediction_type else said
     prediction, *others = {_PREDICTIONS.get(value.lower(), value) for value in said.values()} or {"epsilon"}
     if others or prediction not in _PREDICTIONS.values():
         sources = " and ".join(f"{value!r} ({source})" for source, value in said.items())
         raise UserError(
             f"{path} should predict {sources}, expected "
-            f"'epsilon' or 'v': write which into {described.name} beside it, as parameterization: \"v\" or \"eps\""
+            "'epsilon' or 'v': set schedule.prediction_type to 'epsilon' or 'v_prediction', or write which into "
+            f'{described.name} beside it, as parameterization: "v" or "eps"'
         )
     config["prediction_type"] = prediction
     stored = tensors.get("alphas_cumprod")

@@ -1,5 +1,6 @@
 """What single files, and folders, say of what their U-Net predicts."""
 
+import functools
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from etils import epath
 from single_file import make_models, single_file_of
 
 from hgdpo_jax.diffusion.schedule import NoiseSchedule
+from hgdpo_jax.diffusion.schedule_settings import ScheduleSettings
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.models import base_fingerprints
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
@@ -107,6 +109,32 @@ def test_a_file_of_velocities_is_loaded_and_saved_as_one(velocity_file, tokenize
     saved = json.loads((tmp_path / "saved/scheduler/scheduler_config.json").read_text())
     assert saved["prediction_type"] == V
     assert StableDiffusion.load(tmp_path / "saved").schedule.prediction_type == V
+
+
+def test_a_file_and_a_folder_of_the_same_weights_draw_the_same_once_the_spacing_is_set(
+    velocity_file, tokenizer_folder, tmp_path
+):
+    def draw(model):
+        return model.generate("a b", [0, 1], width=32, height=32, steps=4)
+
+    single = functools.partial(StableDiffusion.load, velocity_file, tokenizer=str(tokenizer_folder))
+    single().save(tmp_path / "folder", "float32")
+    config = tmp_path / "folder/scheduler/scheduler_config.json"
+    leading = {"timestep_spacing": "leading", "steps_offset": 1}
+    config.write_text(json.dumps(json.loads(config.read_text()) | leading))
+    expected = draw(StableDiffusion.load(tmp_path / "folder"))
+    assert np.abs(draw(single()).astype(int) - expected).max() > 10
+    replaced = single(schedule=ScheduleSettings(**leading))
+    np.testing.assert_array_equal(draw(replaced), expected)
+    # So a base that was fine-tuned with such a setting needs it no longer.
+    replaced.save(tmp_path / "saved", "float32")
+    np.testing.assert_array_equal(draw(StableDiffusion.load(tmp_path / "saved")), expected)
+
+
+def test_the_prediction_that_a_config_sets_settles_what_a_file_contradicts(tmp_path):
+    tensors, metadata = {"v_pred": np.zeros(0), "ztsnr": np.zeros(0)}, {"modelspec.prediction_type": "epsilon"}
+    found = scheduler_config(epath.Path(tmp_path / "a.safetensors"), tensors, metadata, V)
+    assert (found["prediction_type"], found["rescale_betas_zero_snr"]) == (V, True)
 
 
 def test_the_noise_that_a_folder_of_velocities_predicts_follows_from_them(tiny_base, tmp_path):
