@@ -146,21 +146,24 @@ class Progress:
             dynamic_ncols=live,
             ascii=not live,
         )
-        # The last few updates, so that compiling does not weigh on the rate for ever.
-        self._times = collections.deque([(time.monotonic(), initial)], maxlen=_RATE_WINDOW)
+        # From the first update on: before it, programs are compiled.
+        self._count, self._times = initial, collections.deque[tuple[float, int]](maxlen=_RATE_WINDOW)
 
     def update(self, count: int = 1) -> None:
         """Says that `count` more are done."""
         self._bar.update(count)
         # A bar that is not shown does not count.
-        self._times.append((time.monotonic(), self._times[-1][1] + count))
+        self._count += count
+        self._times.append((time.monotonic(), self._count))
 
     def note(self, **values: float) -> None:
         """Shows numbers behind the bar."""
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
 
     def rate(self) -> float:
-        """How many a second, over the last updates; 0 before the first."""
+        """How many a second, over the last updates; 0 before the second."""
+        if not self._times:
+            return 0.0
         (begin, first), (end, last) = self._times[0], self._times[-1]
         return (last - first) / (end - begin) if end > begin else 0.0
 

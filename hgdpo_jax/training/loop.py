@@ -14,6 +14,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.run_log import RunLog, progress
 from hgdpo_jax.sharding import introduce, shard_batch, shard_parameters
 from hgdpo_jax.termination import Terminated, kept_for_later, raised_on_sigterm
+from hgdpo_jax.training.step_rate import StepRate
 
 State = Any
 Batch = Any
@@ -40,9 +41,11 @@ def train(
 
     The state is placed on the mesh by `shard_parameters`, batches by `shard_batch`. `batch_at` returns this process's
     rows of a batch as a function of the step alone, so that a resumed run repeats the uninterrupted one. Scalars are
-    fetched one step late, so that the host never waits for the device. After SIGTERM the current step is saved, or the
-    next one if several processes have to agree, and Terminated is raised. A step is saved before it is evaluated, so
-    that the next run repeats only an interrupted evaluation. Raises UserError if loss or gradient are not finite.
+    fetched one step late, so that the host never waits for the device. With `samples_per_step` they include the
+    training's own rate as "{unit}s_per_second", except for the first step of the process. After SIGTERM the current
+    step is saved, or the next one if several processes have to agree, and Terminated is raised. A step is saved before
+    it is evaluated, so that the next run repeats only an interrupted evaluation. Raises UserError if loss or gradient
+    are not finite.
     """
     given = shard_parameters(state, mesh)
     start, state = checkpoints.restore(given)
@@ -53,7 +56,7 @@ def train(
     # Barrier: a slower process must not resume from a checkpoint that a faster one has just written.
     hosts.wait()
     introduce(mesh)
-    agreed = hosts.Agreement()
+    agreed, rate = hosts.Agreement(), StepRate()
     pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def write(pending) -> None:
@@ -70,8 +73,9 @@ def train(
                     f"{what}; lower the learning rate (the last good checkpoint, step "
                     f"{max(checkpoints.steps(), default=0)}, is kept)"
                 )
-        if samples_per_step:
-            scalars[f"{unit}s_per_second"] = bar.rate() * samples_per_step
+        rate.step_done()
+        if samples_per_step and (per_second := rate.per_second()):
+            scalars[f"{unit}s_per_second"] = per_second * samples_per_step
         log.scalars(step, scalars)
         bar.note(loss=scalars["loss"])
 
@@ -111,6 +115,7 @@ def train(
                 checkpoints.save(step, state)
                 if is_evaluated(step) and not stop:
                     measure(state, step)
+                rate.resume()
             bar.update(1)
             if stop:
                 raise Terminated
