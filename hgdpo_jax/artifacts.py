@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,12 +19,16 @@ from etils import epath
 
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import PARTIAL_SUFFIX, cached_place, checked_copy, checksum, is_remote, write_json
+from hgdpo_jax.texts import some
+from hgdpo_jax.weights.folders import contents
 
 STARTED, DONE, TRACEBACK, LEASE = "started.json", "done.json", "traceback.txt", "lease"
 
 # What only serves to go on, to look on or to keep other runs away: it may change after the stage is done.
 _NOT_PART_OF_THE_RESULT = ("checkpoints", "tensorboard", LEASE, STARTED, DONE, TRACEBACK)
 _LONGEST_VALUE = 60
+# Fingerprints and checksums within a setting.
+_HASH = re.compile(r"\b(?:[0-9a-f]{64}|[0-9a-f]{16})\b")
 # Files of a stage that are read at the same time.
 _READERS = 16
 
@@ -91,7 +96,7 @@ class StageRun:
         marker = read_marker(self.folder / (DONE if self.is_done() else STARTED))
         if marker["fingerprint"] == self.fingerprint:
             return []
-        changed = differences(marker["settings"], _as_json(self.settings))
+        changed = differences(marker["settings"], _as_json(self.settings), marker.get("contents", {}))
         inputs = self._input_fingerprints()
         changed += [f"{name} made anew" for name in inputs if marker["inputs"].get(name) != inputs[name]]
         changed += [f"{name} is read no longer" for name in marker["inputs"] if name not in inputs]
@@ -137,21 +142,29 @@ class StageRun:
         return {name: stage.fingerprint for name, stage in self.inputs.items()}
 
     def _marker(self) -> dict[str, Any]:
+        settings = json.dumps(self.settings)
         return {
             "stage": self.name,
             "fingerprint": self.fingerprint,
-            "settings": _as_json(self.settings),
+            "settings": json.loads(settings),
             "inputs": self._input_fingerprints(),
+            # For messages alone: the fingerprint above says whether something changed, this says which file.
+            "contents": {found: listed for found in _HASH.findall(settings) if (listed := contents(found))},
         }
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs in nested settings, plain values as JSON gives them back, one "name old -> new" each."""
-    before, now = flat(before), flat(now)
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], contents_before: Mapping[str, Any] | None = None
+) -> list[str]:
+    """What differs in nested settings, plain values as JSON gives them back, one "name old -> new" each.
+
+    `contents_before` are those of fingerprints in `before`, as `weights.folders.contents` gives them.
+    """
+    before, now, earlier = flat(before), flat(now), contents_before or {}
     return [
-        f"{name} {_shown(before, name)} -> {_shown(now, name)}"
+        f"{name} {_shown(before, name, earlier)} -> {_shown(now, name, {})}{_changed_files(before, now, name, earlier)}"
         for name in dict.fromkeys([*now, *before])
-        if _shown(before, name, shorten=False) != _shown(now, name, shorten=False)
+        if _text(before, name) != _text(now, name)
     ]
 
 
@@ -210,8 +223,29 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _shown(settings: Mapping[str, Any], name: str, shorten: bool = True) -> str:
-    if name not in settings:
-        return "(none)"
-    text = json.dumps(settings[name])
-    return text[: _LONGEST_VALUE - 3] + "..." if shorten and len(text) > _LONGEST_VALUE else text
+def _text(settings: Mapping[str, Any], name: str) -> str:
+    return json.dumps(settings[name]) if name in settings else "(none)"
+
+
+def _shown(settings: Mapping[str, Any], name: str, earlier: Mapping[str, Any]) -> str:
+    """A setting as messages show it; of fingerprints, where it was read what they stand for, and their first digits."""
+    text = _text(settings, name)
+
+    def named(found: re.Match) -> str:
+        known = earlier.get(found[0]) or contents(found[0])
+        return f"{known.get('source', 'content')} ({found[0][:8]})"
+
+    if _HASH.search(text):
+        return _HASH.sub(named, text)
+    return text[: _LONGEST_VALUE - 3] + "..." if len(text) > _LONGEST_VALUE else text
+
+
+def _changed_files(before: Mapping[str, Any], now: Mapping[str, Any], name: str, earlier: Mapping[str, Any]) -> str:
+    """The files that differ between folders whose fingerprints a setting holds, where both are known."""
+    hashes = [_HASH.findall(_text(settings, name)) for settings in (before, now)]
+    files: set[str] = set()
+    for old, new in zip(*hashes, strict=False):
+        was, is_now = ((earlier.get(old) or contents(old)).get("files", {}), contents(new).get("files", {}))
+        if len(was) > 1 and len(is_now) > 1:
+            files |= {file for file, _ in was.items() ^ is_now.items()}
+    return f" (changed: {some(sorted(files))})" if files else ""

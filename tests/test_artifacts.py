@@ -1,6 +1,8 @@
 """Stages are done once, say what changed, and notice when a file of theirs did."""
 
 import json
+import re
+import shutil
 
 import pytest
 from etils import epath
@@ -8,7 +10,9 @@ from etils import epath
 from hgdpo_jax import artifacts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.families.stable_diffusion.files import WEIGHTS
 from hgdpo_jax.files import write_text
+from hgdpo_jax.weights.folders import content_fingerprint
 
 
 @pytest.fixture
@@ -163,3 +167,32 @@ def test_an_input_that_is_read_no_longer_is_a_change(tmp_path):
     earlier = artifacts.StageRun("earlier", "test", epath.Path(tmp_path), {})
     complete(artifacts.StageRun("later", "test", epath.Path(tmp_path), {}, {"earlier": earlier}))
     assert artifacts.StageRun("later", "test", epath.Path(tmp_path), {}).changes() == ["earlier is read no longer"]
+
+
+def test_changed_weights_are_named_by_source_and_file(stage, tiny_base, tmp_path):
+    def now(folder):
+        return stage(**{"weights.base": content_fingerprint(folder, WEIGHTS), "seed": 0})
+
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    before = now(folder)
+    complete(before)
+    config = folder / "unet/config.json"
+    config.write_text(config.read_text() + "\n")
+    (change,) = now(folder).changes()
+    assert re.fullmatch(
+        rf'weights.base "{folder} \(\w{{8}}\)" -> "{folder} \(\w{{8}}\)" \(changed: unet/config.json\)', change
+    )
+    # As earlier versions wrote it.
+    marker = before.folder / "done.json"
+    written = json.loads(marker.read_text())
+    assert written["fingerprint"] == before.fingerprint
+    write_text(marker, json.dumps({name: value for name, value in written.items() if name != "contents"}))
+    assert before.changes() == []
+    assert now(folder).changes()[0].startswith("weights.base ")
+
+
+def test_a_fingerprint_of_unknown_content_is_shown_by_its_first_digits(stage):
+    complete(stage(**{"prompts.test": "0123456789abcdef"}))
+    changes = stage(**{"prompts.test": "fedcba9876543210"}).changes()
+    assert changes == ['prompts.test "content (01234567)" -> "content (fedcba98)"']

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def content_fingerprint(source: epath.PathLike, weights: Sequence[str] = MODEL) 
     """
     source = epath.Path(source)
     if not source.is_dir():
-        return _checksum(source)
+        return remembered(_checksum(source), source, [source])
     # Both layouts are at most one folder deep, and epath has no recursive search.
     paths = {path for pattern in ("*", "*/*") for path in source.glob(pattern) if path.suffix in (".json", ".txt")}
     for folder, _, stem in (place.rpartition("/") for place in weights):
@@ -41,7 +41,23 @@ def content_fingerprint(source: epath.PathLike, weights: Sequence[str] = MODEL) 
     digest = hashlib.sha256()
     for name, path in sorted((str(path.relative_to(source)), path) for path in paths):
         digest.update(f"{name}\0{_checksum(path)}\n".encode())
-    return digest.hexdigest()
+    return remembered(digest.hexdigest(), source, paths)
+
+
+# Of each fingerprint that this process has made: its source, and the checksums of the files that it names.
+_CONTENTS: dict[str, dict[str, Any]] = {}
+
+
+def remembered(fingerprint: str, source: epath.Path, files: Iterable[epath.Path]) -> str:
+    """The fingerprint, whose files `contents` lists from now on, so that messages can say which one changed."""
+    listed = {str(path.relative_to(source) if path != source else path.name): _checksum(path) for path in files}
+    _CONTENTS[fingerprint] = {"source": str(source), "files": listed}
+    return fingerprint
+
+
+def contents(fingerprint: str) -> dict[str, Any]:
+    """Where what a fingerprint stands for was read, "source", and checksums by name, "files"; {} if it is unknown."""
+    return _CONTENTS.get(fingerprint, {})
 
 
 def _checksum(path: epath.Path) -> str:
