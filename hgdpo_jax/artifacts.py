@@ -18,6 +18,7 @@ from typing import Any
 from etils import epath
 
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.provenance import provenance
 from hgdpo_jax.files import PARTIAL_SUFFIX, cached_place, checked_copy, checksum, is_remote, write_json
 from hgdpo_jax.texts import some
 from hgdpo_jax.weights.folders import contents
@@ -108,7 +109,13 @@ class StageRun:
             if path.name.endswith(PARTIAL_SUFFIX):
                 path.unlink()
         (self.folder / TRACEBACK).unlink(missing_ok=True)
-        write_json(self.folder / STARTED, self._marker())
+        write_json(self.folder / STARTED, {**self._marker(), "made": provenance()})
+
+    @property
+    def made(self) -> dict[str, str]:
+        """The `provenance` of the stage's last start; empty if it has not begun, or an earlier version began it."""
+        path = self.folder / STARTED
+        return json.loads(path.read_text()).get("made", {}) if path.is_file() else {}
 
     def finish(self) -> None:
         """Marks the stage as done, with the checksums of its files."""

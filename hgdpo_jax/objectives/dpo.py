@@ -18,7 +18,10 @@ class DPO(PairObjective):
 
     charts: ClassVar[Sequence[Chart]] = (
         Chart(
-            "DPO loss", "Dotted: log 2, where training starts.", {"dpo_loss": "DPO term", "loss": "total"}, np.log(2)
+            "DPO loss",
+            "The total adds statistic matching. Dotted: log 2, where training starts.",
+            {"dpo_loss": "DPO term", "loss": "total"},
+            np.log(2),
         ),
         *PairObjective.charts,
     )

@@ -54,7 +54,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """A chart: titles, curves, a level to mark; `log_x` marks the places of the first curve."""
+    """A chart: titles, curves, a level and a place to mark; `log_x` marks the places of the first curve."""
 
     title: str
     note: str
@@ -63,6 +63,7 @@ class Curves:
     level: float | None = None
     percent: bool = False
     log_x: bool = False
+    mark: float | None = None
 
 
 # Of every training.
@@ -84,8 +85,11 @@ _GENERAL = (
 )
 
 
-def training_curves(log: Sequence[Mapping[str, float]]) -> list[Curves]:
-    """The charts whose first series has at least one value in the log, one mapping of scalars per step."""
+def training_curves(log: Sequence[Mapping[str, float]], mark: int | None = None) -> list[Curves]:
+    """The charts whose first series has at least one value in the log, one mapping of scalars per step.
+
+    `mark` is a step to mark.
+    """
     of_objectives = [chart for name in objectives.names() for chart in objectives.find(name).charts]
     # Objectives share charts.
     charts = {chart.title: chart for chart in (*of_objectives, *_GENERAL)}
@@ -94,7 +98,7 @@ def training_curves(log: Sequence[Mapping[str, float]]) -> list[Curves]:
         series = [_series(log, key, label) for key, label in chart.series.items()]
         if series[0].x:
             shown = [each for each in series if each.x]
-            found.append(Curves(chart.title, chart.note, "step", shown, chart.level, chart.percent))
+            found.append(Curves(chart.title, chart.note, "step", shown, chart.level, chart.percent, mark=mark))
     return found
 
 
@@ -122,7 +126,10 @@ def curves_svg(curves: Curves, salt: str) -> markupsafe.Markup:
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
     # Of the head only the view box: the page decides the size.
-    markup = re.sub(r'^.*?<svg[^>]*(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', stream.getvalue(), flags=re.DOTALL)
+    view_box = re.search(r'<svg[^>]*(viewBox="[^"]*")', stream.getvalue())[1]
+    name = markupsafe.escape(f"Chart: {curves.title}")
+    markup = re.sub(r"^.*?<svg[^>]*>", "", stream.getvalue(), flags=re.DOTALL)
+    markup = f'<svg {view_box} role="img" aria-label="{name}">{markup}'
     # Group names repeat from chart to chart; an HTML page needs each id once, and these are not referred to.
     markup = re.sub(r'<g id="[\w.]+"', "<g", markup)
     for name, color in PALETTE.items():
@@ -158,6 +165,10 @@ def _running_mean(values: Sequence[float]) -> np.ndarray:
 def _draw(axes: Axes, curves: Curves) -> None:
     if curves.level is not None:
         axes.axhline(curves.level, color=PALETTE["muted"], linewidth=1, linestyle=":")
+    if curves.mark is not None:
+        axes.axvline(curves.mark, color=PALETTE["ink"], linewidth=0.8, alpha=0.6)
+        axes.plot([curves.mark], [1], "v", color=PALETTE["ink"], markersize=5, transform=axes.get_xaxis_transform(), clip_on=False)
+    overlapping = sum(series.style == SMOOTHED for series in curves.series) > 1
     for index, series in enumerate(curves.series):
         color = PALETTE[f"series-{index % 4 + 1}"]
         if series.low:
@@ -168,7 +179,8 @@ def _draw(axes: Axes, curves: Curves) -> None:
         look: dict[str, Any] = {
             "color": color,
             "label": series.label,
-            "linewidth": 1.6,
+            # A loss and its main term may coincide: the first curve is wide, the others run inside it.
+            "linewidth": 3.6 if overlapping and not index else 1.6,
             "linestyle": "-" if index < 4 else "--",
         }
         values = series.y if series.style == POINTS else _running_mean(series.y)

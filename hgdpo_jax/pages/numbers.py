@@ -53,6 +53,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def ordinal(number: int) -> str:
+    """A number's place in an order: 1st, 2nd, 5th."""
+    ending = "th" if 10 < number % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number:,}{ending}"
+
+
 def setting(value: Any) -> str:
     """A setting's value, or a dash if it has none."""
     return DASH if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hgdpo_jax.pages.charts import PALETTE
 from hgdpo_jax.pages.numbers import format_score
 
-SHOWN = "shown.json"
+SHOWN, RANKED = "shown.json", "ranked.json"
 _BAND = 8
 
 
@@ -26,6 +26,22 @@ class ImagePair:
     prompt: str
     images: Sequence[np.ndarray]
     scores: Sequence[Mapping[str, float]] = ({}, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class RankedImages:
+    """Images of one prompt's pool, uint8 [height, width, 3] each, by their ranks, and their scores."""
+
+    prompt: str
+    ranks: Sequence[int]
+    scores: Sequence[float]
+    images: Sequence[np.ndarray]
+
+
+def read_ranked(folder: epath.Path) -> list[RankedImages]:
+    """The images that `select_pairs` shows by their rank, the highest score first."""
+    rows = json.loads((folder / RANKED).read_text())
+    return [RankedImages(**row | {"images": [read_image(folder / name) for name in row["images"]]}) for row in rows]
 
 
 def read_shown_pairs(folder: epath.Path) -> dict[str, list[ImagePair]]:

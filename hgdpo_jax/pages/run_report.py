@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from hgdpo_jax.artifacts import flat
 from hgdpo_jax.evaluation.comparison import Comparison, compare
 from hgdpo_jax.evaluation.measures import TRAINING
 from hgdpo_jax.evaluation.results import ModelResults, Results
 from hgdpo_jax.evaluation.win_rate import WinRate
 from hgdpo_jax.files import write_bytes, write_json, write_text
 from hgdpo_jax.pages import charts, pictures, tables
-from hgdpo_jax.pages.pictures import ImagePair
+from hgdpo_jax.pages.pictures import ImagePair, RankedImages
 from hgdpo_jax.pages.templates import render
 
-HERO_PAIRS = 8
+_SHOWN = 8
 _IMAGE_HEIGHT = 384
 
 
@@ -28,16 +27,25 @@ class RunReport:
 
     results: two models or more; the report compares the second with the first.
     examples: images of these two, not chosen by their scores; the first ones are at the top of the page.
-    training: the training log, one mapping of scalars per step.
+    training: the training log, one mapping of scalars per step; `exported_step` is the one whose LoRA is exported.
     pairs: what `read_shown_pairs` gives: those whose scores differ most, and least, winner first.
-    settings: nested or flat; values are shown as text.
+    ranked: what `read_ranked` gives.
+    settings, defaults: settings by their dotted names that differ from their defaults, and that do not.
+    made: when, with which versions and on which devices the evaluation ran, as `provenance` gives it.
     """
 
     results: Results
     examples: Sequence[ImagePair] = ()
     training: Sequence[Mapping[str, float]] = ()
+    exported_step: int | None = None
     pairs: Mapping[str, Sequence[ImagePair]] = dataclasses.field(default_factory=dict)
+    ranked: Sequence[RankedImages] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+<<<<<<< HEAD
+=======
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    made: Mapping[str, str] = dataclasses.field(default_factory=dict)
+>>>>>>> 739f9ed (A run's page has contents, win rates once, the exported step, its date and only the settings that were read)
 
     @functools.cached_property
     def compared(self) -> list[Comparison]:
@@ -70,6 +78,18 @@ class RunReport:
         rows = [[tables.Cell(self.labels[0]), *tables.base_cells(self.compared[0])]]
         rows += [[tables.Cell(model.label), *tables.model_cells(model)] for model in self.compared]
         return tables.Table("", ["Model", *tables.model_heads(self.results)], rows)
+
+    @property
+    def descriptions(self) -> tables.Table:
+        """What is said of each model besides its win rates."""
+        rows = [[tables.Cell(self.labels[0]), *tables.base_description_cells(self.compared[0])]]
+        rows += [[tables.Cell(model.label), *tables.description_cells(model)] for model in self.compared]
+        return tables.Table("", ["Model", *tables.description_heads(self.results)], rows)
+
+    @property
+    def curves(self) -> list[charts.Curves]:
+        """The charts of the training."""
+        return charts.training_curves(self.training, self.exported_step)
 
     def __str__(self) -> str:
         """A summary for a terminal, with one column per model."""
@@ -131,19 +151,18 @@ def write_report(folder: epath.PathLike, report: RunReport) -> None:
     """
     path, headline = epath.Path(folder), report.results.headline
     write_json(path / "summary.json", summarize(report), sort_keys=False)
-    if hero := report.examples[:HERO_PAIRS]:
-        write_bytes(path / "grid.png", pictures.pair_grid(hero, report.labels, headline))
-    if drawn := charts.training_curves(report.training):
+    if examples := report.examples[:_SHOWN]:
+        write_bytes(path / "grid.png", pictures.pair_grid(examples, report.labels, headline))
+    if drawn := report.curves:
         write_bytes(path / "curves.png", charts.curves_figure(drawn))
-    if pairs := [pair for shown in report.pairs.values() for pair in shown[: HERO_PAIRS // 2]]:
+    if pairs := [pair for shown in report.pairs.values() for pair in shown[: _SHOWN // 2]]:
         write_bytes(path / "pairs.png", pictures.pair_grid(pairs, ("Winner", "Loser"), headline))
     write_text(path / "index.html", render_page(report))
 
 
 def render_page(report: RunReport) -> str:
     """The report as one HTML page that needs no other file."""
-    compared, labels, headline = report.compared[0], report.labels, report.results.headline
-    others = dict(compared.scores)
+    compared, labels = report.compared[0], report.labels
     return render(
         "run_report.html.jinja",
         picture=lambda image: pictures.data_uri(image, _IMAGE_HEIGHT),
@@ -152,17 +171,11 @@ def render_page(report: RunReport) -> str:
         report=report,
         labels=labels,
         compared=compared,
-        headline=others.pop(headline),
-        others=others.values(),
-        chose_pairs=headline == TRAINING,
-        hero=report.examples[:HERO_PAIRS],
-        measures=tables.measure_table(labels, compared.measures),
+        chose_pairs=report.results.headline == TRAINING,
+        shown=_SHOWN,
+        measures=tables.measure_table(labels, compared),
         colors=tables.color_table(labels, compared.color_shift),
-        charts=[
-            (curves, charts.curves_svg(curves, curves.title)) for curves in charts.training_curves(report.training)
-        ],
-        settings_title="Settings",
-        settings=flat(report.settings),
+        charts=[(curves, charts.curves_svg(curves, curves.title)) for curves in report.curves],
         verdict=verdict,
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hgdpo_jax.evaluation.color_shift import CHANNELS, ColorShift
-from hgdpo_jax.evaluation.comparison import Comparison, MeasureComparison
+from hgdpo_jax.evaluation.comparison import Comparison
 from hgdpo_jax.evaluation.measures import SHARE, About
 from hgdpo_jax.evaluation.prompt_means import Mean
 from hgdpo_jax.evaluation.results import Results
@@ -55,8 +55,13 @@ def aligned(rows: Sequence[Sequence[str]], numbers: bool = False) -> list[str]:
 
 def model_heads(results: Results) -> list[str]:
     """Heads of the columns that `model_cells` fills."""
-    named = [*results.scores.values(), *results.measures.values()]
-    return [*(about.label for about in named), *(channel.capitalize() for channel in CHANNELS), "Diversity"]
+    return [*(about.label for about in results.scores.values()), *description_heads(results)]
+
+
+def description_heads(results: Results) -> list[str]:
+    """Heads of the columns that `description_cells` fills."""
+    measures = (about.label for about in results.measures.values())
+    return [*measures, *(channel.capitalize() for channel in CHANNELS), "Diversity"]
 
 
 def model_cells(compared: Comparison) -> list[Cell]:
@@ -66,7 +71,12 @@ def model_cells(compared: Comparison) -> list[Cell]:
         detail = f"{interval(score.win_rate)}; mean {format_score(score.tuned_mean)}"
         values = {**rate_values(score.win_rate), "mean": score.tuned_mean}
         cells.append(Cell(percent(score.win_rate.rate), detail, values))
-    cells += [mean_cell(measure.about, measure.tuned) for measure in compared.measures.values()]
+    return [*cells, *description_cells(compared)]
+
+
+def description_cells(compared: Comparison) -> list[Cell]:
+    """A model's measures, colour shift and diversity."""
+    cells = [mean_cell(measure.about, measure.tuned) for measure in compared.measures.values()]
     for channel in CHANNELS:
         change = compared.color_shift.percent[channel]
         cells.append(Cell(signed_percent(change), values={"shift": change}))
@@ -74,10 +84,15 @@ def model_cells(compared: Comparison) -> list[Cell]:
 
 
 def base_cells(compared: Comparison) -> list[Cell]:
-    """In the same columns, the model that it is compared with."""
+    """In the columns of `model_cells`, the model that it is compared with."""
     means = [score.base_mean for score in compared.scores.values()]
     cells = [Cell(DASH, f"mean {format_score(mean)}", {"mean": mean}) for mean in means]
-    cells += [mean_cell(measure.about, measure.base) for measure in compared.measures.values()]
+    return [*cells, *base_description_cells(compared)]
+
+
+def base_description_cells(compared: Comparison) -> list[Cell]:
+    """In the columns of `description_cells`, the model that it is compared with."""
+    cells = [mean_cell(measure.about, measure.base) for measure in compared.measures.values()]
     return [*cells, *(Cell(DASH) for _ in CHANNELS), number_cell("diversity", [compared.base_diversity])]
 
 
@@ -92,14 +107,17 @@ def color_table(labels: Sequence[str], shift: ColorShift) -> Table:
     return Table("", ["Channel", *labels, "Change"], rows)
 
 
-def measure_table(labels: Sequence[str], measures: Mapping[str, MeasureComparison]) -> Table:
-    """Every measure of both models, and the difference prompt by prompt."""
+def measure_table(labels: Sequence[str], compared: Comparison) -> Table:
+    """Every measure of both models, and the difference prompt by prompt; where known their diversity."""
     rows = []
-    for measure in measures.values():
+    for measure in compared.measures.values():
         factor, unit = (100, " points") if measure.about.kind == SHARE else (1, "")
         change = difference_cell(measure.difference, factor, unit)
         both = [mean_cell(measure.about, model) for model in (measure.base, measure.tuned)]
         rows.append([Cell(measure.about.label, measure.about.description), *both, change])
+    if compared.base_diversity is not None and compared.diversity is not None:
+        both = [number_cell("diversity", [value]) for value in (compared.base_diversity, compared.diversity)]
+        rows.append([Cell("Diversity"), *both, Cell(signed(compared.diversity - compared.base_diversity))])
     return Table("", ["Measure", *labels, "Difference"], rows)
 
 

@@ -11,11 +11,12 @@ from hgdpo_jax.pages import numbers
 def render(template: str, **values: Any) -> str:
     """A page that needs no other file: an HTML template filled with `values`, as text and not as markup.
 
-    A name that is not given is an error.
+    A name that is not given is an error. `contents` collects the titles of the page's sections.
     """
     environment = _environment(autoescape=True)
-    environment.filters |= {name: getattr(numbers, name) for name in ("format_score", "p_value", "percent", "signed")}
-    return environment.get_template(template).render(values)
+    filters = ("format_score", "ordinal", "p_value", "percent", "signed")
+    environment.filters |= {name: getattr(numbers, name) for name in filters}
+    return environment.get_template(template).render(values, contents=[])
 
 
 def render_text(template: str, escape: Callable[[str], str], **values: Any) -> str:

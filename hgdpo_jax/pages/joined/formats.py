@@ -51,8 +51,6 @@ def as_page(document: Document) -> str:
             section.title: [(chart, curves_svg(chart, f"{section.title}: {chart.title}")) for chart in section.charts]
             for section in document.sections
         },
-        settings_title="Settings that all runs share",
-        settings=document.settings,
     )
 
 
