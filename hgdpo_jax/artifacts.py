@@ -18,8 +18,8 @@ from typing import Any
 from etils import epath
 
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.provenance import provenance
 from hgdpo_jax.files import PARTIAL_SUFFIX, cached_place, checked_copy, checksum, is_remote, write_json
+from hgdpo_jax.provenance import provenance
 from hgdpo_jax.texts import some
 from hgdpo_jax.weights.folders import contents
 

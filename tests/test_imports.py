@@ -36,7 +36,7 @@ ROWS = [
     {"families", "scorers"},
     {"weights", "arguments", "batching"},
     {"models", "adapters", "diffusion", "losses", "sharding", "random_keys"},
-    {"compilation", "compute_types", "errors", "files", "plugins", "settings", "texts", "user_functions"},
+    {"compilation", "compute_types", "errors", "files", "plugins", "provenance", "settings", "texts", "user_functions"},
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 # In these rows a room imports nothing of its own row.

@@ -37,6 +37,7 @@ def relevant_settings(experiment: Experiment) -> tuple[dict[str, Any], dict[str,
 
     sections = {name: type(section)() for name, section in experiment.extra.items()}
     defaults = flat(plain(Experiment(objective=type(experiment.objective)(), extra=sections)))
+    defaults["objective"] = Experiment().objective.name()
     found = {name: value for name, value in flat(plain(experiment)).items() if is_read(name)}
     changed = {name: value for name, value in found.items() if value != defaults[name]}
     unchanged = {name: value for name, value in found.items() if name not in changed and value not in ("", ())}

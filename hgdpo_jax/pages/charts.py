@@ -167,7 +167,15 @@ def _draw(axes: Axes, curves: Curves) -> None:
         axes.axhline(curves.level, color=PALETTE["muted"], linewidth=1, linestyle=":")
     if curves.mark is not None:
         axes.axvline(curves.mark, color=PALETTE["ink"], linewidth=0.8, alpha=0.6)
-        axes.plot([curves.mark], [1], "v", color=PALETTE["ink"], markersize=5, transform=axes.get_xaxis_transform(), clip_on=False)
+        axes.plot(
+            [curves.mark],
+            [0],
+            "^",
+            color=PALETTE["ink"],
+            markersize=5,
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
+        )
     overlapping = sum(series.style == SMOOTHED for series in curves.series) > 1
     for index, series in enumerate(curves.series):
         color = PALETTE[f"series-{index % 4 + 1}"]
@@ -180,7 +188,7 @@ def _draw(axes: Axes, curves: Curves) -> None:
             "color": color,
             "label": series.label,
             # A loss and its main term may coincide: the first curve is wide, the others run inside it.
-            "linewidth": 3.6 if overlapping and not index else 1.6,
+            "linewidth": 3.0 if overlapping and not index else 1.6,
             "linestyle": "-" if index < 4 else "--",
         }
         values = series.y if series.style == POINTS else _running_mean(series.y)

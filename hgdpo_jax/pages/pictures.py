@@ -13,7 +13,7 @@ from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from hgdpo_jax.pages.charts import PALETTE
-from hgdpo_jax.pages.numbers import format_score
+from hgdpo_jax.pages.numbers import format_score, ordinal
 
 SHOWN, RANKED = "shown.json", "ranked.json"
 _BAND = 8
@@ -30,18 +30,23 @@ class ImagePair:
 
 @dataclasses.dataclass(frozen=True)
 class RankedImages:
-    """Images of one prompt's pool, uint8 [height, width, 3] each, by their ranks, and their scores."""
+    """Pictures of one prompt's pool, files, with their ranks and scores."""
 
     prompt: str
     ranks: Sequence[int]
     scores: Sequence[float]
-    images: Sequence[np.ndarray]
+    pictures: Sequence[epath.Path]
+
+    @property
+    def labels(self) -> list[str]:
+        """Rank and score of each picture."""
+        return [f"{ordinal(rank)}, {format_score(score)}" for rank, score in zip(self.ranks, self.scores, strict=True)]
 
 
 def read_ranked(folder: epath.Path) -> list[RankedImages]:
-    """The images that `select_pairs` shows by their rank, the highest score first."""
+    """The pictures that `select_pairs` shows by rank, the highest score first."""
     rows = json.loads((folder / RANKED).read_text())
-    return [RankedImages(**row | {"images": [read_image(folder / name) for name in row["images"]]}) for row in rows]
+    return [RankedImages(**row | {"pictures": [folder / name for name in row["pictures"]]}) for row in rows]
 
 
 def read_shown_pairs(folder: epath.Path) -> dict[str, list[ImagePair]]:

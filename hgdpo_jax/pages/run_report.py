@@ -41,11 +41,8 @@ class RunReport:
     pairs: Mapping[str, Sequence[ImagePair]] = dataclasses.field(default_factory=dict)
     ranked: Sequence[RankedImages] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-<<<<<<< HEAD
-=======
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     made: Mapping[str, str] = dataclasses.field(default_factory=dict)
->>>>>>> 739f9ed (A run's page has contents, win rates once, the exported step, its date and only the settings that were read)
 
     @functools.cached_property
     def compared(self) -> list[Comparison]:
@@ -166,6 +163,7 @@ def render_page(report: RunReport) -> str:
     return render(
         "run_report.html.jinja",
         picture=lambda image: pictures.data_uri(image, _IMAGE_HEIGHT),
+        picture_file=lambda path: pictures.file_uri(path, _IMAGE_HEIGHT),
         title=report.title,
         subtitle=report.subtitle,
         report=report,

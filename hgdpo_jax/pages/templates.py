@@ -14,8 +14,7 @@ def render(template: str, **values: Any) -> str:
     A name that is not given is an error. `contents` collects the titles of the page's sections.
     """
     environment = _environment(autoescape=True)
-    filters = ("format_score", "ordinal", "p_value", "percent", "signed")
-    environment.filters |= {name: getattr(numbers, name) for name in filters}
+    environment.filters |= {name: getattr(numbers, name) for name in ("format_score", "p_value", "percent", "signed")}
     return environment.get_template(template).render(values, contents=[])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from hgdpo_jax.artifacts import StageRun, flat
-from hgdpo_jax.base_config import Experiment, plain
+from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.pool import blocks_of
 from hgdpo_jax.errors import UserError, naming
 from hgdpo_jax.evaluation.compared_models import TUNED, ComparedModel
@@ -19,13 +19,15 @@ from hgdpo_jax.evaluation.results import Results, write_results
 from hgdpo_jax.experiment.evaluating import comparable_settings, folder_images, measure_models, measures_of, models_of
 from hgdpo_jax.experiment.models import load_base
 from hgdpo_jax.experiment.prompts import test_prompts
+from hgdpo_jax.experiment.relevant_settings import relevant_settings
 from hgdpo_jax.experiment.scoring import check_scorers
 from hgdpo_jax.files import expanded, similar, write_bytes
-from hgdpo_jax.pages.pictures import read_shown_pairs, webp_bytes
+from hgdpo_jax.pages.pictures import RANKED, RankedImages, read_ranked, read_shown_pairs, webp_bytes
 from hgdpo_jax.pages.run_report import RunReport, example_pairs, write_report
 from hgdpo_jax.run_log import LOG, read_scalars
 from hgdpo_jax.settings import decisive
 from hgdpo_jax.weights import lora_files
+from hgdpo_jax.weights.tensor_files import load_tensors
 
 EVERY_HOST = True
 _EXAMPLES = 24
@@ -83,15 +85,39 @@ def run(experiment: Experiment, run: StageRun) -> None:
         return
     results, images = _trained(experiment, run, _with_pictures(run.folder, *found)), found[1]
     write_results(run.folder, results)
+    changed, defaults = relevant_settings(experiment)
     report = RunReport(
         results,
         example_pairs(results, *images[:2]),
         training=read_scalars(run.input("train_policy", LOG)) if "train_policy" in run.inputs else (),
+        exported_step=_exported_step(run),
         pairs=read_shown_pairs(run.input("check_pairs")) if "check_pairs" in run.inputs else {},
-        settings=plain(experiment),
+        ranked=_ranked(run),
+        settings=changed,
+        defaults=defaults,
+        made=run.made,
     )
     write_report(run.folder / "report", report)
     print(report, flush=True)
+
+
+def _exported_step(run: StageRun) -> int | None:
+    """The step whose LoRA is the experiment's own, if it is compared."""
+    if "export_adapter" not in run.inputs:
+        return None
+    name = lora_files.EXPORTED["diffusers"]
+    step = load_tensors(run.input("export_adapter", name) / name)[1].get("step")
+    return int(step) if step else None
+
+
+def _ranked(run: StageRun) -> list[RankedImages]:
+    """The pool's pictures by rank; [] where no pairs were selected, or by an earlier version, which wrote none."""
+    if "select_pairs" not in run.inputs or not (run.inputs["select_pairs"].folder / RANKED).is_file():
+        return []
+    folder = run.input("select_pairs", RANKED)
+    ranked = read_ranked(folder)
+    run.input("select_pairs", RANKED, *(str(path.relative_to(folder)) for row in ranked for path in row.pictures))
+    return ranked
 
 
 def _with_pictures(folder: epath.Path, results: Results, images: Sequence[np.ndarray]) -> Results:

@@ -24,6 +24,7 @@ from hgdpo_jax.experiment.drawing import batch_of_block
 from hgdpo_jax.experiment.encoding import make_reencode
 from hgdpo_jax.experiment.models import load_autoencoder, name_of
 from hgdpo_jax.experiment.prompts import train_prompts
+from hgdpo_jax.experiment.ranked_images import write_ranked
 from hgdpo_jax.experiment.scoring import complete_scores
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.files import write_json
@@ -76,7 +77,8 @@ def run(experiment: Experiment, run: StageRun) -> None:
             prompts = prompt_count(blocks) // hosts.count()
             _select(experiment, model, read, parts, hosts.own(missing), prompts)
             continue
-        hosts.by_first(functools.partial(_write, experiment, run, parts, blocks, shape))
+        ranked = functools.partial(write_ranked, experiment, model, pool, scores, kept, blocks, run.folder)
+        hosts.by_first(functools.partial(_write, experiment, run, parts, blocks, shape, ranked))
     if hosts.is_first():
         parts.remove()
 
@@ -192,11 +194,17 @@ def _unusable(experiment: Experiment, prompts: int) -> UnusablePairs:
 
 
 def _write(
-    experiment: Experiment, run: StageRun, parts: PairParts, blocks: Sequence[Block], latent_shape: Sequence[int]
+    experiment: Experiment,
+    run: StageRun,
+    parts: PairParts,
+    blocks: Sequence[Block],
+    latent_shape: Sequence[int],
+    write_pictures: Callable[[], None],
 ) -> None:
     """Writes the files of the pairs, in the order of the prompts, and the statistics of scores and pairs.
 
-    Writes no statistics if a part is damaged: the part is missing then, and selected again.
+    Before them it calls `write_pictures`. Writes no statistics if a part is damaged: the part is missing then, and
+    made again.
     """
     prompts = prompt_count(blocks)
     summary = PoolStatistics(experiment.pairs.loser_rank, _unusable(experiment, prompts))
@@ -209,6 +217,7 @@ def _write(
                 bar.update(len(block.prompts))
 
     try:
+        write_pictures()
         count = write_pairs(run.folder, pairs(), latent_shape)
     except DamagedPartError:
         return

@@ -146,6 +146,11 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def press(self, key, code):
+        """A key by its name and its number, pressed and released."""
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
     def pdf(self):
         """The page printed on A4, with the structure of what is on it."""
         answer = self.send("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, generateTaggedPDF=True)

@@ -4,7 +4,7 @@ import re
 
 _TABLES = "document.querySelectorAll('table:not([role=presentation])').length"
 _TOO_WIDE = """[...document.querySelectorAll("*")]
-    .filter(each => !each.closest(".scroll") && each.getBoundingClientRect().right > 390 + 1)
+    .filter(each => !each.closest(".scroll") && each.getBoundingClientRect().right > innerWidth + 1)
     .map(each => each.tagName + "." + each.className)"""
 _CLIPPED = """[...document.querySelectorAll(".scroll")]
     .filter(each => each.scrollWidth > each.clientWidth + 1 || each.getBoundingClientRect().right > innerWidth + 1)
@@ -12,12 +12,12 @@ _CLIPPED = """[...document.querySelectorAll(".scroll")]
 
 
 def assert_reads_well(browser, path, *, openable):
-    """Fits a phone, asks nobody for anything, prints all its tables, and enlarges what is clicked at."""
-    for dark in (False, True):
-        phone = browser.open(path, width=390, height=844, dark=dark)
-        assert phone.evaluate("document.documentElement.scrollWidth") == 390
-        assert phone.evaluate(_TOO_WIDE) == []
-        phone.close()
+    """Fits every window, asks nobody for anything, prints all its tables, and enlarges what is clicked at."""
+    for width, dark in ((320, True), (390, False), (390, True), (660, False), (820, False), (950, True), (1440, False)):
+        window = browser.open(path, width=width, height=844, dark=dark)
+        assert window.evaluate("document.documentElement.scrollWidth") == width
+        assert window.evaluate(_TOO_WIDE) == [], width
+        window.close()
 
     page = browser.open(path)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -26,7 +26,7 @@ def assert_reads_well(browser, path, *, openable):
     page.click(openable)
     assert page.evaluate("document.querySelector('dialog').open")
     assert page.evaluate("document.querySelector('dialog figure').getBoundingClientRect().width") > before
-    page.click("dialog")
+    page.click("dialog button")
     assert not page.evaluate("document.querySelector('dialog').open")
     elsewhere = [address for address in page.requests()[1:] if not address.startswith("data:")]
     assert page.requests()[0] == path.as_uri() and elsewhere == []

@@ -1,6 +1,6 @@
 import pytest
 
-from hgdpo_jax.pages.numbers import format_score, signed
+from hgdpo_jax.pages.numbers import format_score, ordinal, signed
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,9 @@ def test_scores_are_written_in_four_digits(value, text):
 )
 def test_differences_are_written_with_their_sign(value, digits, text):
     assert signed(value, digits) == text
+
+
+def test_ordinals_have_english_endings():
+    assert [ordinal(number) for number in (1, 2, 3, 5, 11, 12, 20, 21, 112)] == (
+        "1st 2nd 3rd 5th 11th 12th 20th 21st 112th".split()
+    )

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 from pages import assert_reads_well
 
 from hgdpo_jax.evaluation.color_shift import hsv_means
@@ -11,6 +12,7 @@ from hgdpo_jax.evaluation.measures import About
 from hgdpo_jax.evaluation.pair_check import PairCheck, PairScore
 from hgdpo_jax.evaluation.results import ModelResults, Results
 from hgdpo_jax.evaluation.win_rate import win_rate
+from hgdpo_jax.pages.pictures import RankedImages, webp_bytes
 from hgdpo_jax.pages.run_report import RunReport, example_pairs, render_page, summarize, verdict, write_report
 
 HOSTILE = '<script>alert("1")</script> & <img src=x onerror=alert(2)>'
@@ -73,7 +75,9 @@ def results(measures=(), **scores):
 
 
 @pytest.fixture(scope="module")
-def report():
+def report(tmp_path_factory):
+    picture = epath.Path(tmp_path_factory.mktemp("ranked")) / "picture.webp"
+    picture.write_bytes(webp_bytes(np.zeros((16, 12, 3), np.uint8), 32))
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (2, 3, 16, 12, 3), dtype=np.uint8)
     scores = generator.normal(20, 1, (2, 3, 4))
@@ -89,7 +93,11 @@ def report():
         examples=examples,
         training=[{"step": step, "loss": 0.7, "dpo_loss": 0.69, "validation_win_rate": 0.6} for step in (1, 2, 3)],
         pairs={"best": examples[:1], "worst": examples[1:2]},
-        settings={"name": "n", "dpo": {"beta": 2500, "note": HOSTILE}},
+        exported_step=2,
+        ranked=[RankedImages("a man", (1, 2, 8), (9.5, 8.5, 7.5), [picture] * 3)],
+        settings={"dpo.beta": 2500, "note": HOSTILE},
+        defaults={"train.seed": 7},
+        made={"time": "2025-01-02 03:04 UTC", "hgdpo_jax": "9.8", "jax": "7.6", "devices": "5 x H100"},
     )
 
 
@@ -105,7 +113,7 @@ def test_page_is_well_formed_and_needs_no_other_file(report):
 def test_identifiers_are_unique_and_references_find_them(report):
     page = Page(render_page(report))
     identifiers = [value for _, name, value in page.attributes if name == "id"]
-    references = [value[1:] for _, name, value in page.attributes if name == "xlink:href"]
+    references = [value[1:] for _, name, value in page.attributes if name in ("href", "xlink:href")]
     assert references and set(references) <= set(identifiers) and len(identifiers) == len(set(identifiers))
 
 
@@ -119,16 +127,51 @@ def test_prompts_and_settings_are_shown_as_text_never_as_markup(report):
         assert pair.prompt in page.text
 
 
-def test_page_leads_with_the_headline_score(report):
-    lead = Page(render_page(report)).text.split("Win rate over base")[0]
-    rate = report.compared[0].scores["judge"].win_rate.rate
-    assert f"{100 * rate:.1f}" in lead and "held-out judge" in lead and "100.0" in lead
+def test_contents_lead_to_every_section_and_each_section_leads_back(report):
+    page = Page(render_page(report))
+    sections, links = page.tags.count("h2"), [value for _, name, value in page.attributes if name == "href"]
+    assert (
+        sections > 5 and links == [f"#section-{index}" for index in range(1, sections + 1)] + ["#contents"] * sections
+    )
+
+
+def test_lead_says_in_words_who_wins_by_each_score_and_what_is_tied():
+    better, ties = (np.zeros((40, 4)), np.ones((40, 4))), (np.zeros((40, 4)), np.zeros((40, 4)))
+    lead = Page(render_page(RunReport(results(scorer=better, judge=ties)))).text.split("Colours moved")[0]
+    assert "On 40 held-out prompts, LoRA <at> 0.5 is not shown to differ from base by the held-out judge" in lead
+    assert "and better by the training scorer. The held-out judge ties on 40 of 40 prompts." in lead
+
+
+def test_each_win_rate_is_shown_once(report):
+    text = Page(render_page(report)).text.replace("\N{NO-BREAK SPACE}", " ")
+    for score in report.compared[0].scores.values():
+        assert text.count(f"{100 * score.win_rate.low:.1f} % – {100 * score.win_rate.high:.1f} %") == 1
+    assert "%" not in text.split("Colours moved")[0]
+
+
+def test_win_rates_of_all_models_are_in_one_table(report):
+    models = report.results.models
+    third = dataclasses.replace(models["tuned"], label="another LoRA")
+    markup = render_page(RunReport(dataclasses.replace(report.results, models={**models, "third": third})))
+    table = Page(markup.split('class="stacked wide rates"')[1].split("</table>")[0])
+    assert table.tags.count("tr") == 1 + 2 * 2 and "training scorer , another LoRA" in table.text
 
 
 def test_page_says_where_the_only_score_chose_the_pairs(report):
     by_scorer = RunReport(results(scorer=np.random.default_rng(0).normal(20, 1, (2, 3, 4))))
-    words = "judges in its own cause"
+    words = "not an independent judge"
     assert words in Page(render_page(by_scorer)).text and words not in Page(render_page(report)).text
+
+
+def test_page_says_when_and_on_what_it_was_evaluated(report):
+    words = "Evaluated 2025-01-02 03:04 UTC with hgdpo_jax 9.8 and JAX 7.6 on 5 x H100."
+    assert words in Page(render_page(report)).text
+    assert "Evaluated" not in Page(render_page(RunReport(report.results))).text
+
+
+def test_images_of_a_pool_have_their_ranks_and_scores(report):
+    text = Page(render_page(report)).text.split("Pool images by rank")[-1]
+    assert "1st, 9.500 · a man 2nd, 8.500 · a man 8th, 7.500" in text
 
 
 def test_measures_are_shown_with_their_intervals_and_the_difference():
@@ -136,7 +179,7 @@ def test_measures_are_shown_with_their_intervals_and_the_difference():
     mean = (About("mean", "brightness", ""), np.full((3, 4), 7.5), np.array([[9.0], [10], [11]]).repeat(4, 1))
     scores = np.random.default_rng(0).normal(20, 1, (2, 3, 4))
     report = RunReport(results({"bright": share, "brightness": mean}, judge=scores))
-    text = Page(render_page(report)).text.split("Measures")[1].split("Colour shift")[0]
+    text = Page(render_page(report)).text.split("Measures")[-1].split("Colour shift")[0]
     # Three prompts: Wilson's interval of all of three, and t of two degrees.
     for words in (
         "bright images brighter than 100 0.0 %",
@@ -153,7 +196,16 @@ def test_measures_are_shown_with_their_intervals_and_the_difference():
 
 def test_page_shows_pairs_settings_accuracy_and_attribution(report):
     text = Page(render_page(report)).text
-    for words in ("+14.50", "dpo.beta 2500", "right on 97.0", "Drawn by someone.", "DPO loss", "0.2500"):
+    for words in (
+        "+14.50",
+        "dpo.beta 2500",
+        "1 settings at their defaults train.seed 7",
+        "marks step 2.",
+        "right on 97.0",
+        "Drawn by someone.",
+        "DPO loss",
+        "0.2500",
+    ):
         assert words in text
 
 
@@ -204,3 +256,22 @@ def test_a_browser_reads_the_page_well(browser, report, tmp_path):
     path = tmp_path / "index.html"
     path.write_text(render_page(report))
     assert_reads_well(browser, path, openable=".openable")
+
+
+def test_two_images_are_compared_with_the_keyboard_alone(browser, report, tmp_path):
+    path = tmp_path / "index.html"
+    path.write_text(render_page(report))
+    page = browser.open(path)
+    assert page.evaluate("document.querySelector('.comparable').getAttribute('role')") == "button"
+    page.evaluate("document.querySelector('.comparable').focus()")
+    page.press("Enter", 13)
+    page.press("ArrowRight", 39)
+    slider = "document.activeElement"
+    assert page.evaluate(f"[{slider}.value, {slider}.getAttribute('aria-valuetext')]") == ["51", "51 % base"]
+    assert page.evaluate(f"getComputedStyle({slider}.parentElement).getPropertyValue('--divide')") == "51%"
+    page.press("Escape", 27)
+    assert page.evaluate("[document.querySelector('dialog').open, document.activeElement.className]") == [
+        False,
+        "pair openable comparable",
+    ]
+    page.close()

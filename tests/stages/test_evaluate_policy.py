@@ -22,8 +22,8 @@ from hgdpo_jax.evaluation.pair_check import read_check
 from hgdpo_jax.evaluation.results import read_results
 from hgdpo_jax.experiment.drawing import Drawing, images_of_all_hosts
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
-from hgdpo_jax.files import write_json
-from hgdpo_jax.pages.pictures import read_image, read_shown_pairs
+from hgdpo_jax.files import write_bytes, write_json
+from hgdpo_jax.pages.pictures import read_image, read_shown_pairs, webp_bytes
 from hgdpo_jax.stages import check_pairs, evaluate_policy, inputs_of, sample_images, sweep_scale
 from hgdpo_jax.toon.captions import prompts
 from hgdpo_jax.weights import lora_files
@@ -80,7 +80,9 @@ def runs(config, adapter, model, tmp_path_factory):
     done("train_policy", lambda run: (run.folder / "log.jsonl").write_text(log))
     done(
         "export_adapter",
-        lambda run: StableDiffusion.lora_names.save_adapter(adapter, run.folder / lora_files.EXPORTED["diffusers"]),
+        lambda run: StableDiffusion.lora_names.save_adapter(
+            adapter, run.folder / lora_files.EXPORTED["diffusers"], metadata={"step": "2"}
+        ),
     )
     for stage in (check_pairs, evaluate_policy, sample_images):
         name = stage.__name__.rpartition(".")[2]
@@ -157,6 +159,30 @@ def test_the_report_compares_by_all_three_scores(runs):
     assert summary["pairs"]["count"] == PAIRS
     assert "Johan Melin" in (folder / "index.html").read_text()
     assert {path.name for path in folder.iterdir()} >= {"index.html", "grid.png", "curves.png", "pairs.png"}
+
+
+def test_the_page_says_which_step_was_exported_and_when_and_on_what_it_was_evaluated(runs):
+    page = (runs["evaluate_policy"].folder / "report" / "index.html").read_text()
+    made = runs["evaluate_policy"].made
+    assert "marks step 2." in page and f"Evaluated {made['time']}" in page and made["devices"] in page
+    assert f"JAX {jax.__version__}" in page
+
+
+def test_a_page_has_the_pools_pictures_where_select_pairs_wrote_them_and_refuses_altered_ones(config, runs, tmp_path):
+    workdir = epath.Path(shutil.copytree(runs["select_pairs"].workdir, tmp_path / "workdir"))
+    inputs = {name: dataclasses.replace(run, workdir=workdir) for name, run in runs.items()}
+    pairs, evaluation = inputs["select_pairs"], dataclasses.replace(inputs["evaluate_policy"], inputs=inputs)
+    page = evaluation.folder / "report" / "index.html"
+    assert "Pool images by rank" not in page.read_text(), "an earlier version's run"
+    write_bytes(pairs.folder / "ranked/0-1.webp", webp_bytes(np.zeros((64, 48, 3), np.uint8), 64))
+    shown = {"prompt": "someone", "ranks": [1], "scores": [2.5], "pictures": ["ranked/0-1.webp"]}
+    write_json(pairs.folder / "ranked.json", [shown])
+    pairs.finish()
+    evaluate_policy.run(typed(config), evaluation)
+    assert "Pool images by rank" in page.read_text() and "2.500" in page.read_text()
+    (pairs.folder / "ranked/0-1.webp").write_bytes(b"altered")
+    with pytest.raises(UserError, match=r"ranked/0-1.webp was altered or damaged"):
+        evaluate_policy.run(typed(config), evaluation)
 
 
 def test_samples_are_named_by_prompt_and_image_and_listed(runs):

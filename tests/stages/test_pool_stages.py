@@ -20,8 +20,9 @@ from hgdpo_jax.evaluation.pool_statistics import read_statistics
 from hgdpo_jax.experiment.drawing import drawing_settings
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
 from hgdpo_jax.files import write_json
+from hgdpo_jax.pages.pictures import read_ranked, webp_bytes
 from hgdpo_jax.scorers.pick_score import PickScore
-from hgdpo_jax.stages import generate_pool, score_pool
+from hgdpo_jax.stages import generate_pool, score_pool, select_pairs
 from hgdpo_jax.texts import shortened
 from hgdpo_jax.weights import folders
 
@@ -260,11 +261,19 @@ def test_damaged_part_is_made_again_as_it_was(first, config, pattern, capsys):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The blocks whose latents are read, in their order; `stop_at`, if set, is the block where a run is stopped."""
-    read = Parts.read
+    """The blocks whose latents are read, in their order; `stop_at`, if set, is the block where a run is stopped.
+
+    Pictures do not count.
+    """
+    read, write_ranked = Parts.read, select_pairs.write_ranked
 
     class Reads(list):
         stop_at = None
+
+    def write_pictures(*arguments):
+        before = list(reads)
+        write_ranked(*arguments)
+        reads[:] = before
 
     def recorded(parts, block, index):
         if parts.kind == "latents":
@@ -275,6 +284,7 @@ def reads(monkeypatch):
         return read(parts, block, index)
 
     monkeypatch.setattr(Parts, "read", recorded)
+    monkeypatch.setattr(select_pairs, "write_ranked", write_pictures)
     reads = Reads()
     return reads
 
@@ -443,6 +453,19 @@ def test_another_negative_prompt_or_clip_skip_is_another_pool(first, config, fie
     assert not set(added.values()) & {content for content, _ in before.values()}
 
 
+def test_pictures_of_the_first_prompts_go_from_the_winner_to_the_loser(first, config):
+    pairs, ranked = pairs_of(first), read_ranked(first["select_pairs"].folder)
+    assert [row.prompt for row in ranked] == [pair["prompt"] for pair in pairs]
+    for row, pair in zip(ranked, pairs, strict=True):
+        assert list(row.ranks) == [1, 2, 3] and row.scores == sorted(row.scores, reverse=True)
+        assert (row.scores[0], row.scores[-1]) == (pair["winner_score"], pair["loser_score"])
+    pool = Pool(first["score_pool"].workdir / "pools" / fingerprint_of(drawing_settings(typed(config))))
+    block = blocks_of(load_prompts("toon:train", PROMPTS), config.pool.block)[0]
+    latents = pool.latents.read(block, pairs[0]["winner_index"])[:1]
+    expected = StableDiffusion.load(config.weights.base).decode_latents(latents)[0]
+    assert ranked[0].pictures[0].read_bytes() == webp_bytes(expected, 384)
+
+
 def test_finished_prompts_of_an_unfinished_pool_are_told_and_give_pairs_without_drawing(first, config, tmp_path):
     shutil.copytree(first["score_pool"].workdir / "pools", tmp_path / "pools")
     # The second block, of two prompts, lacks an image.
@@ -478,6 +501,6 @@ def test_plans_say_how_much_there_is_to_do(config, tmp_path):
 def _bytes(runs) -> dict:
     """Content of the files of the pairs."""
     folder = runs["select_pairs"].folder
-    names = [path.name for path in folder.iterdir() if path.name not in ("started.json", "done.json")]
-    assert "statistics.json" in names
-    return {name: (folder / name).read_bytes() for name in names}
+    names = {str(path.relative_to(folder)) for path in [*folder.glob("*"), *folder.glob("*/*")] if path.is_file()}
+    assert {"statistics.json", "ranked.json"} <= names
+    return {name: (folder / name).read_bytes() for name in names - {"started.json", "done.json"}}
