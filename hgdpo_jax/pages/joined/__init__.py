@@ -1,1 +1,1 @@
-"""The joined report: evaluations of many runs in the tables and figures of the paper."""
+"""The joined report: many runs side by side, and the tables and figures of the paper where they fill them."""
