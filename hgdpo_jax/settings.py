@@ -39,6 +39,11 @@ def decisive(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in deciding}
 
 
+def numbers(value: Any) -> dict[str, float]:
+    """The fields of a section that are floating-point numbers, which a compiled program can have as arguments."""
+    return {each.name: float(getattr(value, each.name)) for each in dataclasses.fields(value) if each.type is float}
+
+
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
     """Dotted name, field and value of each setting in a typed value and in those that it contains."""
     for field in dataclasses.fields(value):

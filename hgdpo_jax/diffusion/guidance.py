@@ -8,19 +8,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+def guidance_scale(scale: float) -> float | None:
+    """The `scale` of `guided`: a number may be an argument of a program; 1 is None, which saves a prediction."""
+    return None if scale == 1 else float(scale)
+
+
 def guided(
     predict_noise: Callable[[Float[Array, "m h w c"], Any], Float[Array, "m h w c"]],
     latents: Float[Array, "n h w c"],
     conditioning: Any,
     negative: Any,
-    scale: float,
+    scale: float | jax.Array | None,
 ) -> Float[Array, "n h w c"]:
-    """The noise prediction, guided by `scale` away from that of the empty or negative prompt; 1 means no guidance.
+    """The noise prediction, guided by `scale` away from that of the empty or negative prompt; None: not guided.
 
     Both predictions come from one call of `predict_noise(latents, conditioning)` on 2n images, or on n images without
     guidance. Conditioning is a tree of arrays with one row per image.
     """
-    if scale == 1:
+    if scale is None:
         return predict_noise(latents, conditioning)
 
     def pairs(first, second):

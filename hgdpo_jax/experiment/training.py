@@ -17,8 +17,9 @@ from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.objectives import policy_losses
-from hgdpo_jax.training.accumulation import accumulation_steps, make_accumulating_step
-from hgdpo_jax.training.finetune_step import make_finetune_step
+from hgdpo_jax.settings import numbers
+from hgdpo_jax.training.accumulation import accumulating_step, accumulation_steps, with_numbers
+from hgdpo_jax.training.finetune_step import finetune_step
 from hgdpo_jax.training.optimizer import make_optimizer
 
 
@@ -63,6 +64,11 @@ def optimizer_of(options: Train | Finetune) -> optax.GradientTransformation:
     )
 
 
+def _numbers_of(options: Train | Finetune) -> dict[str, float]:
+    """The settings of the optimiser that do not change its structure."""
+    return numbers(options) | {"warmup_steps": options.warmup_steps}
+
+
 def training_batches(experiment: Experiment, model: Model, folder: epath.Path) -> ShuffledBatches:
     """Batches of the rows in `folder`, with only what an objective reads: latents, and the tokens of the prompt."""
     rows = ROWS[experiment.objective.rows]
@@ -75,30 +81,46 @@ def training_batches(experiment: Experiment, model: Model, folder: epath.Path) -
 
 
 def make_training(experiment: Experiment, model: Model, mesh: Mesh):
-    """A function that makes the initial state, and the training step (`make_accumulating_step`) on a mesh."""
-    optimizer, targets = optimizer_of(experiment.train), model.lora_targets
+    """A function that makes the initial state, and the training step (`with_numbers`) on a mesh.
+
+    Experiments that differ only in numbers of objective and optimiser share one compiled program.
+    """
+    options, targets = experiment.train, model.lora_targets
 
     def initial_state():
         parameters = lora.initialize(jax.random.key(training_seed(experiment)), targets, experiment.adapter.rank)
-        return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+        return {"parameters": parameters, "optimizer": optimizer_of(options).init(parameters)}
 
     # Weights are an argument of the loss: to hold them here would keep a copy beside the one that training divides.
-    model = model.with_remat(experiment.train.remat).with_parameters(denoiser={}, text={})
-    # The pool's images were drawn from this conditioning, and later ones will be: the LoRA must learn from no other.
-    losses = functools.partial(policy_losses, experiment.objective, model, clip_skip=experiment.pool.clip_skip)
-    draw = functools.partial(experiment.objective.draw, timesteps=len(model.schedule.betas))
-    parts = accumulation_steps(experiment.train.batch_size, experiment.train.device_batch, mesh.size)
-    return initial_state, make_accumulating_step(losses, optimizer, draw, parts, mesh)
+    model = model.with_remat(options.remat).with_parameters(denoiser={}, text={})
+    parts = accumulation_steps(options.batch_size, options.device_batch, mesh.size)
+
+    def make_step(given):
+        objective = dataclasses.replace(experiment.objective, **given["objective"])
+        # The pool's images were drawn from this conditioning, and later ones will be: the LoRA learns from no other.
+        losses = functools.partial(policy_losses, objective, model, clip_skip=experiment.pool.clip_skip)
+        draw = functools.partial(objective.draw, timesteps=len(model.schedule.betas))
+        return accumulating_step(
+            losses, optimizer_of(dataclasses.replace(options, **given["train"])), draw, parts, mesh
+        )
+
+    return initial_state, with_numbers(
+        make_step, {"objective": numbers(experiment.objective), "train": _numbers_of(options)}
+    )
 
 
 def make_finetuning(experiment: Experiment, model: Model, mesh: Mesh):
-    """What makes a state of the denoiser's parameters, and the step (`make_finetune_step`) on a mesh."""
-    options, optimizer = experiment.finetune, optimizer_of(experiment.finetune)
+    """What makes a state of the denoiser's parameters, and the step (`with_numbers`) on a mesh."""
+    options = experiment.finetune
 
     def initial_state(parameters):
-        return {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+        return {"parameters": parameters, "optimizer": optimizer_of(options).init(parameters)}
 
     parts = accumulation_steps(options.batch_size, options.device_batch, mesh.size)
     # Weights are an argument of the step: to hold them here would keep a copy beside the one that training divides.
     model = model.with_remat(options.remat).with_parameters(denoiser={})
-    return initial_state, make_finetune_step(model, optimizer, parts, mesh)
+
+    def make_step(given):
+        return finetune_step(model, optimizer_of(dataclasses.replace(options, **given)), parts, mesh)
+
+    return initial_state, with_numbers(make_step, _numbers_of(options))

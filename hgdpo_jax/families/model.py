@@ -14,7 +14,7 @@ from hgdpo_jax.adapters import lora
 from hgdpo_jax.arguments import images_of, latents_of, of_one_length, seeds_of, texts_of
 from hgdpo_jax.batching import finite_rows, map_batches, map_distinct, replicated
 from hgdpo_jax.diffusion import dpm_solver
-from hgdpo_jax.diffusion.guidance import guided
+from hgdpo_jax.diffusion.guidance import guidance_scale, guided
 from hgdpo_jax.diffusion.latent_normalization import normalize
 from hgdpo_jax.diffusion.schedule import predicted_noise
 from hgdpo_jax.errors import UserError
@@ -64,10 +64,10 @@ class Model(Family):
         adapters: Adapters,
         *,
         steps: int = 50,
-        guidance: float = 5.0,
+        guidance: float | jax.Array | None = 5.0,
         latent_normalization: bool = False,
     ) -> Float[Array, "n h w c"]:
-        """Scaled latents by DPM-Solver++ with classifier-free guidance away from `negative_conditioning`.
+        """Scaled latents by DPM-Solver++ with classifier-free guidance away from `negative_conditioning`, if not None.
 
         With `latent_normalization` latents without adapters are drawn beside them, whose channel statistics they get
         after each step (HG-DPO, Eq. 7).
@@ -216,13 +216,16 @@ class Model(Family):
         negative_conditioning: Conditioning,
         adapters: Adapters = (),
         *,
+        guidance: float = 5.0,
         device_batch: int = 8,
         report=None,
         **options: Any,
     ) -> Latents:
         """Scaled latents of one image per row, with options of `sample`; `report` gets the number of images done."""
+        # Not a constant of the program: one serves all scales, of guidance as of adapters.
+        scale = guidance_scale(guidance)
         return map_batches(
-            lambda rows: self.programs.sample(self.parameters, *rows, tuple(adapters), **options),
+            lambda rows: self.programs.sample(self.parameters, *rows, tuple(adapters), guidance=scale, **options),
             (initial_latents, conditioning, negative_conditioning),
             device_batch,
             report,
@@ -299,7 +302,7 @@ class _Programs:
         pure = dataclasses.replace(model, parameters={}, programs=())
         self.condition = jax.jit(pure.condition, static_argnames="clip_skip")
         self.noise = jax.jit(pure.noise)
-        self.sample = jax.jit(pure.sample, static_argnames=("steps", "guidance", "latent_normalization"))
+        self.sample = jax.jit(pure.sample, static_argnames=("steps", "latent_normalization"))
         self.encode = jax.jit(pure.encode)
         self.decode = jax.jit(pure.decode_checked)
 

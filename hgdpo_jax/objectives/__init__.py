@@ -31,7 +31,11 @@ class Chart:
 
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
-    """A loss, with its settings as fields: configs have them under the objective's name."""
+    """A loss, with its settings as fields: configs have them under the objective's name.
+
+    Fields of type `float` are arguments of the compiled training step: `draw` and `losses` see tracers in their place,
+    and neither they nor a `__post_init__` may branch on their values. All others are constants of the program.
+    """
 
     # What a row of a batch contains: "pair" is winner_latents and loser_latents.
     rows: ClassVar[str]

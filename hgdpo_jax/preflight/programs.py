@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.diffusion.guidance import guidance_scale
 from hgdpo_jax.experiment.encoding import make_encode, make_reencode
 from hgdpo_jax.experiment.models import base_shapes
 from hgdpo_jax.experiment.scoring import make_score
@@ -128,7 +129,10 @@ def _build_sampling(setup: Setup, adapters: Sequence[tuple] = (), latent_normali
     weights, resident = setup.parameters("denoiser")
     pool, conditioning = setup.experiment.pool, setup.conditioning()
     sample = functools.partial(
-        setup.base.sample, steps=pool.steps, guidance=pool.guidance, latent_normalization=latent_normalization
+        setup.base.sample,
+        steps=pool.steps,
+        guidance=guidance_scale(pool.guidance),
+        latent_normalization=latent_normalization,
     )
     arguments = (weights, setup.rows(setup.latent_shape), conditioning, conditioning, adapters)
     return Program(jax.jit(sample), arguments, weights, [adapter for adapter, _ in adapters], resident)
@@ -189,7 +193,8 @@ def _build_training(setup: Setup) -> Program:
         latent_shape=setup.latent_shape,
         clip_skip=experiment.pool.clip_skip,
     )
-    return Program(step, (state, weights, batch, setup.key()), weights, state, resident, least)
+    arguments = (state, weights, batch, setup.key(), *step.keywords.values())
+    return Program(step.func, arguments, weights, state, resident, least)
 
 
 def _build_encoding(setup: Setup) -> Program:
@@ -209,7 +214,8 @@ def _build_finetuning(setup: Setup) -> Program:
         "moments": setup.rows((height, width, 2 * channels), jnp.float16),
         "conditioning": setup.conditioning(jnp.float16),
     }
-    return Program(step, (state, None, batch, setup.key()), state=state, resident=resident)
+    arguments = (state, None, batch, setup.key(), *step.keywords.values())
+    return Program(step.func, arguments, state=state, resident=resident)
 
 
 _BUILDERS = {

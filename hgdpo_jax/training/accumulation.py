@@ -1,5 +1,6 @@
 """Training steps that accumulate gradients over parts of a batch, for batches that do not fit in memory at once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,12 +25,36 @@ def make_accumulating_step(
     parts: int,
     mesh: Mesh,
 ):
-    """Compiles a step `(state, frozen, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged.
+    """Compiles `accumulating_step`, whose state's buffers are donated."""
+    return jax.jit(accumulating_step(losses, optimizer, draw, parts, mesh), donate_argnums=0)
+
+
+def with_numbers(make_step: Callable[[Any], Callable], numbers: Any) -> functools.partial:
+    """Compiles the step `make_step(numbers)`, with the numbers as arguments of the program and not constants in it.
+
+    So one program serves all values. `numbers` is a tree of Python's numbers, which have no precision of their own, as
+    in eager code; `make_step` sees tracers and must not ask for their values. The state's buffers are donated.
+    """
+
+    def step(state, frozen, batch, key, numbers):
+        return make_step(numbers)(state, frozen, batch, key)
+
+    return functools.partial(jax.jit(step, donate_argnums=0), numbers=numbers)
+
+
+def accumulating_step(
+    losses: Callable[[Any, Any, Any], dict[str, jax.Array]],
+    optimizer: optax.GradientTransformation,
+    draw: Callable[[Any, jax.Array], Any],
+    parts: int,
+    mesh: Mesh,
+):
+    """A step `(state, frozen, batch, key) -> (state, scalars)`; gradients of `parts` slices are averaged.
 
     `losses(parameters, frozen, batch)` returns named arrays with one value per row. Training minimises the mean of
     "loss"; the scalars are all means. `draw(batch, key)` adds random values to the whole batch, one per row, so that
-    they do not depend on `parts`. The state has `parameters` and `optimizer`; its buffers are donated. Parameters that
-    are sharded over the mesh's "fsdp" axis are gathered for the loss, and their gradients are sharded likewise.
+    they do not depend on `parts`. The state has `parameters` and `optimizer`. Parameters that are sharded over the
+    mesh's "fsdp" axis are gathered for the loss, and their gradients are sharded likewise.
     """
 
     def gradient(parameters, frozen, batch):
@@ -63,7 +88,7 @@ def make_accumulating_step(
         # Otherwise XLA may replicate sharded outputs, which prevents buffer donation.
         return _sharded(state, mesh), scalars | {"gradient_norm": optax.tree.norm(gradients)}
 
-    return jax.jit(step, donate_argnums=0)
+    return step
 
 
 def _gathered(tree, mesh: Mesh):

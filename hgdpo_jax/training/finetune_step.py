@@ -7,11 +7,11 @@ from jax.sharding import Mesh
 from hgdpo_jax import losses
 from hgdpo_jax.diffusion.schedule import add_noise, training_target
 from hgdpo_jax.families.model import Model
-from hgdpo_jax.training.accumulation import make_accumulating_step
+from hgdpo_jax.training.accumulation import accumulating_step
 
 
-def make_finetune_step(model: Model, optimizer, parts: int, mesh: Mesh):
-    """The step of `make_accumulating_step` on batches of the rows of `EncodedImages`; `frozen` is None."""
+def finetune_step(model: Model, optimizer, parts: int, mesh: Mesh):
+    """The `accumulating_step` on batches of the rows of `EncodedImages`; `frozen` is None."""
 
     def loss(denoiser, _, batch):
         drawn = batch["latents"], batch["noise"], batch["timesteps"]
@@ -30,4 +30,4 @@ def make_finetune_step(model: Model, optimizer, parts: int, mesh: Mesh):
             "conditioning": batch["conditioning"],
         }
 
-    return make_accumulating_step(loss, optimizer, draw, parts, mesh)
+    return accumulating_step(loss, optimizer, draw, parts, mesh)

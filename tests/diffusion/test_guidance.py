@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hgdpo_jax.diffusion.guidance import guided
+from hgdpo_jax.diffusion.guidance import guidance_scale, guided
 
 
 def predict_noise(latents, states):
@@ -18,7 +18,7 @@ def test_guided_prediction_lies_on_the_line_from_empty_to_conditional(scale):
     random = np.random.default_rng(0)
     text, empty = random.standard_normal((2, 3, 7, 6)).astype(np.float32)
     latents = random.standard_normal((3, 2, 3, 4)).astype(np.float32)
-    result = guided(predict_noise, jnp.asarray(latents), jnp.asarray(text), jnp.asarray(empty), scale)
+    result = guided(predict_noise, jnp.asarray(latents), jnp.asarray(text), jnp.asarray(empty), guidance_scale(scale))
     without, conditional = predict_noise(latents, empty), predict_noise(latents, text)
     # Float32 rounding of the difference, scaled up by the guidance.
     np.testing.assert_allclose(result, without + scale * (conditional - without), rtol=1e-5, atol=1e-5)
@@ -32,8 +32,8 @@ def test_no_guidance_needs_no_second_prediction():
         return predict_noise(latents, states)
 
     arrays = jnp.ones((3, 2, 3, 4)), jnp.ones((3, 7, 6)), jnp.zeros((3, 7, 6))
-    guided(counted, *arrays, 1.0)
-    guided(counted, *arrays, 5.0)
+    guided(counted, *arrays, guidance_scale(1.0))
+    guided(counted, *arrays, guidance_scale(5.0))
     assert batches == [3, 6]
 
 

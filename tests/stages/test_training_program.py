@@ -11,10 +11,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from configs.n20_sml import get_config as n20_sml
 from configs.sft_winners import get_config as sft_winners
+from hgdpo_jax import objectives
 from hgdpo_jax.base_config import typed
 from hgdpo_jax.data.pairs import write_pairs
 from hgdpo_jax.experiment.models import load_base
-from hgdpo_jax.experiment.training import training_batches
+from hgdpo_jax.experiment.training import make_training, training_batches
 from hgdpo_jax.objectives import policy_losses
 from hgdpo_jax.objectives.dpo import DPO
 from hgdpo_jax.preflight import programs
@@ -67,8 +68,62 @@ def lowered(config):
     return program.function.lower(*program.arguments)
 
 
+def with_other_numbers(config, *names):
+    """The config with all floating-point numbers of these sections changed, those that are zero too."""
+    for name in names:
+        for field, value in config.get(name, {}).items():
+            if isinstance(value, float):
+                config[name][field] = 2 * value + 0.25
+        if "warmup_steps" in config.get(name, {}):
+            config[name].warmup_steps = 0
+    return config
+
+
 def flops_of(program):
     return total_flops(matrix_products(program.function.trace(*program.arguments).jaxpr.jaxpr, "cpu"))
+
+
+@pytest.mark.parametrize("objective", objectives.names())
+def test_numbers_of_objective_and_optimiser_are_arguments_of_the_step_and_not_constants_in_it(small, objective):
+    one, other = small(), small()
+    one.objective = other.objective = objective
+    assert lowered(one).as_text() == lowered(with_other_numbers(other, "train", objective)).as_text()
+
+
+def test_numbers_of_the_optimiser_are_arguments_of_the_fine_tuning_step(small):
+    def text(config):
+        config.finetune.batch_size = PAIRS
+        setup = programs.make_setup(typed(config), "finetune_base", PAIRS, data_mesh(jax.devices()[:1]))
+        program = programs.build_program("finetune_base", setup)
+        return program.function.lower(*program.arguments).as_text()
+
+    assert text(small()) == text(with_other_numbers(small(), "finetune"))
+
+
+def test_one_compiled_step_follows_the_numbers_of_each_config(small):
+    one, other = small(), small()
+    one.dtype = other.dtype = "float32"
+    other.dpo.update(beta=2 * one.dpo.beta, statistic_weight=0.0)
+    other.train.learning_rate = 0.0
+    model, mesh = load_base(typed(one)), data_mesh(jax.devices()[:1])
+    initial_state, step = make_training(typed(one), model, mesh)
+    _, step_of_other = make_training(typed(other), model, mesh)
+    shapes = make_setup(one).latent_shape
+    sides = np.random.default_rng(0).normal(size=(2, PAIRS, *shapes)).astype(np.float32)
+    batch = {"winner_latents": sides[0], "loser_latents": sides[1], "tokens": model.tokenize(["a man", "a woman"])}
+    scalars, moved = [], []
+    for numbers in (step.keywords, step_of_other.keywords):
+        state = initial_state()
+        # As initialised, a LoRA changes nothing, and margins are zero.
+        state["parameters"] = jax.tree.map(lambda leaf: leaf + 0.1, state["parameters"])
+        before = jax.device_get(state["parameters"])
+        state, found = step.func(state, model.parameters, batch, jax.random.key(0), **numbers)
+        scalars.append(found)
+        moved.append(not jax.tree.all(jax.tree.map(np.array_equal, before, state["parameters"])))
+    # A factor of two is exact.
+    assert scalars[1]["margin"] == 2 * scalars[0]["margin"] != 0
+    assert scalars[0]["statistic_loss"] > 0 == scalars[1]["statistic_loss"]
+    assert moved == [True, False]
 
 
 def test_a_run_gives_the_step_the_latents_and_tokens_that_it_is_compiled_for_and_nothing_else(small, tmp_path):
@@ -109,7 +164,7 @@ def test_in_bfloat16_it_also_takes_what_the_lora_costs_at_scale_zero_in_the_refe
     config.train.remat = "none"
     program = build(config)
     base = make_setup(config).base
-    state, parameters, batch, _ = program.arguments
+    state, parameters, batch, *_ = program.arguments
     rows, *shape = batch["winner_latents"].shape
     noisy, timesteps = (
         jax.ShapeDtypeStruct(*given) for given in (((2 * rows, *shape), "float32"), ((2 * rows,), "int32"))
@@ -153,7 +208,7 @@ def test_the_statistic_loss_adds_less_than_a_thousandth_of_the_operations(small)
     def operations(name):
         config = small()
         model = make_setup(config).base
-        state, base, batch, _ = build(config).arguments
+        state, base, batch, *_ = build(config).arguments
         batch = batch | {
             "noise": batch["winner_latents"],
             "timesteps": jax.ShapeDtypeStruct((PAIRS,), "int32"),

@@ -17,14 +17,15 @@ from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.data.batches import ShuffledBatches
 from hgdpo_jax.run_log import RunLog
 from hgdpo_jax.sharding import on_each_device, shard_batch, shard_parameters, training_mesh
-from hgdpo_jax.training.accumulation import make_accumulating_step
+from hgdpo_jax.training.accumulation import accumulating_step, with_numbers
 from hgdpo_jax.training.loop import train
 from hgdpo_jax.training.optimizer import make_optimizer
 
 folder, steps, fsdp, bits = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 hosts.start()
 mesh = training_mesh(fsdp)
-optimizer = make_optimizer(learning_rate=1e-2, adam_bits=bits, max_gradient_norm=1.0)
+numbers = {"learning_rate": 1e-2, "max_gradient_norm": 1.0}
+optimizer = make_optimizer(**numbers, adam_bits=bits)
 kernel = jax.random.normal(jax.random.key(0), (128, 1024)) / 8
 parameters = {"kernel": kernel, "bias": jnp.zeros(1024)}
 frozen = shard_parameters({"kernel": kernel.T}, mesh)
@@ -39,8 +40,13 @@ def draw(batch, key):
 rows = [{"x": np.sin(np.arange(128, dtype=np.float32) * (i + 1)), "number": np.float32(i**2)} for i in range(24)]
 batches = ShuffledBatches(rows, 16, seed=1)
 state = shard_parameters({"parameters": parameters, "optimizer": jax.jit(optimizer.init)(parameters)}, mesh)
-step = make_accumulating_step(losses, optimizer, draw, parts=2, mesh=mesh)
-compiled = step.lower(state, frozen, shard_batch(batches[0], mesh), jax.random.key(0)).compile().as_text()
+
+def make_step(given):
+    return accumulating_step(losses, make_optimizer(**given, adam_bits=bits), draw, parts=2, mesh=mesh)
+
+step = with_numbers(make_step, numbers)
+arguments = state, frozen, shard_batch(batches[0], mesh), jax.random.key(0), numbers
+compiled = step.func.lower(*arguments).compile().as_text()
 kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
 log = RunLog(folder)
 state = train(

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import gc
 import weakref
@@ -272,6 +273,13 @@ def test_latent_normalization_gives_the_adapted_model_the_channel_statistics_of_
         )
         assert np.abs(statistic(plain, axis=(1, 2)) - statistic(base, axis=(1, 2))).max() > 1e-2
     assert np.abs(normalized - base).max() > 1e-2
+
+
+def test_one_program_draws_at_all_guidance_scales_but_where_there_is_none(model):
+    fresh = dataclasses.replace(model, programs=None)
+    for guidance in (3.0, 7, 1.0):
+        fresh.generate(PROMPTS, [0, 1], **SIZE | {"guidance": guidance})
+    assert fresh.programs.sample._cache_size() == 2
 
 
 def test_negative_prompt_replaces_the_empty_one(model):
