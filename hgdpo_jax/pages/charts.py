@@ -187,10 +187,12 @@ def _draw(axes: Axes, curves: Curves) -> None:
         look: dict[str, Any] = {
             "color": color,
             "label": series.label,
-            # A loss and its main term may coincide: the first curve is wide, the others run inside it.
-            "linewidth": 3.0 if overlapping and not index else 1.6,
+            "linewidth": 1.6,
             "linestyle": "-" if index < 4 else "--",
         }
+        if overlapping and not index:
+            # A loss and its main term may coincide: the others run inside the first one.
+            look |= {"linewidth": 5, "alpha": 0.45}
         values = series.y if series.style == POINTS else _running_mean(series.y)
         axes.plot(series.x, values, **look | _LOOKS[series.style])
     if curves.log_x:
