@@ -170,7 +170,6 @@ def render_page(report: RunReport) -> str:
         labels=labels,
         compared=compared,
         chose_pairs=report.results.headline == TRAINING,
-        shown=_SHOWN,
         measures=tables.measure_table(labels, compared),
         colors=tables.color_table(labels, compared.color_shift),
         charts=[(curves, charts.curves_svg(curves, curves.title)) for curves in report.curves],

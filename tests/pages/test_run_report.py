@@ -117,6 +117,11 @@ def test_identifiers_are_unique_and_references_find_them(report):
     assert references and set(references) <= set(identifiers) and len(identifiers) == len(set(identifiers))
 
 
+def test_tables_say_what_their_heads_are_heads_of(report):
+    page = Page(render_page(report))
+    assert page.tags.count("th") == sum(name == "scope" for _, name, _ in page.attributes) > 10
+
+
 def test_prompts_and_settings_are_shown_as_text_never_as_markup(report):
     markup = render_page(report)
     page = Page(markup)
