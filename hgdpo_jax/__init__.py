@@ -6,7 +6,7 @@ from typing import Any
 # Loaded at first use, so that `python -m hgdpo_jax.main --help` does not wait for JAX.
 _HOMES = {
     "load_config": "hgdpo_jax.config_files",
-    "plan": "hgdpo_jax.runner",
+    "plan": "hgdpo_jax.planning",
     "run": "hgdpo_jax.runner",
     "StableDiffusion": "hgdpo_jax.families.stable_diffusion",
     "ScheduleSettings": "hgdpo_jax.diffusion.schedule_settings",

@@ -48,11 +48,13 @@ class StageRun:
     workdir: epath.Path
     settings: Mapping[str, Any]
     inputs: Mapping[str, "StageRun"] = dataclasses.field(default_factory=dict)
+    # That of the stage, unless one experiment runs it several times.
+    folder_name: str = ""
 
     @property
     def folder(self) -> epath.Path:
         """Where the stage writes."""
-        return self.workdir / "runs" / self.experiment / self.name
+        return self.workdir / "runs" / self.experiment / (self.folder_name or self.name)
 
     @property
     def pools(self) -> epath.Path:

@@ -11,13 +11,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hgdpo_jax import objectives, plugins
+from hgdpo_jax.adapters.lora import LARGEST_SCALE
 from hgdpo_jax.diffusion.sampling import Sampling
 from hgdpo_jax.diffusion.schedule_settings import UNCHANGED, ScheduleSettings
 from hgdpo_jax.models.attention import IMPLEMENTATIONS
 from hgdpo_jax.models.remat import REMAT
 from hgdpo_jax.objectives import Objective
 from hgdpo_jax.objectives.dpo import DPO
-from hgdpo_jax.settings import free, named, read, setting, signed
+from hgdpo_jax.settings import free, named, read, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +76,16 @@ class Pool:
     """
 
     # Images per prompt, N. Not part of the pool's fingerprint: more images are added to those there are.
-    size: int = setting(20, least=1)
+    size: int = setting(20, least=2, most=10_000)
     # DPM-Solver++ steps.
     steps: int = setting(50, least=1)
     # Scale of classifier-free guidance.
-    guidance: float = signed(5.0)
+    guidance: float = setting(5.0, most=100)
     # What guidance leads away from, the same text for all images; empty: the empty prompt (not stated).
     negative_prompt: str = ""
     # Last layers of the text encoder that are skipped for prompts, while sampling and in training, counted as in
     # diffusers: what other programs call "clip skip 2" is 1. Negative prompts see all layers, as there (not stated).
-    clip_skip: int = 0
+    clip_skip: int = setting(0, most=100)
     # Pixels.
     width: int = setting(704, least=1, most=1 << 14)
     height: int = setting(1024, least=1, most=1 << 14)
@@ -128,9 +129,9 @@ class Adapter:
     """The LoRA on to_q, to_k, to_v and to_out of every attention (Sec. 3.2)."""
 
     # Rank; alpha equals it.
-    rank: int = setting(8, least=1)
+    rank: int = setting(8, least=1, most=1024)
     # LoRA scale when sampling, 0 to 1 (Sec. 3.2: 0.5; 0.8 gives the best poses and less diversity).
-    scale: float = signed(0.5)
+    scale: float = setting(0.5, most=LARGEST_SCALE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,11 +153,11 @@ class Train:
     # costs no matrix product; "blocks" all within a block, a third more work; "none" nothing. Changes no results.
     remat: str = free("activations", among=REMAT)
     # Peak learning rate of AdamW (0.9, 0.999).
-    learning_rate: float = 1e-5
+    learning_rate: float = setting(1e-5, least=1e-12, most=1)
     # Steps of linear warm-up (not stated).
     warmup_steps: int = 100
     # Decoupled weight decay (not stated; the paper says Adam).
-    weight_decay: float = 0.0
+    weight_decay: float = setting(0.0, most=1)
     # Bits of each of Adam's two moments: 8 is the paper's, as in bitsandbytes. Here 32: 8 saves 8 MB of 13 for SD1.5's
     # LoRA, and is coarse for elements whose gradients are a thousand times smaller than others in their block of 256.
     adam_bits: int = setting(32, among=(8, 32))
@@ -190,11 +191,11 @@ class Finetune:
     # As train.remat.
     remat: str = free("activations", among=REMAT)
     # Peak learning rate of AdamW (0.9, 0.999) (not stated; as usual for Stable Diffusion 1.5).
-    learning_rate: float = 1e-5
+    learning_rate: float = setting(1e-5, least=1e-12, most=1)
     # Steps of linear warm-up (not stated).
     warmup_steps: int = 500
     # Decoupled weight decay (not stated; that of the usual AdamW).
-    weight_decay: float = 0.01
+    weight_decay: float = setting(0.01, most=1)
     # Bits of each of Adam's two moments, 8 or 32 (the paper's LoRA has 8): 32 take 5.1 GB more.
     adam_bits: int = setting(8, among=(8, 32))
     # Gradients are scaled down to this norm; 0: never (not stated).
@@ -211,10 +212,13 @@ class Finetune:
 class Sample:
     """Drawing images of base and tuned model for the eye."""
 
-    # Prompts; empty: the test prompts.
+    # Prompts; empty: the first test prompts. A sample with prompts of its own has a folder of its own.
     prompts: tuple[str, ...] = named(())
+    # Its folder is WORKDIR/runs/NAME/sample_images-<this>; empty: sample_images, or with prompts of its own a name that
+    # is derived from them.
+    name: str = free("")
     # Images per prompt.
-    seeds: int = setting(4, least=1)
+    seeds: int = setting(4, least=1, most=10_000)
     # Latent adaptive normalisation while sampling (Eq. 7); doubles the cost.
     latent_normalization: bool = False
 
@@ -235,14 +239,14 @@ class Evaluate:
     # share of images, one that returns numbers a mean (hgdpo_jax/evaluation/measures.py).
     measures: tuple[str, ...] = named(())
     # Images per prompt and model; their scores are averaged within the prompt.
-    seeds: int = setting(4, least=1)
+    seeds: int = setting(4, least=1, most=10_000)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
     """How strong the LoRA should be (Fig. 8): `sweep_scale` draws the first test prompts at each of these scales."""
 
-    scales: tuple[float, ...] = signed((0.0, 0.25, 0.5, 0.75, 1.0))
+    scales: tuple[float, ...] = setting((0.0, 0.25, 0.5, 0.75, 1.0), most=LARGEST_SCALE)
     # Prompts, counted from the first; each has `evaluate.seeds` images.
     prompts: int = setting(32, least=1)
 
@@ -259,7 +263,7 @@ class Preflight:
     largest_batch: bool = True
     # Shares of the roofline's speed that programs may reach; each gives an estimate of the hours. Empty: what
     # `python -m benchmarks.accelerator` measured on this kind of device, or 0.3 and 0.5 (assumed) where it did not run.
-    efficiencies: tuple[float, ...] = signed(())
+    efficiencies: tuple[float, ...] = setting((), least=0.001, most=1)
     # What one device costs an hour, in any currency; 0: no price.
     price_per_hour: float = 0.0
 
@@ -280,7 +284,7 @@ class Experiment:
     # older than v4. It changes speed, memory and rounding.
     attention: str = setting("auto", among=IMPLEMENTATIONS)
     # Devices that the CPU of a machine without accelerator is divided into; 0: one a core.
-    cpu_devices: int = free(0)
+    cpu_devices: int = free(0, most=1024)
     # Stages to run, in this order.
     stages: tuple[str, ...] = free(
         (

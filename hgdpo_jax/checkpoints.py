@@ -19,6 +19,7 @@ from orbax.checkpoint.checkpoint_managers import LatestN
 
 from hgdpo_jax import hosts
 from hgdpo_jax.errors import warn
+from hgdpo_jax.files import names_in
 
 State = TypeVar("State")
 
@@ -33,6 +34,11 @@ _LATE_SECONDS = 0.5
 _PROGRAMS_IN_FLIGHT = 8
 # What tensorstore says where not the files are at fault, but memory, rights or the network.
 _PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+def saved_steps(folder: epath.Path) -> list[int]:
+    """The steps whose checkpoints a folder holds, by their names alone: orbax renames a complete one to its step."""
+    return sorted(int(name) for name in names_in(folder) if name.isdigit())
 
 
 class Checkpoints:

@@ -25,8 +25,9 @@ def require_limits(experiment: Experiment) -> None:
             name = name.replace("objective.", f"{experiment.objective.name()}.", 1)
             for entry in value if isinstance(value, tuple | list) else (value,):
                 _require(name, entry, *(get_args(field.type) or (field.type,))[:1], **field.metadata)
-    if experiment.name in (".", "..") or set(experiment.name) & set("/\\\0"):
-        raise UserError(f"name is {experiment.name!r}, expected the name of a folder, which lies in WORKDIR/runs")
+    for setting, name in (("name", experiment.name), ("sample.name", experiment.sample.name)):
+        if name in (".", "..") or set(name) & set("/\\\0"):
+            raise UserError(f"{setting} is {name!r}, expected the name of a folder in WORKDIR/runs, without slashes")
 
 
 def _require(
@@ -46,6 +47,4 @@ def _require(
 
 
 def _words(number: float, least: float, most: float) -> str:
-    if math.isinf(most):
-        return "a finite number"
     return f"at least {least:g}" if most == LARGEST and number < least else f"{least:g} to {most:.15g}"

@@ -27,6 +27,7 @@ _LONGEST_WAIT = 30 * 24 * 3600
 # Seconds that the first process may come later than another one; JAX's own.
 _PATIENCE = 300
 _waits = itertools.count()
+_started = False
 
 
 def start(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
@@ -68,7 +69,7 @@ def start(coordinator_address: str = "", num_processes: int = 0, process_id: int
                 "command, or request a single task (--ntasks=1)"
             )
         jax.distributed.initialize(local_device_ids=_slurm_devices(tasks))
-    elif glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"):
+    elif _has_tpu():
         try:
             jax.distributed.initialize()
         except ValueError as error:
@@ -122,8 +123,10 @@ def _slurm_devices(tasks: int) -> list[int] | None:
 
 def _require_platform() -> None:
     """Starts JAX's devices; raises UserError where JAX_PLATFORMS names a platform that is not installed."""
+    global _started
     try:
         jax.devices()
+        _started = True
     # JAX asserts that CUDA's plugin and driver are there.
     except (AssertionError, RuntimeError) as error:
         reason = first_line(error) if error.args else "its plugin or driver is missing"
@@ -133,6 +136,17 @@ def _require_platform() -> None:
             f"JAX cannot use JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} ({reason}): install JAX for it, such as "
             "pip install 'jax[cuda12]' or 'jax[tpu]', or unset JAX_PLATFORMS"
         ) from error
+
+
+def device_counts() -> tuple[int, int] | None:
+    """How many devices there are, and how many this process has; None where it would have to occupy accelerators."""
+    if not _started and (_has_tpu() or glob.glob("/dev/nvidia[0-9]*")):
+        return None
+    return jax.device_count(), jax.local_device_count()
+
+
+def _has_tpu() -> bool:
+    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
 def devices() -> str:

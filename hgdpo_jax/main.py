@@ -44,14 +44,15 @@ def _run(arguments: Sequence[str]) -> None:
     if config is None:
         return
     # Not at the top: --help does not wait for JAX.
-    from hgdpo_jax.runner import plan, run
-
     if values.plan:
-        planned = plan(config, values.workdir, values.stage)
-        width = max(len(stage.name) for stage in planned)
-        for stage in planned:
-            print(f"{stage.name:{width}}  {stage.state:14}  {stage.cost}")
+        # A plan leaves the machine's accelerators to the run that is under way.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        from hgdpo_jax.planning import plan
+
+        print(plan(config, values.workdir, values.stage), end="")
         return
+    from hgdpo_jax.runner import run
+
     processes = {name: values[name].value for name in ("coordinator_address", "num_processes", "process_id")}
     run(config, values.workdir, values.stage, **processes)
 

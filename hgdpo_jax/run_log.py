@@ -1,6 +1,7 @@
 """What a run says while it works: scalars and images for TensorBoard and as plain files, and progress bars."""
 
 import collections
+import contextlib
 import io
 import json
 import math
@@ -9,7 +10,7 @@ import tempfile
 import time
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -25,6 +26,9 @@ from hgdpo_jax.files import is_remote, write_bytes, write_text
 LOG = "log.jsonl"
 _QUIET_SECONDS = 10.0
 _RATE_WINDOW = 20
+_REPORT_SECONDS = 60.0
+# What `rates_reported` gives them to, the innermost last.
+_rate_reports: list[Callable[[str, float], object]] = []
 # Of a run's time, the share that uploads of its log take at most.
 _UPLOAD_SHARE = 0.05
 
@@ -125,6 +129,16 @@ def last_step(folder: epath.PathLike) -> int:
     return int(max((step for step in steps if math.isfinite(step)), default=0))
 
 
+@contextlib.contextmanager
+def rates_reported(report: Callable[[str, float], object]) -> Iterator[None]:
+    """Within it `report` gets description and rate of each progress bar, once a minute and at its end."""
+    _rate_reports.append(report)
+    try:
+        yield
+    finally:
+        _rate_reports.pop()
+
+
 class Progress:
     """A progress bar with rate and time left; a line every ten seconds where the error stream is no terminal."""
 
@@ -148,10 +162,13 @@ class Progress:
         )
         # From the first update on: before it, programs are compiled.
         self._count, self._times = initial, collections.deque[tuple[float, int]](maxlen=_RATE_WINDOW)
+        self._description, self._next_report = description, time.monotonic() + _REPORT_SECONDS
 
     def update(self, count: int = 1) -> None:
         """Says that `count` more are done."""
         self._bar.update(count)
+        if time.monotonic() > self._next_report:
+            self._report()
         # A bar that is not shown does not count.
         self._count += count
         self._times.append((time.monotonic(), self._count))
@@ -172,6 +189,12 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+        self._report()
+
+    def _report(self) -> None:
+        self._next_report = time.monotonic() + _REPORT_SECONDS
+        if _rate_reports and (rate := self.rate()):
+            _rate_reports[-1](self._description, rate)
 
     def __iter__(self) -> Iterator[Any]:
         with self:

@@ -1,7 +1,9 @@
-"""Runs the stages of an experiment that are not done, or says what each of them would do."""
+"""Runs the stages of an experiment that are not done."""
 
 import dataclasses
+import functools
 import json
+import operator
 import os
 import time
 import traceback
@@ -19,24 +21,17 @@ from hgdpo_jax.base_config import Experiment, plain
 from hgdpo_jax.compilation import divide_cpu, keep_programs, spare_memory_of_cpu
 from hgdpo_jax.config_files import checked
 from hgdpo_jax.errors import UserError, first_line, outside_trouble
+from hgdpo_jax.experiment.rates import note_rate
 from hgdpo_jax.files import require_store, require_utf8_name, write_text
-from hgdpo_jax.stages import inputs_of, load_stage, require_stage
+from hgdpo_jax.run_log import rates_reported
+from hgdpo_jax.stages import inputs_of, load_stage, needs_of, require_stage
 from hgdpo_jax.texts import require_whole_characters
 
 _REPORT, _SUMMARY = "report/index.html", "report/summary.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
-    """A stage as it stands: "done", "partly done", "to do" or "other settings", and what it costs, one line."""
-
-    name: str
-    state: str
-    cost: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stage:
+class Stage:
     """A stage's module and its run in this experiment."""
 
     module: ModuleType
@@ -52,14 +47,6 @@ class Outcome:
     summary: Mapping[str, Any] | None
 
 
-def plan(config: ConfigDict, workdir: epath.PathLike = "workdir", stages: Sequence[str] = ()) -> list[Planned]:
-    """The stages of an experiment, or those named, as they stand; runs and writes nothing."""
-    experiment = checked(config)
-    workdir, stages = _checked(experiment, workdir, stages)
-    loaded = _load(experiment, stages, workdir)
-    return [Planned(stage.run.name, _state(stage.run), stage.module.plan(experiment, stage.run)) for stage in loaded]
-
-
 def run(
     config: ConfigDict, workdir: epath.PathLike = "workdir", stages: Sequence[str] = (), **processes: Any
 ) -> Outcome:
@@ -69,10 +56,10 @@ def run(
     mistake in the arguments, the config or the files that it names, as far as possible before any stage runs.
     """
     experiment = checked(config)
-    workdir, stages = _checked(experiment, workdir, stages)
+    workdir, stages = checked_arguments(experiment, workdir, stages)
 
     def refuse_neighbour() -> None:
-        undone = (run for name in stages if not (run := StageRun(name, experiment.name, workdir, {})).is_done())
+        undone = (run for name in stages if not (run := stage_run(experiment, name, workdir)).is_done())
         if first_undone := next(undone, None):
             leases.refuse_neighbour(first_undone.folder)
 
@@ -88,20 +75,24 @@ def run(
     if several:
         # Not earlier: the other processes would wait for one that has ended.
         hosts.together(refuse_neighbour)
-    loaded = hosts.together(lambda: _load(experiment, stages, workdir))
+    hosts.together(lambda: _require_given(experiment, stages))
+    loaded = hosts.together(lambda: load_stages(experiment, stages, workdir))
     require_alike(plain(experiment), [stage.run for stage in loaded])
     hosts.together(lambda: refuse_changes([stage.run for stage in loaded]))
     # Whoever comes later would see what the first one has finished meanwhile.
     undone = hosts.from_first([stage.run.name for stage in loaded if not stage.run.is_done()])
     ahead = [stage for stage in loaded if stage.run.name in undone]
-    hosts.together(lambda: _check(ahead, experiment))
+    hosts.together(lambda: require_inputs(ahead))
+    hosts.together(lambda: refuse_changes([run for stage in ahead for run in stage.run.inputs.values()]))
+    for hook in ("check", "rehearse"):
+        hosts.together(functools.partial(check_stages, experiment, undone, hook))
     print(f"devices: {hosts.devices()}", flush=True)
     if ahead:
         require_workdir(workdir)
 
     width = max(len(stage.run.name) for stage in loaded)
 
-    def say(stage: _Stage, words: str) -> None:
+    def say(stage: Stage, words: str) -> None:
         if hosts.is_first():
             print(f"{stage.run.name:{width}}  {words}", flush=True)
 
@@ -116,7 +107,7 @@ def run(
     return outcome
 
 
-def _checked(
+def checked_arguments(
     experiment: Experiment, workdir: epath.PathLike, stages: Sequence[str]
 ) -> tuple[epath.Path, Sequence[str]]:
     """The folder, and the stages to run; raises UserError for a mistake in what was given."""
@@ -135,46 +126,76 @@ def _checked(
     return folder, stages
 
 
-def _load(experiment: Experiment, names: Sequence[str], workdir: epath.Path) -> list[_Stage]:
-    """The named stages, loaded, with their inputs."""
-    known: dict[str, _Stage] = {}
+def _require_given(experiment: Experiment, names: Sequence[str]) -> None:
+    """Raises UserError, which names all of them, where settings are empty that stages need."""
+    missing = missing_settings(experiment, names).values()
+    if settings := list(dict.fromkeys(f"config.{name}" for needs in missing for name in needs)):
+        raise UserError(
+            f"{', '.join(settings)} {'is' if len(settings) == 1 else 'are'} empty: set in the config, or add "
+            f"--{settings[0]}=SOURCE to the command; hgdpo_jax/base_config.py says what a source is"
+        )
 
-    def load(name: str) -> _Stage:
+
+def stage_run(
+    experiment: Experiment,
+    name: str,
+    workdir: epath.Path,
+    settings: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, StageRun] | None = None,
+) -> StageRun:
+    """A stage of an experiment; without settings only its folder has a meaning."""
+    module = load_stage(name)
+    folder_name = module.folder_name(experiment) if hasattr(module, "folder_name") else name
+    return StageRun(name, experiment.name, workdir, settings or {}, inputs or {}, folder_name)
+
+
+def load_stages(experiment: Experiment, names: Sequence[str], workdir: epath.Path) -> list[Stage]:
+    """The named stages, loaded, with their inputs; raises UserError where a setting that one needs is empty."""
+    known: dict[str, Stage] = {}
+
+    def load(name: str) -> Stage:
         if name not in known:
             module = load_stage(name)
             inputs = {earlier: load(earlier).run for earlier in inputs_of(module, experiment)}
-            known[name] = _Stage(module, StageRun(name, experiment.name, workdir, module.settings(experiment), inputs))
+            known[name] = Stage(module, stage_run(experiment, name, workdir, module.settings(experiment), inputs))
         return known[name]
 
     return [load(name) for name in names]
 
 
-def _state(run: StageRun) -> str:
-    if run.changes():
-        return "other settings"
-    if run.is_done():
-        return "done"
-    return "partly done" if run.is_started() else "to do"
+def missing_settings(experiment: Experiment, names: Sequence[str]) -> dict[str, list[str]]:
+    """The empty settings that the named stages, and those that they read, need: by the names of the named stages."""
+
+    def needs(name: str) -> list[str]:
+        module = load_stage(name)
+        earlier = (need for each in inputs_of(module, experiment) for need in needs(each))
+        return [*earlier, *needs_of(module, experiment)]
+
+    empty = {name: [need for need in needs(name) if not operator.attrgetter(need)(experiment)] for name in names}
+    return {name: list(dict.fromkeys(settings)) for name, settings in empty.items() if settings}
 
 
-def _check(ahead: Sequence[_Stage], experiment: Experiment) -> None:
-    """Raises UserError where a stage reads one that is neither done nor ahead of it, or cannot do its work."""
+def check_stages(experiment: Experiment, names: Sequence[str], hook: str = "check") -> None:
+    """Calls a function of the named stages, where they have it: "check" or "rehearse" (stages/__init__.py)."""
+    for module in map(load_stage, names):
+        if hasattr(module, hook):
+            getattr(module, hook)(experiment)
+
+
+def require_inputs(ahead: Sequence[Stage]) -> None:
+    """Raises UserError where a stage reads one that is neither done nor ahead of it."""
     coming: set[str] = set()
     for stage in ahead:
-        earlier = [run for name, run in stage.run.inputs.items() if name not in coming]
-        refuse_changes(earlier)
-        for run in earlier:
-            if not run.is_done():
+        for name, run in stage.run.inputs.items():
+            if name not in coming and not run.is_done():
                 raise UserError(
                     f"{stage.run.name} reads {run.name}, which is not done in {run.folder.parent}: "
                     f"put {run.name} before it in --stage, or leave --stage out"
                 )
         coming.add(stage.run.name)
-        if hasattr(stage.module, "check"):
-            stage.module.check(experiment)
 
 
-def _run_stage(stage: _Stage, experiment: Experiment, say: Callable[[_Stage, str], None]) -> None:
+def _run_stage(stage: Stage, experiment: Experiment, say: Callable[[Stage, str], None]) -> None:
     """Runs a stage that is not done, unless another run is at it (UserError) or has completed it by now."""
     with leases.held(stage.run.folder):
 
@@ -191,8 +212,9 @@ def _run_stage(stage: _Stage, experiment: Experiment, say: Callable[[_Stage, str
         say(stage, f"running: {stage.module.plan(experiment, stage.run)}")
         begin = time.monotonic()
         try:
-            if hosts.is_first() or getattr(stage.module, "EVERY_HOST", False):
-                stage.module.run(experiment, stage.run)
+            with rates_reported(functools.partial(note_rate, experiment, stage.run.workdir)):
+                if hosts.is_first() or getattr(stage.module, "EVERY_HOST", False):
+                    stage.module.run(experiment, stage.run)
         except UserError:
             raise
         except Exception as error:

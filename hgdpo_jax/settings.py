@@ -1,7 +1,6 @@
 """Settings as typed values: what a dataclass's fields may hold, and which of them decide a result."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,11 +15,6 @@ def setting(
 ) -> Any:
     """A field whose numbers are from `least` to `most`, or whose value is one of `among`; plain fields start at 0."""
     return dataclasses.field(default=default, metadata={"limits": (least, most), "among": among, **metadata})
-
-
-def signed(default: Any) -> Any:
-    """A field of finite numbers, negative ones too."""
-    return setting(default, least=-math.inf, most=math.inf)
 
 
 def free(default: Any, **limits: Any) -> Any:

@@ -127,22 +127,13 @@ def test_experiments_of_the_paper_share_one_pool(tiny_base, tmp_path):
         assert own == blocks[: len(own)] and config.pool.size <= largest.pool.size
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ((), "set config.weights.base"),
-        (("base",), "set config.prompts.train"),
-        (("base", "train"), "config.weights.scorer"),
-    ],
-)
-def test_what_the_user_has_still_to_give_is_said_in_one_line(given, words, tiny_base, tmp_path, monkeypatch, capsys):
+def test_a_run_without_weights_and_prompts_names_all_that_is_missing_and_a_plan_is_made(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    (tmp_path / "prompts.txt").write_text("a man\na woman\n")
-    arguments = {
-        "base": f"--config.weights.base={tiny_base}",
-        "train": f"--config.prompts.train={tmp_path / 'prompts.txt'}",
-    }
-    count = "--config.prompts.train_count=2"
-    assert main(["--config=configs/n2.py", "--plan", count, *(arguments[name] for name in given)]) == 2
+    given = ["--config=configs/n2.py", f"--workdir={tmp_path}"]
+    missing = "config.weights.base, config.prompts.train, config.weights.scorer, config.prompts.validation"
+    assert main(given) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and words in line
+    assert line.startswith(f"error: {missing} are empty: set") and "--config.weights.base=SOURCE" in line
+    assert main([*given, "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert f"missing: {missing};" in out and "100,000 prompts x 2 images of 50 steps" in out

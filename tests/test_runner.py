@@ -19,7 +19,7 @@ def test_a_run_from_python_returns_folders_and_goes_on_where_it_was(config, tmp_
     assert dict(first.folders) == {"draw": tmp_path / "work/runs/tiny/draw"} and first.report is first.summary is None
     both = hg.run(config, tmp_path / "work")
     assert list(both.folders) == ["draw", "judge"] and both.report == both.folders["judge"] / "report/index.html"
-    assert [(stage.name, stage.state) for stage in hg.plan(config, tmp_path / "work")] == [
+    assert [(stage.name, stage.state) for stage in hg.plan(config, tmp_path / "work").stages] == [
         ("draw", "done"),
         ("judge", "done"),
     ]
@@ -27,7 +27,7 @@ def test_a_run_from_python_returns_folders_and_goes_on_where_it_was(config, tmp_
 
 def test_a_field_that_was_set_in_python_counts_and_is_checked(config, tmp_path, capsys):
     config.pool.steps = 7
-    assert hg.plan(config, tmp_path / "work")[0].cost == "7 steps"
+    assert hg.plan(config, tmp_path / "work").stages[0].cost == "7 steps"
     config.pool.steps = 0
     with pytest.raises(UserError, match="pool.steps is 0, expected"):
         hg.run(config, tmp_path / "work")
@@ -61,4 +61,6 @@ def test_the_public_name_is_the_function_whoever_was_imported_first():
 def test_what_is_no_config_is_refused_and_one_stage_may_be_given_alone(config, tmp_path):
     with pytest.raises(UserError, match=r"expected that of load_config\(...\)"):
         hg.plan({"seed": 1})
-    assert [stage.name for stage in hg.plan(config, tmp_path / "work", "judge")] == ["judge"]
+    assert [stage.name for stage in hg.plan(config, tmp_path / "work", "draw").stages] == ["draw"]
+    with pytest.raises(UserError, match="judge reads draw, which is not done"):
+        hg.plan(config, tmp_path / "work", "judge")

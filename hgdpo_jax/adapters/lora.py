@@ -17,6 +17,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.texts import some
 
+# Beyond it a trained LoRA draws noise.
+LARGEST_SCALE = 4.0
+
 Adapter = Mapping[str, Mapping[str, jax.Array]]
 
 

@@ -17,7 +17,6 @@ import functools
 import hashlib
 import itertools
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -28,7 +27,7 @@ from jaxtyping import Shaped
 from hgdpo_jax import hosts, leases
 from hgdpo_jax.data.unusable import Unusable
 from hgdpo_jax.errors import UserError, warn
-from hgdpo_jax.files import names_in, write_json
+from hgdpo_jax.files import names_in
 from hgdpo_jax.run_log import Progress, progress
 from hgdpo_jax.weights.tensor_files import load_tensors, save_tensors
 
@@ -154,22 +153,6 @@ class Pool:
     def latents(self) -> Parts:
         """Scaled latents float16 `[prompts, h, w, c]`."""
         return Parts(self.folder, "latents", np.float16)
-
-    def note_rate(self, images_per_second: float) -> None:
-        """Records how fast this process draws, for `--plan` to estimate the time that is left."""
-        name = f"host-{hosts.index()}-of-{hosts.count()}.json"
-        write_json(self.folder / "rates" / name, {"images_per_second": images_per_second, "time": time.time()})
-
-    def rates(self) -> list[float]:
-        """Images per second of each process of the last run that drew; [] if no rate is known."""
-        folder = self.folder / "rates"
-        files = list(folder.glob("host-*.json")) if folder.is_dir() else []
-        noted = {path.name: json.loads(path.read_text()) for path in files}
-        if not noted:
-            return []
-        last = max(noted, key=lambda name: noted[name]["time"])
-        count = last.rpartition("-of-")[2]
-        return [values["images_per_second"] for name, values in noted.items() if name.endswith(f"-of-{count}")]
 
     def scores(self, fingerprint: str) -> Parts:
         """Scores float32 `[prompts]` by the scorer with this fingerprint."""

@@ -14,6 +14,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
+from hgdpo_jax.adapters.lora import LARGEST_SCALE
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.files import expanded, similar
 from hgdpo_jax.texts import slug
@@ -62,6 +63,10 @@ class ComparedModel:
                 f"folder, or folder:PATH for images.{hint}".rstrip(".")
             )
         scale = float(match["scale"] or scale)
+        if scale > LARGEST_SCALE:
+            raise UserError(
+                f"evaluate.models has {text!r}, expected a LoRA scale of 0 to {LARGEST_SCALE:g} behind the @"
+            )
         stem = re.sub(r"\.\w+$", "", stem)
         given = f"@{match['scale']}" if match["scale"] else ""
         lan = lan or latent_normalization

@@ -13,6 +13,8 @@ from hgdpo_jax.evaluation.measures import TRAINING
 from hgdpo_jax.evaluation.win_rate import WinRate, win_rate
 
 CHECK = "check.json"
+# The pairs that are checked of a larger number.
+MOST_PAIRS = 1024
 
 
 @dataclasses.dataclass(frozen=True)

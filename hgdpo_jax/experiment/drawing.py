@@ -153,7 +153,7 @@ def _draw(experiment: Experiment, pool: Pool, missing: Sequence[tuple[Block, int
     if hosts.is_first():
         warn_long_prompts(model.long_prompts([*train_prompts(experiment), experiment.pool.negative_prompt]))
     drawing = drawing_of(experiment, model)
-    draw_parts(experiment, drawing, pool, missing, images, "generate_pool", pool.note_rate)
+    draw_parts(experiment, drawing, pool, missing, images, "generate_pool")
 
 
 def draw_parts(
@@ -163,11 +163,10 @@ def draw_parts(
     missing: Sequence[tuple[Block, int]],
     images: int,
     description: str,
-    note_rate: Callable[[float], object] | None = None,
 ) -> None:
     """Draws parts that are missing, with a progress bar.
 
-    `images` is how many images this host is to have drawn when all is there; `note_rate` gets images a second.
+    `images` is how many images this host is to have drawn when all is there.
     """
     device_batch = batch_of_block(drawing.device_batch, experiment.pool.block)
     drawing = dataclasses.replace(drawing, device_batch=device_batch)
@@ -186,5 +185,3 @@ def draw_parts(
         for block, index in missing:
             latents = drawing.latents(block.prompts, np.full(len(block.prompts), index), bar.update)
             write(keep, block, index, latents, drawing.conditioning_finite(block.prompts))
-            if note_rate and (rate := bar.rate()):
-                write(note_rate, rate)

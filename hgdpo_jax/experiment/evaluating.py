@@ -15,9 +15,9 @@ from hgdpo_jax.evaluation.measures import Measure, headline, load_measures, meas
 from hgdpo_jax.evaluation.results import ModelResults, Results
 from hgdpo_jax.experiment.drawing import batch_of_block, draw_parts, drawing_of, drawing_settings
 from hgdpo_jax.experiment.measuring import ImageSource, measure
-from hgdpo_jax.experiment.models import load_base
+from hgdpo_jax.experiment.models import check_base, load_base
 from hgdpo_jax.experiment.prompts import prompts_fingerprint, test_prompts
-from hgdpo_jax.experiment.scoring import score_fingerprints, scores_of, sources_of
+from hgdpo_jax.experiment.scoring import check_scorers, score_fingerprints, scores_of, sources_of
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.files import checksum
 from hgdpo_jax.scorers.sources import ScorerSource
@@ -27,6 +27,25 @@ from hgdpo_jax.weights import lora_files
 def models_of(experiment: Experiment) -> list[ComparedModel]:
     """The models that a config compares."""
     return compared_models(experiment.evaluate.models, experiment.adapter.scale, experiment.sample.latent_normalization)
+
+
+def evaluation_needs(experiment: Experiment) -> tuple[str, ...]:
+    """The settings that an evaluation needs."""
+    return ("weights.base", "prompts.test", *(() if experiment.evaluate.scorers else ("weights.scorer",)))
+
+
+def check_evaluation(experiment: Experiment) -> None:
+    """Raises UserError where the base or a scorer cannot be loaded, a LoRA does not fit, or a folder lacks images."""
+    base = check_base(experiment)
+    check_scorers(experiment)
+    for source in _measure_sources(experiment).values():
+        source.load()
+    blocks = blocks_of(test_prompts(experiment), experiment.pool.block)
+    for model in models_of(experiment):
+        if model.folder:
+            folder_images(experiment, model, epath.Path()).complete(blocks, experiment.evaluate.seeds)
+        elif model.adapter not in ("", TUNED):
+            base.lora_names.load_adapter(model.adapter, base.lora_layers)
 
 
 def comparable_settings(experiment: Experiment) -> dict:

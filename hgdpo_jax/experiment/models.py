@@ -1,11 +1,13 @@
 """The base of an experiment: what decides it, and loading it."""
 
+import functools
 from typing import Any
 
 from hgdpo_jax import families
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError, naming
 from hgdpo_jax.families.model import Model
+from hgdpo_jax.weights.conversion import shapes_only
 
 
 def family_of(experiment: Experiment) -> type[Model]:
@@ -64,9 +66,21 @@ def base_shapes(experiment: Experiment) -> Model:
     return family_of(experiment).without_weights(experiment.weights.base, experiment.dtype, **options)
 
 
-def check_base(experiment: Experiment) -> None:
-    """Raises UserError where the base, by its configs alone, draws no such images as `pool` describes."""
-    pool, sources = experiment.pool, experiment.weights
-    if not sources.base:
-        raise UserError("no weights are given: set config.weights.base")
-    base_shapes(experiment).require_drawable(pool.width, pool.height, pool.steps, pool.clip_skip)
+def check_base(experiment: Experiment) -> Model:
+    """The base with shapes for parameters, whose files have been checked but for their content.
+
+    Raises UserError where they are missing, damaged or of another model, or such images as `pool` describes cannot be
+    drawn.
+    """
+    options = {"attention": experiment.attention, **_replacements(experiment)}
+    base = _without_content(family_of(experiment), experiment.weights.base, experiment.dtype, tuple(options.items()))
+    pool = experiment.pool
+    base.require_drawable(pool.width, pool.height, pool.steps, pool.clip_skip)
+    return base
+
+
+# Several stages check it.
+@functools.cache
+def _without_content(family: type[Model], source: str, dtype: str, options: tuple[tuple[str, Any], ...]) -> Model:
+    with shapes_only():
+        return family.load(source, dtype, **dict(options))

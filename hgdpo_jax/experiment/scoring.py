@@ -23,6 +23,7 @@ from hgdpo_jax.scorers.scorer import Scorer
 from hgdpo_jax.scorers.sources import ScorerSource
 from hgdpo_jax.scorers.user_function import UserFunction
 from hgdpo_jax.settings import decisive
+from hgdpo_jax.weights.conversion import shapes_only
 
 
 def scoring_settings(experiment: Experiment) -> dict:
@@ -34,22 +35,31 @@ def scoring_settings(experiment: Experiment) -> dict:
     }
 
 
-def try_out(experiment: Experiment, scorer: Scorer | UserFunction) -> None:
-    """Raises UserError where a scorer of the user's own fails on a black picture of the experiment's size."""
-    if isinstance(scorer, UserFunction):
-        prompts = train_prompts if experiment.prompts.train else test_prompts
-        scorer.try_out(prompts(experiment)[0], experiment.pool.width, experiment.pool.height)
-
-
 def sources_of(experiment: Experiment) -> dict[str, ScorerSource]:
     """The sources of an evaluation's scores by name: "scorer", which chose the pairs, and those of evaluate.scorers."""
     return score_sources(experiment.weights.scorer, experiment.evaluate.scorers)
 
 
 def check_scorers(experiment: Experiment) -> None:
-    """Raises UserError where a scorer cannot be loaded, or one of the user's own fails on a black picture."""
+    """Raises UserError where one of `sources_of` cannot be loaded, as far as its files' names and shapes tell."""
     for source in sources_of(experiment).values():
-        try_out(experiment, source.load(experiment.dtype, experiment.scoring.framing))
+        _without_content(source.text, experiment.dtype, experiment.scoring.framing)
+
+
+def rehearse_scorers(experiment: Experiment) -> None:
+    """Raises UserError where a scorer of the user's own fails on a black picture of the experiment's size."""
+    prompts = train_prompts if experiment.prompts.train else test_prompts
+    for source in sources_of(experiment).values():
+        scorer = _without_content(source.text, experiment.dtype, experiment.scoring.framing)
+        if isinstance(scorer, UserFunction):
+            scorer.try_out(prompts(experiment)[0], experiment.pool.width, experiment.pool.height)
+
+
+# Several stages check them.
+@functools.cache
+def _without_content(text: str, dtype: str, framing: str) -> Scorer | UserFunction:
+    with shapes_only():
+        return ScorerSource.parse(text).load(dtype, framing)
 
 
 def scorer_source(experiment: Experiment) -> ScorerSource:

@@ -10,6 +10,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
+from hgdpo_jax import hosts
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.base_config import Experiment, Finetune, Train
 from hgdpo_jax.data.batches import ShuffledBatches
@@ -38,14 +39,13 @@ ROWS = {"pair": Rows("select_pairs", open_pairs, ("winner_latents", "loser_laten
 
 def check_training(options: Train | Finetune, name: str) -> None:
     """Raises UserError where one of the training settings called `name` cannot be."""
-    if options.batch_size % jax.device_count():
-        raise UserError(
-            f"{name}.batch_size is {options.batch_size}, expected a multiple of the {jax.device_count()} devices"
-        )
-    if options.fsdp < 0 or (options.fsdp and jax.local_device_count() % options.fsdp):
-        raise UserError(
-            f"{name}.fsdp is {options.fsdp}, expected 0 or a divisor of the {jax.local_device_count()} local devices"
-        )
+    if not (counts := hosts.device_counts()):
+        return
+    devices, local_devices = counts
+    if options.batch_size % devices:
+        raise UserError(f"{name}.batch_size is {options.batch_size}, expected a multiple of the {devices} devices")
+    if options.fsdp and local_devices % options.fsdp:
+        raise UserError(f"{name}.fsdp is {options.fsdp}, expected 0 or a divisor of the {local_devices} local devices")
 
 
 def training_seed(experiment: Experiment) -> int:

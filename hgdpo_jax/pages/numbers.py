@@ -59,6 +59,14 @@ def ordinal(number: int) -> str:
     return f"{number:,}{ending}"
 
 
+def size(count: float) -> str:
+    """Bytes, with three significant digits and a decimal unit."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
+
+
 def setting(value: Any) -> str:
     """A setting's value, or a dash if it has none."""
     return DASH if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -17,6 +17,7 @@ from hgdpo_jax.experiment.encoding import make_encode, make_reencode
 from hgdpo_jax.experiment.models import base_shapes
 from hgdpo_jax.experiment.scoring import make_score
 from hgdpo_jax.experiment.training import ROWS, make_finetuning, make_training
+from hgdpo_jax.experiment.work import TRAINING
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.preflight.compilation import Measurement, Program, measure
 from hgdpo_jax.preflight.least import least_step_flops
@@ -40,7 +41,6 @@ BATCH_SETTINGS = {
     "encode_images": "scoring.device_batch",
     "finetune_base": "finetune.device_batch",
 }
-TRAINING = {"train_policy": "train", "finetune_base": "finetune"}
 
 
 def measure_program(

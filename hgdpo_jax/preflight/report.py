@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from hgdpo_jax.pages.numbers import size
 from hgdpo_jax.pages.tables import aligned
 from hgdpo_jax.pages.templates import render_text
 from hgdpo_jax.preflight.experiment import Examined
@@ -43,7 +44,7 @@ def as_table(values: Mapping[str, Any], target: Target) -> str:
         program_lines=aligned([list(program_rows[0]), *(list(row.values()) for row in program_rows)], numbers=True),
         stage_lines=aligned([stage_heads, *stage_rows], numbers=True),
         shares=shares,
-        size=_size,
+        size=size,
         gpu_share=GPU_SHARE,
         **values,
     )
@@ -71,10 +72,3 @@ def _program_row(name: str, program: Mapping[str, Any]) -> dict[str, str]:
         "compiled in s": f"{program['compile_seconds']:.0f}",
         "largest batch": "-" if program["largest_batch"] is None else str(program["largest_batch"]),
     }
-
-
-def _size(count: float) -> str:
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count / 1e3:.3g} kB"

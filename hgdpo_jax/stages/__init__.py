@@ -4,10 +4,15 @@ A stage is a module with
 
     INPUTS                  names of the earlier stages that it reads; or a function, where the experiment decides:
     inputs(experiment)      their names
+    NEEDS                   optional: settings that must not be empty, such as "weights.base"; or a function:
+    needs(experiment)       their names
     settings(experiment)    the settings that it reads, a dict of plain values: they make its fingerprint
     plan(experiment, run)   one line on what it costs
     run(experiment, run)    the work; resumes where a killed run stopped
-    check(experiment)       optional: raises UserError for what cannot work, before any stage runs
+    check(experiment)       optional: raises UserError for what cannot work, as far as known without computing
+    rehearse(experiment)    optional: raises UserError for what only trying shows, before any stage runs
+    folder_name(experiment) optional: its folder in WORKDIR/runs/NAME, where that is not called as the stage
+    left(experiment, run)   optional: the share of its work that is not done yet, of a stage that has begun
     EVERY_HOST = True       optional: every process calls run; otherwise only the first one does, and the others wait
 """
 
@@ -54,6 +59,11 @@ def load_stage(name: str) -> ModuleType:
 def inputs_of(module: ModuleType, experiment: "Experiment") -> Sequence[str]:
     """Names of the stages that a stage reads in an experiment."""
     return module.inputs(experiment) if hasattr(module, "inputs") else module.INPUTS
+
+
+def needs_of(module: ModuleType, experiment: "Experiment") -> Sequence[str]:
+    """Names of the settings that a stage needs in an experiment."""
+    return module.needs(experiment) if hasattr(module, "needs") else getattr(module, "NEEDS", ())
 
 
 def _modules() -> dict[str, str]:

@@ -9,15 +9,15 @@ from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.pairs import open_pairs
 from hgdpo_jax.data.unusable import Unusable, pair_of
 from hgdpo_jax.evaluation.measures import TRAINING
-from hgdpo_jax.evaluation.pair_check import CHECK, check_pairs
+from hgdpo_jax.evaluation.pair_check import CHECK, MOST_PAIRS, check_pairs
 from hgdpo_jax.experiment.models import base_fingerprints, load_autoencoder, name_of
-from hgdpo_jax.experiment.scoring import check_scorers, score_fingerprints, scorer_source, scores_of
+from hgdpo_jax.experiment.scoring import check_scorers, score_fingerprints, scores_of
 from hgdpo_jax.files import write_bytes, write_json
 from hgdpo_jax.pages.pictures import SHOWN, png_bytes
 from hgdpo_jax.run_log import progress
 
 INPUTS = ("select_pairs",)
-_MOST_PAIRS = 1024
+NEEDS = ("weights.scorer",)
 _CHUNK_PAIRS = 64
 _SHOWN = 8
 _SIDES = ("winner", "loser")
@@ -31,21 +31,18 @@ def settings(experiment: Experiment) -> dict:
     }
 
 
-def check(experiment: Experiment) -> None:
-    """Raises UserError if a scorer is missing, cannot be loaded, or fails on a black image."""
-    scorer_source(experiment)
-    check_scorers(experiment)
+check = check_scorers
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    return f"at most {_MOST_PAIRS:,} pairs decoded and scored"
+    return f"at most {MOST_PAIRS:,} pairs decoded and scored"
 
 
 def run(experiment: Experiment, run: StageRun) -> None:
     pairs = open_pairs(run.local_input("select_pairs"))
     model, scores = load_autoencoder(experiment), scores_of(experiment)
     # Evenly spaced in a larger data set.
-    rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_PAIRS)).astype(int)
+    rows = np.linspace(0, len(pairs) - 1, min(len(pairs), MOST_PAIRS)).astype(int)
     values = {side: {name: np.zeros(len(rows)) for name in scores} for side in _SIDES}
     unusable = Unusable(experiment.pool.unusable_limit, 2 * len(rows))
 

@@ -26,6 +26,7 @@ from hgdpo_jax.files import write_json
 from hgdpo_jax.run_log import progress
 
 INPUTS = ()
+NEEDS = ("weights.base", "finetune.images")
 EVERY_HOST = True
 _CAPTIONS_SHOWN = 8
 
@@ -50,8 +51,12 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError if the folder, its table or one of its images is invalid."""
+    """Raises UserError if the base cannot draw images of this size; `settings` reads the folder and its table."""
     check_base(experiment)
+
+
+def rehearse(experiment: Experiment) -> None:
+    """Raises UserError if an image is missing, no image, or too small."""
     images = _images(experiment)
     with progress(total=len(images), description="encode_images: sizes", unit="image") as bar:
         images.require_images(experiment.pool.width, experiment.pool.height, bar.update)

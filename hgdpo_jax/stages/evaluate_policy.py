@@ -9,18 +9,24 @@ from etils import epath
 
 from hgdpo_jax.artifacts import StageRun, flat
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.data.pool import blocks_of
 from hgdpo_jax.errors import UserError, naming
 from hgdpo_jax.evaluation.compared_models import TUNED, ComparedModel
 from hgdpo_jax.evaluation.pair_check import read_check
 from hgdpo_jax.evaluation.pool_statistics import STATISTICS, read_statistics
 from hgdpo_jax.evaluation.rank_statistics import RankStatistics
 from hgdpo_jax.evaluation.results import Results, write_results
-from hgdpo_jax.experiment.evaluating import comparable_settings, folder_images, measure_models, measures_of, models_of
-from hgdpo_jax.experiment.models import load_base
-from hgdpo_jax.experiment.prompts import test_prompts
+from hgdpo_jax.experiment.evaluating import (
+    check_evaluation,
+    comparable_settings,
+    evaluation_needs,
+    folder_images,
+    measure_models,
+    measures_of,
+    models_of,
+)
+from hgdpo_jax.experiment.prompts import number_of_prompts, test_prompts
 from hgdpo_jax.experiment.relevant_settings import relevant_settings
-from hgdpo_jax.experiment.scoring import check_scorers
+from hgdpo_jax.experiment.scoring import rehearse_scorers
 from hgdpo_jax.files import expanded, similar, write_bytes
 from hgdpo_jax.pages.pictures import RANKED, RankedImages, read_ranked, read_shown_pairs, webp_bytes
 from hgdpo_jax.pages.run_report import RunReport, example_pairs, write_report
@@ -39,6 +45,9 @@ def inputs(experiment: Experiment) -> tuple[str, ...]:
     """The experiment's own LoRA, if it is compared, and the stages of its training that the report describes."""
     trained = [name for name in ("select_pairs", "check_pairs", "train_policy") if name in experiment.stages]
     return (*trained, "export_adapter") if any(model.adapter == TUNED for model in models_of(experiment)) else ()
+
+
+needs = evaluation_needs
 
 
 def settings(experiment: Experiment) -> dict:
@@ -62,21 +71,17 @@ def _model_settings(experiment: Experiment, model: ComparedModel) -> dict[str, A
 
 def plan(experiment: Experiment, run: StageRun) -> str:
     names = ", ".join(model.name for model in models_of(experiment))
-    return f"{len(test_prompts(experiment)):,} prompts x {experiment.evaluate.seeds} images: {names}"
+    return f"{number_of_prompts(experiment, 'test'):,} prompts x {experiment.evaluate.seeds} images: {names}"
 
 
-def check(experiment: Experiment) -> None:
-    """Raises UserError if a folder lacks images, a LoRA does not fit, or a scorer or measure fails."""
+check = check_evaluation
+
+
+def rehearse(experiment: Experiment) -> None:
+    """Raises UserError if a scorer or measure of the user's own fails on a black picture."""
     measures_of(experiment)
     if "check_pairs" not in inputs(experiment):
-        check_scorers(experiment)
-    blocks = blocks_of(test_prompts(experiment), experiment.pool.block)
-    for model in models_of(experiment):
-        if model.folder:
-            folder_images(experiment, model, epath.Path()).complete(blocks, experiment.evaluate.seeds)
-        elif model.adapter not in ("", TUNED):
-            base = load_base(experiment)
-            base.lora_names.load_adapter(model.adapter, base.lora_layers)
+        rehearse_scorers(experiment)
 
 
 def run(experiment: Experiment, run: StageRun) -> None:

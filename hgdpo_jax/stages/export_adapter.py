@@ -9,6 +9,7 @@ from hgdpo_jax.weights.model_card import read_license
 from hgdpo_jax.weights.sources import public_name
 
 INPUTS = ("train_policy",)
+NEEDS = ("weights.base",)
 
 
 def settings(experiment: Experiment) -> dict:

@@ -11,12 +11,12 @@ from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.batching import chosen, repeated
-from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.checkpoints import Checkpoints, saved_steps
 from hgdpo_jax.data.batches import ShuffledBatches
 from hgdpo_jax.data.encoded_images import half, read_encoded
 from hgdpo_jax.data.unusable import Unusable, image_of
 from hgdpo_jax.experiment.drawing import drawing_of, images_of_all_hosts
-from hgdpo_jax.experiment.models import base_fingerprints, load_base
+from hgdpo_jax.experiment.models import base_fingerprints, check_base, load_base
 from hgdpo_jax.experiment.training import check_training, make_finetuning
 from hgdpo_jax.pages.pictures import contact_sheet
 from hgdpo_jax.random_keys import training_key
@@ -27,6 +27,7 @@ from hgdpo_jax.training.loop import train
 from hgdpo_jax.weights.model_card import read_license, write_card
 
 INPUTS = ("encode_images",)
+NEEDS = ("weights.base",)
 EVERY_HOST = True
 
 
@@ -45,8 +46,14 @@ def plan(experiment: Experiment, run: StageRun) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError if a setting of the training is invalid."""
+    """Raises UserError if a setting of the training is invalid, or the base cannot draw its images."""
     check_training(experiment.finetune, "finetune")
+    check_base(experiment)
+
+
+def left(experiment: Experiment, run: StageRun) -> float:
+    """The share of the steps that no checkpoint holds yet."""
+    return 1 - max(saved_steps(run.folder / "checkpoints"), default=0) / experiment.finetune.steps
 
 
 def drop_captions(seed: int, step: int, batch_size: int, share: float) -> Bool[np.ndarray, " batch_size"]:

@@ -9,13 +9,15 @@ from typing import Any
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment, plain
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.experiment.models import base_shapes
+from hgdpo_jax.experiment.work import TRAINING, stored_bytes, work
 from hgdpo_jax.files import write_json, write_text
 from hgdpo_jax.preflight.apart import compiler_environment, require_compiler, run_apart
 from hgdpo_jax.preflight.compilation import Measurement
-from hgdpo_jax.preflight.experiment import Examined, storage, totals, work
+from hgdpo_jax.preflight.experiment import Examined, totals
 from hgdpo_jax.preflight.largest_batch import largest_batch
 from hgdpo_jax.preflight.measured import efficiencies
-from hgdpo_jax.preflight.programs import BATCH_SETTINGS, TRAINING, measure_program
+from hgdpo_jax.preflight.programs import BATCH_SETTINGS, measure_program
 from hgdpo_jax.preflight.report import as_json, as_table
 from hgdpo_jax.preflight.targets import Target, parse_target, target_devices
 from hgdpo_jax.scorers.sources import FUNCTION, ScorerSource
@@ -37,8 +39,6 @@ def check(experiment: Experiment) -> None:
     """Raises UserError for an unknown target, a compiler that is not installed, or an impossible setting."""
     options = experiment.preflight
     target = parse_target(options.target)
-    if not all(0 < share <= 1 for share in options.efficiencies):
-        raise UserError(f"preflight.efficiencies is {options.efficiencies}, expected shares above 0, 1 at most")
     for section in (TRAINING[name] for name in program_names(experiment) if name in TRAINING):
         if (rows := getattr(experiment, section).batch_size) % target.count:
             raise UserError(
@@ -69,14 +69,13 @@ def examine(experiment: Experiment, measure: Callable[[str, int], Measurement]) 
     """The results of `measure(program, rows per device)` for all programs, as plain values and as a table."""
     target = parse_target(experiment.preflight.target)
     programs = {name: _examine_program(experiment, target, name, measure) for name in program_names(experiment)}
-    rows = work(experiment)
     total = totals(
         programs,
-        rows,
+        work(experiment),
         devices=target.count,
         efficiencies=experiment.preflight.efficiencies or efficiencies(target.chip),
         price_per_hour=experiment.preflight.price_per_hour,
-        storage_bytes=storage(experiment, rows, programs),
+        storage_bytes=stored_bytes(experiment, base_shapes(experiment)),
     )
     values = as_json(target, programs, total, experiment.name)
     return values, as_table(values, target)

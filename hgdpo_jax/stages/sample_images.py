@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hgdpo_jax import hosts
-from hgdpo_jax.artifacts import StageRun, flat
+from hgdpo_jax.artifacts import StageRun, fingerprint_of, flat
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.unusable import Unusable, pair_of
 from hgdpo_jax.experiment.drawing import drawing_of, drawing_settings, images_of_all_hosts
-from hgdpo_jax.experiment.models import load_base
-from hgdpo_jax.experiment.prompts import test_prompts
+from hgdpo_jax.experiment.models import check_base, load_base
+from hgdpo_jax.experiment.prompts import sampled_count, sampled_prompts
 from hgdpo_jax.files import write_bytes, write_json
 from hgdpo_jax.pages.pictures import ImagePair, pair_grid, png_bytes, resize_for_display
 from hgdpo_jax.run_log import progress
@@ -20,10 +20,22 @@ from hgdpo_jax.weights import lora_files
 
 INPUTS = ("export_adapter",)
 EVERY_HOST = True
-_TEST_PROMPTS = 8
 _SHEET_HEIGHT = 256
 # Images in memory at once: 140 MB per model at 704x1024 pixels.
 _CHUNK_IMAGES = 64
+
+
+def needs(experiment: Experiment) -> tuple[str, ...]:
+    return ("weights.base",) if experiment.sample.prompts else ("weights.base", "prompts.test")
+
+
+def folder_name(experiment: Experiment) -> str:
+    """A sample with a name or prompts of its own has a folder of its own, so that it stands in no other's way."""
+    sample, name = experiment.sample, experiment.sample.name
+    if sample.prompts and not name:
+        values = {**decisive(sample), "prompts": list(sample.prompts)}
+        name = f"{_short(sample.prompts[0])}-{fingerprint_of(values)[:6]}".lstrip("-")
+    return f"sample_images-{name}" if name else "sample_images"
 
 
 def settings(experiment: Experiment) -> dict:
@@ -31,16 +43,19 @@ def settings(experiment: Experiment) -> dict:
         **drawing_settings(experiment),
         "adapter.scale": experiment.adapter.scale,
         **flat({"sample": decisive(experiment.sample)}),
-        "prompts": _prompts(experiment),
+        "prompts": sampled_prompts(experiment),
     }
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    return f"{len(_prompts(experiment))} prompts x {experiment.sample.seeds} images, base and tuned"
+    return f"{sampled_count(experiment)} prompts x {experiment.sample.seeds} images, base and tuned"
+
+
+check = check_base
 
 
 def run(experiment: Experiment, run: StageRun) -> None:
-    prompts, seeds, model = _prompts(experiment), experiment.sample.seeds, load_base(experiment)
+    prompts, seeds, model = sampled_prompts(experiment), experiment.sample.seeds, load_base(experiment)
     adapter_file = run.input("export_adapter") / lora_files.EXPORTED["diffusers"]
     adapter, scale = model.lora_names.load_adapter(adapter_file, model.lora_targets), experiment.adapter.scale
     drawings = {
@@ -67,8 +82,7 @@ def run(experiment: Experiment, run: StageRun) -> None:
             if not hosts.is_first():
                 continue
             for i, seed, base, tuned in zip(*(each[usable] for each in (rows, indices, *drawn)), strict=True):
-                words = slug(prompts[i].lower().encode("ascii", "ignore").decode(), "-")[:40]
-                names = {model: f"images/{i:03d}-{words}-{seed}-{model}.png" for model in drawings}
+                names = {model: f"images/{i:03d}-{_short(prompts[i])}-{seed}-{model}.png" for model in drawings}
                 write_bytes(run.folder / names["base"], png_bytes(base))
                 write_bytes(run.folder / names["tuned"], png_bytes(tuned))
                 listed[i]["images"].append(names)
@@ -80,7 +94,9 @@ def run(experiment: Experiment, run: StageRun) -> None:
         unusable.require_rest(len(pairs))
         write_json(run.folder / "prompts.json", listed)
         write_bytes(run.folder / "sheet.png", pair_grid(pairs, ("Base", "Tuned"), "", _SHEET_HEIGHT))
+        print(f"sample_images: {run.folder / 'sheet.png'}", flush=True)
 
 
-def _prompts(experiment: Experiment) -> list[str]:
-    return list(experiment.sample.prompts) or test_prompts(experiment)[:_TEST_PROMPTS]
+def _short(prompt: str) -> str:
+    """The beginning of a prompt as a part of file names; empty where it has no letter of ASCII."""
+    return slug(prompt.lower().encode("ascii", "ignore").decode(), "-")[:40]

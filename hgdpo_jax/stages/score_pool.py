@@ -4,11 +4,12 @@ from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.pool import prompt_count
-from hgdpo_jax.experiment.prompts import train_prompts
-from hgdpo_jax.experiment.scoring import complete_scores, load_scorer, scoring_settings, try_out
+from hgdpo_jax.experiment.prompts import number_of_prompts
+from hgdpo_jax.experiment.scoring import check_scorers, complete_scores, rehearse_scorers, scoring_settings
 from hgdpo_jax.files import write_json
 
 INPUTS = ("generate_pool",)
+NEEDS = ("weights.scorer",)
 EVERY_HOST = True
 
 
@@ -16,14 +17,13 @@ def settings(experiment: Experiment) -> dict:
     return scoring_settings(experiment)
 
 
-def check(experiment: Experiment) -> None:
-    """Raises UserError if the scorer cannot be loaded."""
-    # Before drawing, which takes hours.
-    try_out(experiment, load_scorer(experiment))
+check = check_scorers
+# Before drawing, which takes hours.
+rehearse = rehearse_scorers
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    return f"{len(train_prompts(experiment)) * experiment.pool.size:,} images decoded and scored"
+    return f"{number_of_prompts(experiment, 'train') * experiment.pool.size:,} images decoded and scored"
 
 
 def run(experiment: Experiment, run: StageRun) -> None:

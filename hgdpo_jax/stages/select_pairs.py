@@ -22,8 +22,8 @@ from hgdpo_jax.evaluation.pool_statistics import STATISTICS, PoolStatistics, Unu
 from hgdpo_jax.evaluation.rank_statistics import channel_statistics, rank_distances
 from hgdpo_jax.experiment.drawing import batch_of_block
 from hgdpo_jax.experiment.encoding import make_reencode
-from hgdpo_jax.experiment.models import load_autoencoder, name_of
-from hgdpo_jax.experiment.prompts import train_prompts
+from hgdpo_jax.experiment.models import check_base, load_autoencoder, name_of
+from hgdpo_jax.experiment.prompts import number_of_prompts
 from hgdpo_jax.experiment.ranked_images import write_ranked
 from hgdpo_jax.experiment.scoring import complete_scores
 from hgdpo_jax.families.model import Model
@@ -46,17 +46,22 @@ def settings(experiment: Experiment) -> dict:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError if no loser has that rank, or the filter fails."""
+    """Raises UserError if no loser has that rank, or the base cannot draw its images."""
     rank, size = experiment.pairs.loser_rank, experiment.pool.size
     if rank and not 2 <= rank <= size:
         raise UserError(f"pairs.loser_rank is {rank}, expected 2 to {size} (pool.size), or 0 for the lowest score")
+    check_base(experiment)
+
+
+def rehearse(experiment: Experiment) -> None:
+    """Raises UserError if the filter fails on black pictures."""
     if experiment.pairs.filter:
         black = np.zeros((2, experiment.pool.height, experiment.pool.width, 3), np.uint8)
         apply_filter(load_filter(experiment.pairs.filter)[0], black, ["a black picture"] * 2)
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    return f"at most {len(train_prompts(experiment)):,} pairs"
+    return f"at most {number_of_prompts(experiment, 'train'):,} pairs"
 
 
 def run(experiment: Experiment, run: StageRun) -> None:

@@ -9,8 +9,8 @@ from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.compared_models import BASE, TUNED, ComparedModel
 from hgdpo_jax.evaluation.results import write_results
-from hgdpo_jax.experiment.evaluating import comparable_settings, measure_models
-from hgdpo_jax.experiment.prompts import test_prompts
+from hgdpo_jax.experiment.evaluating import check_evaluation, comparable_settings, evaluation_needs, measure_models
+from hgdpo_jax.experiment.prompts import number_of_prompts, test_prompts
 from hgdpo_jax.files import write_bytes
 from hgdpo_jax.pages.pictures import contact_sheet, png_bytes
 from hgdpo_jax.settings import decisive
@@ -18,6 +18,8 @@ from hgdpo_jax.settings import decisive
 INPUTS = ("export_adapter",)
 EVERY_HOST = True
 _SHOWN_PROMPTS = 6
+
+needs = evaluation_needs
 
 
 def settings(experiment: Experiment) -> dict:
@@ -30,11 +32,13 @@ def settings(experiment: Experiment) -> dict:
 
 def plan(experiment: Experiment, run: StageRun) -> str:
     seeds, scales = experiment.evaluate.seeds, experiment.sweep.scales
-    return f"{len(_prompts(experiment)):,} prompts x {seeds} images at {len(scales)} scales"
+    prompts = min(number_of_prompts(experiment, "test"), experiment.sweep.prompts)
+    return f"{prompts:,} prompts x {seeds} images at {len(scales)} scales"
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError if no scale is given, or one is given twice."""
+    """Raises UserError if no scale is given, one is given twice, or base or a scorer cannot be loaded."""
+    check_evaluation(experiment)
     if not experiment.sweep.scales or len(set(experiment.sweep.scales)) < len(experiment.sweep.scales):
         raise UserError(f"sweep.scales is {experiment.sweep.scales}, expected one scale or more, each once")
 

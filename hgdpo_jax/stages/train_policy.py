@@ -3,11 +3,11 @@
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment
-from hgdpo_jax.checkpoints import Checkpoints
+from hgdpo_jax.checkpoints import Checkpoints, saved_steps
 from hgdpo_jax.errors import warn
 from hgdpo_jax.experiment.drawing import drawing_settings
-from hgdpo_jax.experiment.models import load_base
-from hgdpo_jax.experiment.prompts import prompts_fingerprint, train_prompts, validation_prompts
+from hgdpo_jax.experiment.models import check_base, load_base
+from hgdpo_jax.experiment.prompts import number_of_prompts, prompts_fingerprint, validation_prompts
 from hgdpo_jax.experiment.scoring import scoring_settings
 from hgdpo_jax.experiment.training import ROWS, check_training, make_training, training_batches, training_seed
 from hgdpo_jax.experiment.validation import Validation
@@ -18,6 +18,7 @@ from hgdpo_jax.sharding import on_each_device, shard_parameters, training_mesh
 from hgdpo_jax.training.best import BEST_FILE, has_best, keep_best, was_evaluated
 from hgdpo_jax.training.loop import train
 
+NEEDS = ("weights.base", "weights.scorer", "prompts.validation")
 EVERY_HOST = True
 
 
@@ -40,15 +41,20 @@ def settings(experiment: Experiment) -> dict:
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:
-    prompts, rows = len(train_prompts(experiment)), f"{experiment.objective.rows}s"
+    prompts, rows = number_of_prompts(experiment, "train"), f"{experiment.objective.rows}s"
     steps, batch_size = experiment.train.steps, experiment.train.batch_size
-    times = f"{steps * batch_size / prompts:.3g} times"
-    return f"{steps:,} steps of {batch_size} {rows}, of at most {prompts:,}: each {times}"
+    return f"{steps:,} steps of {batch_size} {rows}, of at most {prompts:,}: each {steps * batch_size / prompts:.3g} x"
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError if a setting of the training is invalid."""
+    """Raises UserError if a setting of the training is invalid, or the base cannot draw its images."""
     check_training(experiment.train, "train")
+    check_base(experiment)
+
+
+def left(experiment: Experiment, run: StageRun) -> float:
+    """The share of the steps that no checkpoint holds yet."""
+    return 1 - max(saved_steps(run.folder / "checkpoints"), default=0) / experiment.train.steps
 
 
 def run(experiment: Experiment, run: StageRun) -> None:

@@ -4,8 +4,10 @@ Modules are named as their PyTorch originals, so a parameter's path, joined by d
 last word, and only kernels change their layout: linear layers are transposed, convolutions go from OIHW to HWIO.
 """
 
+import contextlib
+import contextvars
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,9 +23,24 @@ _TO_PYTORCH, _TO_FLAX = (3, 2, 0, 1), (2, 3, 1, 0)
 
 _WEIGHTS = ("kernel", "scale", "embedding")
 
+_SHAPES_ONLY = contextvars.ContextVar("shapes_only", default=False)
+
 # The autoencoder's attention in files from before diffusers 0.18, and of LDM after conversion.
 _OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within it `to_tree` checks names and shapes, and gives shapes in place of arrays: no content is read.
+
+    So whatever loads weights also serves to check them before hours of work start.
+    """
+    token = _SHAPES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(token)
 
 
 def to_tree(
@@ -59,6 +76,8 @@ def to_tree(
             array = array[:, :, 0, 0]
         if array.shape != expected:
             raise UserError(f"{where} has {_key(path)} of shape {list(array.shape)}, expected {list(expected)}")
+        if _SHAPES_ONLY.get():
+            return jax.ShapeDtypeStruct(leaf.shape, dtype)
         # A copy, whatever the type. Its transposed view is copied by `place`: XLA does so many times as fast as NumPy.
         placed = place(_transposed(path, array.astype(dtype, order="C"), _TO_FLAX))
         # Otherwise the file would stay in memory beside the parameters.

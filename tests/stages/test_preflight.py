@@ -14,8 +14,9 @@ from configs.n20_sml import get_config as n20_sml
 from configs.sft_winners import get_config as sft_winners
 from hgdpo_jax.base_config import typed
 from hgdpo_jax.errors import UserError
+from hgdpo_jax.experiment.work import work
 from hgdpo_jax.families.stable_diffusion.model import StableDiffusion
-from hgdpo_jax.preflight import experiment, programs
+from hgdpo_jax.preflight import programs
 from hgdpo_jax.preflight.__main__ import main
 from hgdpo_jax.preflight.arithmetic import matrix_products, total_flops
 from hgdpo_jax.preflight.targets import CHIPS
@@ -151,12 +152,12 @@ def test_fine_tuning_keeps_all_weights_in_its_state(small, tiny_base):
     assert preflight.program_names(typed(config)) == ["encode_images", "finetune_base"]
     unet = bytes_of(StableDiffusion.load(str(tiny_base)).parameters["denoiser"])
     assert bytes_of(build(config, "finetune_base", 2).state["parameters"]) == unet
-    assert set(experiment.work(typed(config)).values()) == {config.finetune.steps * config.finetune.batch_size}
+    assert set(work(typed(config)).values()) == {config.finetune.steps * config.finetune.batch_size}
 
 
 def test_the_work_of_the_paper_is_two_million_images_and_a_hundred_thousand_pairs():
     config = n20_sml()
-    rows = experiment.work(typed(config))
+    rows = work(typed(config))
     assert rows["generate_pool", "generate_pool"] == rows["score_pool", "score_pool"] == 2_000_000
     assert rows["select_pairs", "select_pairs"] == 200_000
     assert rows["train_policy", "train_policy"] == 100_000
@@ -168,7 +169,7 @@ def test_without_any_number_of_prompts_the_setting_to_give_is_named():
     config = n20_sml()
     config.prompts.train_count = 0
     with pytest.raises(UserError, match="prompts.train_count"):
-        experiment.work(typed(config))
+        work(typed(config))
 
 
 def test_latents_of_the_sampler_need_no_program_for_the_pairs():
@@ -184,7 +185,7 @@ def test_latents_of_the_sampler_need_no_program_for_the_pairs():
         (("--target=v5e:3",), "expected v5e:COUNT with 1, 4, 8"),
         (("--target=v5e",), "expected v5e:COUNT"),
         (("--config.preflight.programs=('generate',)",), "expected some of generate_pool, score_pool"),
-        (("--config.preflight.efficiencies=(0.5, 2.0)",), "expected shares above 0"),
+        (("--config.preflight.efficiencies=(0.5, 2.0)",), "preflight.efficiencies is 2.0, expected 0.001 to 1"),
         (("--target=h100:32",), "expected a multiple of the 32 devices of h100:32"),
         (("--price_per_hour=-1",), "preflight.price_per_hour is -1.0, expected at least 0"),
         (("--price_per_hour=much",), "--help lists the flags"),

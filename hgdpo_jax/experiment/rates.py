@@ -1,0 +1,87 @@
+"""How fast a workdir's runs were on its machines, for plans to say how long the rest takes."""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+import jax
+from etils import epath
+
+from hgdpo_jax import hosts
+from hgdpo_jax.artifacts import fingerprint_of
+from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.files import write_json
+
+_DRAWING = ("generate_pool", "evaluate_policy")
+# Stages that draw as `evaluate_policy` does.
+_SAME = {"sample_images": "evaluate_policy", "sweep_scale": "evaluate_policy"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """Rows per second of a program, and where this is known from, in words."""
+
+    per_second: float
+    source: str
+
+
+def note_rate(experiment: Experiment, workdir: epath.Path, description: str, per_second: float) -> None:
+    """Records the rate of a progress bar, in its own unit, for this process."""
+    stage, _, part = description.partition(": ")
+    program = _SAME.get(stage, stage.partition(" ")[0])
+    if part and program not in _DRAWING:
+        # A stage's other work, such as writing its files.
+        return
+    rows = {
+        "select_pairs": 2,
+        "train_policy": experiment.train.batch_size,
+        "finetune_base": experiment.finetune.batch_size,
+    }
+    devices = jax.local_devices()
+    values = {
+        "rows_per_second": per_second * rows.get(program, 1),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "time": time.time(),
+    }
+    write_json(_folder(experiment, workdir, program) / f"host-{hosts.index()}-of-{hosts.count()}.json", values)
+
+
+def rate_of(experiment: Experiment, workdir: epath.Path, run_folder: epath.Path, program: str) -> Rate | None:
+    """The rate last seen with these settings, or the one that the run's preflight estimates; None if neither is known.
+
+    Of several processes it is the sum over those of the last run.
+    """
+    folder = _folder(experiment, workdir, program)
+    noted = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")} if folder.is_dir() else {}
+    if noted:
+        last = max(noted, key=lambda name: noted[name]["time"])
+        together = [values for name, values in noted.items() if name.partition("-of-")[2] == last.partition("-of-")[2]]
+        hosts_words = f"{len(together)} hosts, each " if len(together) > 1 else ""
+        source = f"as last seen with {hosts_words}{noted[last]['devices']}"
+        return Rate(sum(values["rows_per_second"] for values in together), source)
+    file = run_folder / "preflight" / "preflight.json"
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    if not (examined := found.get("programs", {}).get(program)):
+        return None
+    share = min(map(float, found["total"]["device_hours"]))
+    seconds = examined["roofline_seconds"] / share
+    words = f"as preflight estimates for {found['target']}:{found['devices']} at {share:.0%} of the roofline"
+    return Rate(examined["rows"] * found["devices"] / seconds, words)
+
+
+def _folder(experiment: Experiment, workdir: epath.Path, program: str) -> epath.Path:
+    """Where the rates of a program are stored, by what decides its speed besides the devices."""
+    pool = experiment.pool
+    workload: dict[str, Any] = {
+        "dtype": experiment.dtype,
+        "family": experiment.weights.family,
+        "size": [pool.width, pool.height],
+    }
+    if program in _DRAWING:
+        workload |= {"attention": experiment.attention, "steps": pool.steps}
+    elif program == "train_policy":
+        workload |= {"objective": experiment.objective.name(), "rank": experiment.adapter.rank}
+    elif program in ("score_pool", "check_pairs", "measure"):
+        workload["scorers"] = [experiment.weights.scorer, *experiment.evaluate.scorers]
+    return workdir / "rates" / f"{program}-{fingerprint_of(workload)}"

@@ -1,0 +1,186 @@
+"""What the stages of an experiment would do, what is missing for it, and what it takes; computes and writes nothing."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from hgdpo_jax.artifacts import StageRun, refuse_changes
+from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.compilation import divide_cpu
+from hgdpo_jax.config_files import checked
+from hgdpo_jax.errors import UserError
+from hgdpo_jax.experiment.models import base_shapes, check_base
+from hgdpo_jax.experiment.rates import Rate, rate_of
+from hgdpo_jax.experiment.work import TRAINING, Work, stored_bytes, work
+from hgdpo_jax.pages.numbers import DASH, size
+from hgdpo_jax.pages.tables import aligned
+from hgdpo_jax.pages.templates import render_text
+from hgdpo_jax.runner import (
+    Stage,
+    check_stages,
+    checked_arguments,
+    load_stages,
+    missing_settings,
+    require_inputs,
+    stage_run,
+)
+from hgdpo_jax.stages import load_stage
+
+# Programs whose rates serve for a part of a stage, the best first.
+_LIKE = {
+    ("check_pairs", "score_pool"): ("check_pairs", "score_pool"),
+    ("evaluate_policy", "score_pool"): ("measure", "score_pool"),
+    ("sweep_scale", "score_pool"): ("measure", "score_pool"),
+    ("evaluate_policy", "evaluate_policy"): ("evaluate_policy", "generate_pool"),
+    ("sweep_scale", "evaluate_policy"): ("evaluate_policy", "generate_pool"),
+    ("sample_images", "evaluate_policy"): ("evaluate_policy", "generate_pool"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A stage: its state ("done", "partly done", "to do" or "other settings"), and in words what it does.
+
+    `needs` are the empty settings that it needs. `images` and `hours` are those left, the hours None where no rate is
+    known; `stored` is in bytes.
+    """
+
+    name: str
+    state: str
+    cost: str
+    needs: Sequence[str] = ()
+    images: int = 0
+    hours: float | None = 0.0
+    stored: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The stages of an experiment as they stand, how its images are drawn, and where the hours are known from.
+
+    As text it is a table for people.
+    """
+
+    stages: Sequence[Planned]
+    drawing: str
+    sources: Sequence[str]
+
+    @functools.cached_property
+    def missing(self) -> list[str]:
+        """The empty settings that the stages need."""
+        return list(dict.fromkeys(name for stage in self.stages for name in stage.needs))
+
+    def __str__(self) -> str:
+        known = [stage.hours for stage in self.stages if stage.hours is not None]
+        least = "at least " if known and len(known) < len(self.stages) and sum(known) else ""
+        rows = [["stage", "state", "images", "hours", "on disk", ""]]
+        rows += [
+            [each.name, each.state, _count(each.images), _hours(each.hours), _size(each.stored), each.cost]
+            for each in self.stages
+        ]
+        total = sum(known) if known and (sum(known) or len(known) == len(self.stages)) else None
+        images, stored = (sum(getattr(each, name) for each in self.stages) for name in ("images", "stored"))
+        rows.append(["in all", "", _count(images), f"{least}{_hours(total)}", _size(stored), ""])
+        return render_text("plan.txt.jinja", str, plan=self, lines=aligned(rows))
+
+
+def plan(config: ConfigDict, workdir: epath.PathLike = "workdir", stages: Sequence[str] = ()) -> Plan:
+    """The stages of an experiment, or those named, as they stand.
+
+    Raises UserError where the run would be refused, as far as this is known without computing.
+    """
+    experiment = checked(config)
+    folder, names = checked_arguments(experiment, workdir, stages)
+    experiment = dataclasses.replace(experiment, stages=tuple(names))
+    divide_cpu(experiment.cpu_devices)
+    needs = missing_settings(experiment, names)
+    ready = [name for name in names if name not in needs]
+    undone = [name for name in ready if not stage_run(experiment, name, folder).is_done()]
+    # Before weights are hashed, which takes a while.
+    check_stages(experiment, undone)
+    loaded = {stage.run.name: stage for stage in load_stages(experiment, ready, folder)}
+    ahead = [stage for name, stage in loaded.items() if name in undone]
+    require_inputs(ahead)
+    # The states of the named stages say so themselves.
+    refuse_changes([run for stage in ahead for name, run in stage.run.inputs.items() if name not in names])
+    base = check_base(experiment) if experiment.weights.base else base_shapes(experiment)
+    rows, stored, sources = work(experiment), stored_bytes(experiment, base), dict[str, None]()
+    planned = []
+    for name in names:
+        if name in needs:
+            planned.append(_without_settings(experiment, name, needs[name], rows, stored))
+        else:
+            planned.append(_planned(experiment, loaded[name], rows, stored, sources))
+    drawing = f"{experiment.pool.steps} steps of DPM-Solver++; {base.schedule}"
+    return Plan(planned, drawing, list(sources))
+
+
+def _without_settings(
+    experiment: Experiment, name: str, needs: Sequence[str], rows: Work, stored: Mapping[str, int]
+) -> Planned:
+    """A stage that needs empty settings, so that its state is not known."""
+    words = ""
+    with contextlib.suppress(UserError):
+        words = load_stage(name).plan(experiment, stage_run(experiment, name, epath.Path()))
+    return Planned(name, "to do", words, needs, _images(name, rows), None, stored.get(name, 0))
+
+
+def _planned(
+    experiment: Experiment, stage: Stage, rows: Work, stored: Mapping[str, int], sources: dict[str, None]
+) -> Planned:
+    """A stage as it stands; adds where its hours are known from to `sources`."""
+    run, module = stage.run, stage.module
+    state, words = _state(run), module.plan(experiment, run)
+    if state == "done":
+        return Planned(run.name, state, words)
+    left = module.left(experiment, run) if hasattr(module, "left") else 1.0
+    rates = {program: _rate(experiment, run, program) for (part, program) in rows if part.partition(":")[0] == run.name}
+    hours = None
+    if all(rates.values()):
+        known = {program: rate for program, rate in rates.items() if rate}
+        sources |= dict.fromkeys(rate.source for rate in known.values())
+        hours = left * sum(_rows(run.name, program, rows) / rate.per_second for program, rate in known.items()) / 3600
+    images = round(left * _images(run.name, rows))
+    return Planned(run.name, state, words, (), images, hours, round(left * stored.get(run.name, 0)))
+
+
+def _state(run: StageRun) -> str:
+    if run.changes():
+        return "other settings"
+    if run.is_done():
+        return "done"
+    return "partly done" if run.is_started() else "to do"
+
+
+def _rows(stage: str, program: str, rows: Work) -> int:
+    return sum(n for (part, of), n in rows.items() if part.partition(":")[0] == stage and of == program)
+
+
+def _images(stage: str, rows: Work) -> int:
+    """How many images a stage draws or reads: of its programs on images, what the one with most does."""
+    return max(
+        (n for (part, of), n in rows.items() if part.partition(":")[0] == stage and of not in TRAINING), default=0
+    )
+
+
+def _rate(experiment: Experiment, run: StageRun, program: str) -> Rate | None:
+    rates = (
+        rate_of(experiment, run.workdir, run.folder.parent, of) for of in _LIKE.get((run.name, program), (program,))
+    )
+    return next(filter(None, rates), None)
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number else DASH
+
+
+def _hours(hours: float | None) -> str:
+    return "unknown" if hours is None else f"{hours:,.2f}" if hours else DASH
+
+
+def _size(count: int) -> str:
+    return size(count) if count else DASH
