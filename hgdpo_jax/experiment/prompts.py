@@ -25,8 +25,9 @@ def test_prompts(experiment: Experiment) -> list[str]:
 
 def number_of_prompts(experiment: Experiment, use: str) -> int:
     """How many "train", "validation" or "test" prompts there are; without a source, as many as are configured."""
-    source, count = getattr(experiment.prompts, use), getattr(experiment.prompts, f"{use}_count")
-    return len(load_prompts(source, count)) if source else count
+    return (
+        len(_load(experiment, use)) if getattr(experiment.prompts, use) else getattr(experiment.prompts, f"{use}_count")
+    )
 
 
 def sampled_prompts(experiment: Experiment) -> list[str]:
