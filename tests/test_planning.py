@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -12,6 +13,7 @@ from hgdpo_jax.config_files import load_config
 from hgdpo_jax.experiment.rates import note_rate
 from hgdpo_jax.files import write_json
 from hgdpo_jax.main import main
+from hgdpo_jax.weights.tensor_files import save_tensors
 
 
 @pytest.fixture
@@ -121,3 +123,35 @@ def test_what_the_run_would_refuse_the_plan_refuses_in_one_line(planned, tmp_pat
     status, lines = planned(f"--config.{change}")
     assert status == 2 and len(lines) == 1 and words in lines[0], lines
     assert not (tmp_path / "workdir").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "given", "words"),
+    [
+        (
+            "weights.base",
+            "scorer",
+            "is a CLIP such as PickScore, expected a whole checkpoint: name it in config.weights.scorer",
+        ),
+        ("weights.base", "lora", "is a LoRA, expected a whole checkpoint: name it in config.evaluate.models"),
+        ("weights.base", "base/vae", "is a VAE, expected a whole checkpoint"),
+        ("weights.base", "base/unet", "is a U-Net alone, expected a whole checkpoint"),
+        ("weights.scorer", "base", "is a whole checkpoint, expected a CLIP such as PickScore"),
+        ("weights.scorer", "lora", "is a LoRA, expected a CLIP such as PickScore"),
+        ("weights.scorer", "scorer,processor=base/vae", "base/vae/preprocessor_config.json does not exist"),
+        ("weights.vae", "scorer", "is a CLIP such as PickScore, expected a VAE"),
+        ("weights.tokenizer", "base", "base holds no tokenizer"),
+        ("evaluate.models", "scorer", "is a CLIP such as PickScore, expected a LoRA"),
+        ("prompts.train", "base", "is a folder, expected a text file"),
+    ],
+)
+def test_weights_in_each_others_place_are_told_apart(planned, tmp_path, tiny_base, tiny_scorer, setting, given, words):
+    (tmp_path / "base").symlink_to(tiny_base)
+    (tmp_path / "scorer").symlink_to(tiny_scorer)
+    (tmp_path / "lora").mkdir()
+    save_tensors(tmp_path / "lora" / "pytorch_lora_weights.safetensors", {"unet.mid.lora_A.weight": np.zeros((1, 1))})
+    value = given.replace("base", f"{tmp_path}/base").replace("scorer", f"{tmp_path}/scorer")
+    value = value.replace("lora", f"{tmp_path}/lora")
+    status, lines = planned(f"--config.{setting}={('base', value) if setting == 'evaluate.models' else value}")
+    assert status == 2 and len(lines) == 1
+    assert lines[0].startswith(f"error: config.{setting}") and words in lines[0].replace(f"{tmp_path}/", ""), lines

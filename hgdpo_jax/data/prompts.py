@@ -70,6 +70,8 @@ def _texts(source: str) -> list[str]:
         near = similar(missing) or next(iter(difflib.get_close_matches(source, named, 1)), "")
         expected = "a text file with one prompt per line, FILE:COLUMN of a .json, .jsonl, .csv, .tsv or .parquet file"
         hint = f": did you mean {near}?" if near else f", expected {expected}, or one of {', '.join(named)}"
+        if missing.is_dir():
+            raise UserError(f"prompts file {file!r} is a folder, expected {expected} in it")
         raise UserError(f"prompts file {file!r} does not exist{hint}")
     if selection is None:
         return [text for path in paths for text in prompt_lines(path)]

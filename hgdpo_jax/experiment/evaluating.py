@@ -21,7 +21,7 @@ from hgdpo_jax.experiment.scoring import check_scorers, score_fingerprints, scor
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.files import checksum
 from hgdpo_jax.scorers.sources import ScorerSource
-from hgdpo_jax.weights import lora_files
+from hgdpo_jax.weights import kinds, lora_files
 
 
 def models_of(experiment: Experiment) -> list[ComparedModel]:
@@ -45,7 +45,8 @@ def check_evaluation(experiment: Experiment) -> None:
         if model.folder:
             folder_images(experiment, model, epath.Path()).complete(blocks, experiment.evaluate.seeds)
         elif model.adapter not in ("", TUNED):
-            base.lora_names.load_adapter(model.adapter, base.lora_layers)
+            with kinds.placed({"config.evaluate.models": (model.adapter, kinds.LORA)}):
+                base.lora_names.load_adapter(model.adapter, base.lora_layers)
 
 
 def comparable_settings(experiment: Experiment) -> dict:

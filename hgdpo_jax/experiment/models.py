@@ -7,6 +7,7 @@ from hgdpo_jax import families
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError, naming
 from hgdpo_jax.families.model import Model
+from hgdpo_jax.weights import kinds
 from hgdpo_jax.weights.conversion import shapes_only
 
 
@@ -73,8 +74,11 @@ def check_base(experiment: Experiment) -> Model:
     drawn.
     """
     options = {"attention": experiment.attention, **_replacements(experiment)}
-    base = _without_content(family_of(experiment), experiment.weights.base, experiment.dtype, tuple(options.items()))
-    pool = experiment.pool
+    weights, pool = experiment.weights, experiment.pool
+    # The tokenizer may be in a checkpoint's folder.
+    expected = {"tokenizer": "", "base": kinds.CHECKPOINT, "vae": kinds.VAE}
+    with kinds.placed({f"config.weights.{name}": (getattr(weights, name), kind) for name, kind in expected.items()}):
+        base = _without_content(family_of(experiment), weights.base, experiment.dtype, tuple(options.items()))
     base.require_drawable(pool.width, pool.height, pool.steps, pool.clip_skip)
     return base
 

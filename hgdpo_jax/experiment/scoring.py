@@ -13,16 +13,17 @@ from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.batching import finite_rows, map_batches
 from hgdpo_jax.data.pool import Block, DamagedPartError, Parts, Pool, making
 from hgdpo_jax.data.unusable import image_of
-from hgdpo_jax.errors import UserError
+from hgdpo_jax.errors import UserError, naming
 from hgdpo_jax.evaluation.measures import Measure, load_scores, score_sources
 from hgdpo_jax.experiment.drawing import batch_of_block, complete_pool
 from hgdpo_jax.experiment.models import load_autoencoder, name_of
 from hgdpo_jax.experiment.prompts import test_prompts, train_prompts
 from hgdpo_jax.families.model import Model
 from hgdpo_jax.scorers.scorer import Scorer
-from hgdpo_jax.scorers.sources import ScorerSource
+from hgdpo_jax.scorers.sources import FUNCTION, ScorerSource
 from hgdpo_jax.scorers.user_function import UserFunction
 from hgdpo_jax.settings import decisive
+from hgdpo_jax.weights import kinds
 from hgdpo_jax.weights.conversion import shapes_only
 
 
@@ -43,23 +44,28 @@ def sources_of(experiment: Experiment) -> dict[str, ScorerSource]:
 def check_scorers(experiment: Experiment) -> None:
     """Raises UserError where one of `sources_of` cannot be loaded, as far as its files' names and shapes tell."""
     for source in sources_of(experiment).values():
-        _without_content(source.text, experiment.dtype, experiment.scoring.framing)
+        _without_content(experiment, source)
 
 
 def rehearse_scorers(experiment: Experiment) -> None:
     """Raises UserError where a scorer of the user's own fails on a black picture of the experiment's size."""
     prompts = train_prompts if experiment.prompts.train else test_prompts
     for source in sources_of(experiment).values():
-        scorer = _without_content(source.text, experiment.dtype, experiment.scoring.framing)
-        if isinstance(scorer, UserFunction):
+        if isinstance(scorer := _without_content(experiment, source), UserFunction):
             scorer.try_out(prompts(experiment)[0], experiment.pool.width, experiment.pool.height)
+
+
+def _without_content(experiment: Experiment, source: ScorerSource) -> Scorer | UserFunction:
+    weights = {source.setting: (source.source, kinds.CLIP)} if source.kind != FUNCTION else {}
+    with naming(source.setting), kinds.placed(weights):
+        return _loaded_without_content(source.text, source.setting, experiment.dtype, experiment.scoring.framing)
 
 
 # Several stages check them.
 @functools.cache
-def _without_content(text: str, dtype: str, framing: str) -> Scorer | UserFunction:
+def _loaded_without_content(text: str, setting: str, dtype: str, framing: str) -> Scorer | UserFunction:
     with shapes_only():
-        return ScorerSource.parse(text).load(dtype, framing)
+        return ScorerSource.parse(text, setting).load(dtype, framing)
 
 
 def scorer_source(experiment: Experiment) -> ScorerSource:

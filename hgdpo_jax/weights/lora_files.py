@@ -34,7 +34,7 @@ _PEFT_METADATA = "lora_adapter_metadata"
 _PEFT_CONFIG = "adapter_config.json"
 
 # File names in the folders that diffusers' save_lora_weights and PEFT's save_pretrained make.
-_FOLDER_FILES = (
+FOLDER_FILES = (
     "pytorch_lora_weights.safetensors",
     "adapter_model.safetensors",
     "pytorch_lora_weights.bin",
@@ -66,7 +66,7 @@ _PARTS = {
     "lora_up.weight": "up",
     "alpha": "alpha",
 }
-_KEY = re.compile(rf"(?P<layer>.+?)\.(?P<part>{'|'.join(map(re.escape, _PARTS))})")
+KEY = re.compile(rf"(?P<layer>.+?)\.(?P<part>{'|'.join(map(re.escape, _PARTS))})")
 
 
 class LoraNames(abc.ABC):
@@ -150,7 +150,7 @@ class LoraNames(abc.ABC):
         modules: dict[str, dict[str, np.ndarray]] = {}
         unknown = []
         for key, array in tensors.items():
-            match = _KEY.fullmatch(self.current(key))
+            match = KEY.fullmatch(self.current(key))
             module = match and self.to_path(match["layer"])
             if match and module and (part := _PARTS[match["part"]]) not in modules.get(module, {}):
                 modules.setdefault(module, {})[part] = array
@@ -250,9 +250,9 @@ def _file(path: epath.PathLike) -> epath.Path:
     path = expanded(path)
     if not path.is_dir():
         return path
-    found = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
+    found = [path / name for name in FOLDER_FILES if (path / name).is_file()]
     if not found:
-        raise UserError(f"{path} holds no adapter, expected {' or '.join(_FOLDER_FILES)}")
+        raise UserError(f"{path} holds no adapter, expected {' or '.join(FOLDER_FILES)}")
     return found[0]
 
 
