@@ -156,7 +156,8 @@ def _wrong_value(text: str) -> str:
 
 def _mistake(error: BaseException, path: str) -> str:
     """The line of a config file at which it failed, and what is wrong there."""
-    file, frames = os.path.abspath(path.partition(":")[0]), []
+    file = os.path.abspath(path.partition(":")[0])
+    frames: list[traceback.FrameSummary] = []
     # absl hides TypeErrors and ValueErrors of a file behind others.
     hidden: BaseException | None = error
     while hidden and not frames:

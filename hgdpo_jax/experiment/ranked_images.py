@@ -28,7 +28,8 @@ def write_ranked(
 
     An image ranks among those that a pair is chosen from. Raises DamagedPartError where a part has to be made again.
     """
-    size, rows = experiment.pool.size, []
+    size = experiment.pool.size
+    rows: list[dict] = []
     for block in blocks:
         of_block = scores.read_block(block, size)
         allowed = np.isfinite(of_block) & (kept.read_block(block, size) if kept else True)

@@ -126,10 +126,8 @@ def curves_svg(curves: Curves, salt: str) -> markupsafe.Markup:
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
     # Of the head only the view box: the page decides the size.
-    view_box = re.search(r'<svg[^>]*(viewBox="[^"]*")', stream.getvalue())[1]
-    name = markupsafe.escape(f"Chart: {curves.title}")
-    markup = re.sub(r"^.*?<svg[^>]*>", "", stream.getvalue(), flags=re.DOTALL)
-    markup = f'<svg {view_box} role="img" aria-label="{name}">{markup}'
+    head = f'<svg \\1 role="img" aria-label="{markupsafe.escape(f"Chart: {curves.title}")}">'
+    markup = re.sub(r'^.*?<svg[^>]*(viewBox="[^"]*")[^>]*>', head, stream.getvalue(), flags=re.DOTALL)
     # Group names repeat from chart to chart; an HTML page needs each id once, and these are not referred to.
     markup = re.sub(r'<g id="[\w.]+"', "<g", markup)
     for name, color in PALETTE.items():

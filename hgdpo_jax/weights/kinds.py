@@ -23,9 +23,7 @@ _PLACES = {
 _CLASSES = {"AutoencoderKL": VAE, "UNet2DConditionModel": UNET}
 # By the beginnings of tensors' names, in this order.
 _BEGINNINGS = {
-    "model.diffusion_model.": CHECKPOINT,
     "vision_model.": CLIP,
-    "first_stage_model.": VAE,
     "decoder.": VAE,
     "down_blocks.": UNET,
 }
@@ -34,7 +32,7 @@ _BEGINNINGS = {
 def kind_of(path: epath.Path) -> str:
     """The kind of weights in a file or folder; "" where it is none of these, or pickled."""
     if path.is_dir():
-        if (path / "model_index.json").is_file() or (path / "unet").is_dir():
+        if (path / "model_index.json").is_file():
             return CHECKPOINT
         if any((path / name).is_file() for name in FOLDER_FILES):
             return LORA
