@@ -114,7 +114,9 @@ def test_what_no_plugin_names_is_refused_with_what_they_do_name(studio):
         load_prompts("nobody:faces", 2)
     with pytest.raises(UserError, match="nobody is not an existing folder .* or one of .*toon-judge.* studio-base"):
         resolve_source("nobody")
-    with pytest.raises(UserError, match="studio-base is expected in .*/base, which does not exist: install its package"):
+    with pytest.raises(
+        UserError, match="studio-base is expected in .*/base, which does not exist: install its package"
+    ):
         resolve_source("studio-base")
 
 
@@ -183,5 +185,6 @@ def test_all_but_toon_portraits_works_without_the_packages_that_draw_them(tiny_b
     assert statuses == ["status 0", "status 0", "status 0", "status 2"], finished.stderr
     assert list((tmp_path / "work/pools").glob("*/*")) and "train_unet" in finished.stdout
     assert finished.stderr.splitlines()[-1] == (
-        "error: config.prompts.train: toon portraits need resvg_py, which is not installed: pip install 'hgdpo_jax[toon]'"
+        "error: config.prompts.train: toon portraits need resvg_py, which is not installed: "
+        "pip install 'hgdpo_jax[toon]'"
     )
