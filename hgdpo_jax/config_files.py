@@ -20,7 +20,7 @@ from hgdpo_jax.base_config import Experiment, base_config, typed
 from hgdpo_jax.compute_types import require_compute_type
 from hgdpo_jax.config_limits import require_limits
 from hgdpo_jax.errors import UserError, first_line
-from hgdpo_jax.files import expanded
+from hgdpo_jax.files import expanded, similar
 
 # What ml_collections says of a field that does not exist, and of a value of another type.
 _NO_FIELD = re.compile(r"""[\\'"]*(?:Key )?[\\'"]*(\w+)[\\'"]*(?:$| does not exist|\\n)""")
@@ -79,7 +79,8 @@ def _config_file(name: str) -> epath.Path:
     if not file.is_file():
         near = difflib.get_close_matches(file.stem, names, 1)
         shipped = f"{near[0]}, which ships" if near else f"one that ships: {', '.join(names)}"
-        raise UserError(f"config file {file} does not exist, expected a Python file of yours or {shipped}")
+        own = f"{found}" if (found := similar(file)) else "a Python file of yours"
+        raise UserError(f"config file {file} does not exist, expected {own} or {shipped}")
     return file
 
 
@@ -142,7 +143,7 @@ def _parse_config(path: str, changes: Sequence[str]) -> ConfigDict:
     except flags.Error as error:
         if not changes:
             raise UserError(f"config file {path}{_mistake(error, path)}") from error
-        raise UserError(f"{_wrong_value(first_line(error))}: its meaning is in {_base_config_path()}") from error
+        raise UserError(f"{_wrong_value(first_line(error))}; see its meaning in {_base_config_path()}") from error
     except Exception as error:
         raise UserError(f"config file {path}{_mistake(error, path)}") from error
 
@@ -184,7 +185,10 @@ def _dotted(name: str, line: str | None) -> str:
 
 def _hint(name: str, fields: Sequence[str]) -> str:
     if name.split(".")[0] == "loss":
-        return "config.loss.kind is now config.objective, loss.beta is dpo.beta, loss.statistic_* are dpo.statistic_*"
+        return (
+            "loss.kind is now config.objective, loss.beta is config.dpo.beta, "
+            "loss.statistic_* are config.dpo.statistic_*"
+        )
     section, _, leaf = name.rpartition(".")
     same = [field for field in fields if field.rpartition(".")[2] == leaf]
     near = difflib.get_close_matches(name, same, 3, 0.0)

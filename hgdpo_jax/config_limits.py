@@ -22,10 +22,10 @@ def require_limits(experiment: Experiment) -> None:
     named = {"": experiment} | {f"{name}.": section for name, section in experiment.extra.items()}
     for name, field, value in (leaf for prefix, section in named.items() for leaf in leaves(section, prefix)):
         if not isinstance(value, Mapping):
-            name = name.replace("objective.", f"{experiment.objective.name()}.", 1)
+            name = f"config.{name.replace('objective.', f'{experiment.objective.name()}.', 1)}"
             for entry in value if isinstance(value, tuple | list) else (value,):
                 _require(name, entry, *(get_args(field.type) or (field.type,))[:1], **field.metadata)
-    for setting, name in (("name", experiment.name), ("sample.name", experiment.sample.name)):
+    for setting, name in (("config.name", experiment.name), ("config.sample.name", experiment.sample.name)):
         if name in (".", "..") or set(name) & set("/\\\0"):
             raise UserError(f"{setting} is {name!r}, expected the name of a folder in WORKDIR/runs, without slashes")
 
@@ -41,7 +41,7 @@ def _require(
     if among and entry not in among:
         raise UserError(f"{name} is {entry!r}, expected {' or '.join(map(repr, among))}")
     if isinstance(entry, str):
-        require_whole_characters(entry, f"config.{name}")
+        require_whole_characters(entry, name)
     elif not (limits[0] <= entry <= limits[1] and math.isfinite(entry)):
         raise UserError(f"{name} is {entry}, expected {_words(entry, *limits)}")
 

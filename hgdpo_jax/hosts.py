@@ -58,8 +58,8 @@ def start(coordinator_address: str = "", num_processes: int = 0, process_id: int
         jax.distributed.initialize(**given, cluster_detection_method="deactivate")
     elif len(missing) < len(given):
         raise UserError(
-            f"several processes need all of --coordinator_address=HOST:PORT, --num_processes and --process_id; "
-            f"missing: {', '.join(missing)}"
+            "several processes need all of --coordinator_address=HOST:PORT, --num_processes and --process_id: give also"
+            f" {', '.join(f'--{name}' for name in missing)}"
         )
     elif (tasks := _environment_number("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
         # Only srun sets it.

@@ -35,7 +35,10 @@ def _run(arguments: Sequence[str]) -> None:
     if folders is None:
         return
     if not folders:
-        raise UserError("no runs given, expected their folders, for example workdir/runs/n20-* workdir/runs/n20_sml-*")
+        raise UserError(
+            "no runs are given, expected their folders: python -m hgdpo_jax.report workdir/runs/n20-* "
+            "workdir/runs/n20_sml-*"
+        )
 
     # Imported here, because --help does not need them.
     from hgdpo_jax.files import require_store, write_text

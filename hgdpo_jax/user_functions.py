@@ -38,6 +38,6 @@ def load_function(source: str, setting: str) -> tuple[Callable[..., Any], str]:
     if now != code:
         raise UserError(f"{setting} is {source!r}, whose file has changed since it was imported: start Python again")
     if not callable(function):
-        raise UserError(f"{setting} is {source!r}, but {module_name} has no function {name!r}")
+        raise UserError(f"{setting} is {source!r}, but {module_name} has no function {name!r}: correct the name")
     read = getattr(function, "fingerprint", "")
     return function, hashlib.sha256(f"{source}\0{code}\0{read}".encode()).hexdigest()[:16]

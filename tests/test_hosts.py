@@ -205,7 +205,7 @@ def test_what_one_host_refuses_is_raised_on_all(start):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"num_processes": 2}, "missing: coordinator_address, process_id"),
+        ({"num_processes": 2}, "give also --coordinator_address, --process_id"),
         (
             {"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 2},
             "process_id is 2, expected 0 to 1",

@@ -41,7 +41,8 @@ class FolderImages:
                 if (found := len(self._rows.get(prompt, ()))) < seeds:
                     raise UserError(
                         f"{self._images.folder} has {found} images of {shortened(prompt)!r}, expected "
-                        f"{seeds} (evaluate.seeds): rows of its table with this prompt as {_CAPTION_COLUMN}"
+                        f"{seeds}: add rows with this prompt as {_CAPTION_COLUMN} to its table, or lower "
+                        "config.evaluate.seeds"
                     )
 
     def images(

@@ -16,7 +16,7 @@ def load_filter(source: str) -> tuple[ImageFilter, str]:
 
     A filter is called with images and their prompts, and returns whether to keep each image.
     """
-    return load_function(source, "pairs.filter")
+    return load_function(source, "config.pairs.filter")
 
 
 def apply_filter(
@@ -26,10 +26,12 @@ def apply_filter(
     try:
         kept = np.asarray(image_filter(images, prompts))
     except Exception as error:
-        raise UserError(f"pairs.filter failed with {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"config.pairs.filter failed with {type(error).__name__}: {error}; correct the function"
+        ) from error
     if kept.shape != (len(images),) or kept.dtype != bool:
         raise UserError(
-            f"pairs.filter returned {kept.dtype}{list(kept.shape)} for {len(images)} images, "
+            f"config.pairs.filter returned {kept.dtype}{list(kept.shape)} for {len(images)} images, "
             f"expected bool[{len(images)}]"
         )
     return kept

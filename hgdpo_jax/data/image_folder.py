@@ -80,8 +80,8 @@ class ImageFolder:
             raise UserError(f"{table} has no column {_NAME_COLUMN!r}, expected it beside {some(columns)}")
         if caption_column not in columns:
             raise UserError(
-                f"{table} has no column {caption_column!r}, "
-                f"expected finetune.caption_column to be one of {some([c for c in columns if c != _NAME_COLUMN])}"
+                f"{table} has no column {caption_column!r}, expected config.finetune.caption_column to be one of "
+                f"{some([c for c in columns if c != _NAME_COLUMN])}"
             )
         names = []
         for row in rows:

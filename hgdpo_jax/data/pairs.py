@@ -114,7 +114,7 @@ def _write(folder: epath.Path, pairs: Iterable[dict[str, Any]], features: tfds.f
     if not lengths:
         raise UserError(
             "no prompt has a winner and a loser: all scores are equal, or too few images are usable or kept by the "
-            "filter; check weights.scorer and pairs.filter"
+            "filter; check config.weights.scorer and config.pairs.filter"
         )
     identity = DatasetIdentity(
         name=_NAME, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="hgdpo_jax"

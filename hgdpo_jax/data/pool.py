@@ -135,7 +135,7 @@ class Parts:
         with removed_if_damaged(path):
             rows = load_tensors(path)[0][self.kind]
             if len(rows) != len(block.prompts):
-                raise UserError(f"{path} holds {len(rows)} rows, expected {len(block.prompts)}")
+                raise UserError(f"{path} holds {len(rows)} rows, expected {len(block.prompts)}: delete it")
         return rows
 
     def read_block(self, block: Block, size: int) -> Shaped[np.ndarray, "prompts size ..."]:

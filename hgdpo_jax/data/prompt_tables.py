@@ -118,7 +118,9 @@ def _parquet_rows(path: epath.Path, names: set[str]) -> Iterator[Row]:
             table = file.read(columns=[name for name in present if name in names])
     # Pages of a damaged file that cannot be decompressed raise OSError.
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+        raise UserError(
+            f"{path} cannot be read ({first_line(error)}), expected a Parquet file: write it again"
+        ) from error
     try:
         rows = table.to_pylist()
     except UnicodeDecodeError as error:
@@ -150,7 +152,7 @@ def _json_rows(path: epath.Path, content: str) -> Iterator[Row]:
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"line {line} of {path} is not JSON: {error}") from error
+            raise UserError(f"line {line} of {path} is not JSON ({error}): correct the line") from error
         if not isinstance(row, dict):
             raise UserError(f'line {line} of {path} is no JSON object, expected {{"COLUMN": "a text"}}')
         yield f"line {line}", row
@@ -162,7 +164,7 @@ def _json_array_rows(path: epath.Path, content: str) -> Iterable[Row]:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
         if content.lstrip().startswith("["):
-            raise UserError(f"{path} is not JSON: {error}") from error
+            raise UserError(f"{path} is not JSON ({error}): correct the file") from error
         # Many data sets keep JSON lines in files named .json.
         return _json_rows(path, content)
     items = values if isinstance(values, list) else [values]
@@ -193,7 +195,7 @@ def _separated_rows(path: epath.Path, content: str) -> Iterator[Row]:
                 )
             yield f"line {reader.line_num}", dict(zip(names, fields, strict=False))
     except csv.Error as error:
-        raise UserError(f"line {reader.line_num} of {path} cannot be read: {error}") from error
+        raise UserError(f"line {reader.line_num} of {path} cannot be read ({error}): correct the line") from error
 
 
 def _matching(path: epath.Path, rows: list[Row], columns: Iterable[str], condition: str) -> list[Row]:

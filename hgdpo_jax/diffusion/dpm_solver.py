@@ -18,7 +18,7 @@ def timesteps(schedule: NoiseSchedule, steps: int) -> Int[np.ndarray, " steps"]:
     """The timesteps that the sampler visits, falling; raises UserError where `steps` is out of range."""
     trained = len(schedule.betas)
     if not 1 <= steps < trained:
-        raise UserError(f"{steps} sampling steps, expected 1 to {trained - 1}: set pool.steps within that")
+        raise UserError(f"{steps} sampling steps, expected 1 to {trained - 1}: set config.pool.steps within that")
     visited: np.ndarray
     if schedule.use_karras_sigmas:
         ratios = np.log(_noise_to_signal(schedule))
@@ -31,7 +31,7 @@ def timesteps(schedule: NoiseSchedule, steps: int) -> Int[np.ndarray, " steps"]:
         if visited[0] > trained:
             raise UserError(
                 f"with {steps} steps and an offset of {schedule.steps_offset}, sampling starts at timestep "
-                f"{visited[0]}, expected at most {trained}: lower schedule.steps_offset or pool.steps"
+                f"{visited[0]}, expected at most {trained}: lower config.schedule.steps_offset or config.pool.steps"
             )
     else:
         visited = np.arange(trained, 0, -trained / steps).round() - 1

@@ -110,7 +110,7 @@ class NoiseSchedule:
             raise UserError(
                 "the scheduler's rescale_betas_zero_snr is True and its prediction_type 'epsilon', expected "
                 "'v_prediction', because at the last step predicted noise says nothing about the image: set "
-                "schedule.prediction_type='v_prediction' or schedule.terminal_snr='nonzero'"
+                "config.schedule.prediction_type='v_prediction' or config.schedule.terminal_snr='nonzero'"
             )
         return schedule.with_zero_terminal_snr()
 

@@ -50,21 +50,21 @@ class ScheduleSettings:
         for field in dataclasses.fields(self):
             value, among = given.get(field.name, field.default), field.metadata["among"]
             if among and value not in among:
-                raise UserError(f"schedule.{field.name} is {value!r}, expected {' or '.join(map(repr, among))}")
+                raise UserError(f"config.schedule.{field.name} is {value!r}, expected {' or '.join(map(repr, among))}")
         for name, value in given.items():
             name_in_file, values = _IN_FILES.get(name, (name, {}))
             changed[name_in_file] = values.get(value, value)
         for name in given.keys() & {"timestep_spacing", "steps_offset"}:
             if changed.get("use_karras_sigmas"):
                 raise UserError(
-                    f"schedule.{name} is {given[name]!r}, but Karras sigmas decide the timesteps: "
-                    f"set it to {getattr(UNCHANGED, name)!r}, or schedule.sigmas='timesteps'"
+                    f"config.schedule.{name} is {given[name]!r}, but Karras sigmas decide the timesteps: "
+                    f"set it to {getattr(UNCHANGED, name)!r}, or config.schedule.sigmas='timesteps'"
                 )
         spacing = changed.get("timestep_spacing", "linspace")
         if "steps_offset" in given and spacing != "leading":
             raise UserError(
-                f"schedule.steps_offset is {self.steps_offset}, but the spacing {spacing!r} has no offset: "
-                "set it to -1, or schedule.timestep_spacing='leading'"
+                f"config.schedule.steps_offset is {self.steps_offset}, but the spacing {spacing!r} has no offset: "
+                "set it to -1, or config.schedule.timestep_spacing='leading'"
             )
         return changed
 

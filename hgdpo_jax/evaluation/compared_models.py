@@ -46,12 +46,12 @@ class ComparedModel:
         """Reads a text as above; `scale` and `latent_normalization` hold for a LoRA where the text does not say."""
         match = _TEXT.fullmatch(text)
         if not match:
-            raise UserError(f"evaluate.models has {text!r}, expected base, tuned, a LoRA file or folder:PATH")
+            raise UserError(f"config.evaluate.models has {text!r}, expected base, tuned, a LoRA file or folder:PATH")
         target, lan = match["target"], bool(match["lan"])
         stem = target.removeprefix(FOLDER).rstrip("/").rpartition("/")[2]
         if target == BASE or target.startswith(FOLDER):
             if match["scale"] or lan:
-                raise UserError(f"evaluate.models has {text!r}: only a LoRA has a scale, or +lan")
+                raise UserError(f"config.evaluate.models has {text!r}: only a LoRA has a scale or +lan, remove them")
             name = match["name"] or slug(stem, "_")
             folder = str(expanded(target.removeprefix(FOLDER))) if target.startswith(FOLDER) else ""
             return cls(text, name, match["name"] or stem, folder=folder)
@@ -65,7 +65,7 @@ class ComparedModel:
         scale = float(match["scale"] or scale)
         if scale > LARGEST_SCALE:
             raise UserError(
-                f"evaluate.models has {text!r}, expected a LoRA scale of 0 to {LARGEST_SCALE:g} behind the @"
+                f"config.evaluate.models has {text!r}, expected a LoRA scale of 0 to {LARGEST_SCALE:g} behind the @"
             )
         stem = re.sub(r"\.\w+$", "", stem)
         given = f"@{match['scale']}" if match["scale"] else ""
@@ -79,8 +79,10 @@ def compared_models(texts: Sequence[str], scale: float, latent_normalization: bo
     """The models of a config; raises UserError where there are less than two, or two share a name."""
     models = [ComparedModel.parse(text, scale, latent_normalization) for text in texts]
     if len(models) < 2:
-        raise UserError(f"evaluate.models is {tuple(texts)}, expected at least two, such as ('base', 'tuned')")
+        raise UserError(f"config.evaluate.models is {tuple(texts)}, expected at least two, such as ('base', 'tuned')")
     names = [model.name for model in models]
     if twice := [model.text for model in models if names.count(model.name) > 1]:
-        raise UserError(f"evaluate.models has {' and '.join(twice)} under one name: put NAME= before one of them")
+        raise UserError(
+            f"config.evaluate.models has {' and '.join(twice)} under one name: put NAME= before one of them"
+        )
     return models

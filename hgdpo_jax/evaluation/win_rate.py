@@ -66,7 +66,10 @@ def prompt_means(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray
     means_a, means_b = (means_of_prompts(scores) for scores in comparable(scores_a, scores_b))
     both = np.isfinite(means_a) & np.isfinite(means_b)
     if not both.any():
-        raise UserError("no prompt has an image with a finite score on both sides: check the weights of both models")
+        raise UserError(
+            "no prompt has an image with a finite score from both models: check their weights and "
+            "config.evaluate.scorers"
+        )
     return means_a[both], means_b[both]
 
 

@@ -28,8 +28,9 @@ def base_fingerprints(experiment: Experiment) -> dict[str, Any]:
 
 def weight_fingerprints(experiment: Experiment) -> dict[str, str]:
     """What decides the weights of the base and its own schedule, by setting; settings left empty decide nothing."""
+    replacements = _replacements(experiment)
     with naming("config.weights.base"):
-        return family_of(experiment).fingerprints(experiment.weights.base, **_replacements(experiment))
+        return family_of(experiment).fingerprints(experiment.weights.base, **replacements)
 
 
 def _replacements(experiment: Experiment) -> dict[str, Any]:
@@ -39,7 +40,10 @@ def _replacements(experiment: Experiment) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value}
     if unknown := sorted(given.keys() - set(family_of(experiment).replaceable)):
         section = "" if unknown[0] == "schedule" else "weights."
-        raise UserError(f"{section}{unknown[0]} is given, but models of {weights.family} cannot replace it")
+        raise UserError(
+            f"config.{section}{unknown[0]} is set, but models of {weights.family} cannot replace this part of the "
+            "base: leave it empty"
+        )
     return given
 
 

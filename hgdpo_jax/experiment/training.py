@@ -43,9 +43,13 @@ def check_training(options: Train | Finetune, name: str) -> None:
         return
     devices, local_devices = counts
     if options.batch_size % devices:
-        raise UserError(f"{name}.batch_size is {options.batch_size}, expected a multiple of the {devices} devices")
+        raise UserError(
+            f"config.{name}.batch_size is {options.batch_size}, expected a multiple of the {devices} devices"
+        )
     if options.fsdp and local_devices % options.fsdp:
-        raise UserError(f"{name}.fsdp is {options.fsdp}, expected 0 or a divisor of the {local_devices} local devices")
+        raise UserError(
+            f"config.{name}.fsdp is {options.fsdp}, expected 0 or a divisor of the {local_devices} local devices"
+        )
 
 
 def training_seed(experiment: Experiment) -> int:

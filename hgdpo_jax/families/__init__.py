@@ -8,7 +8,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.user_functions import load_function
 
 # The name of a setting, for messages.
-_SETTING = "weights.family"
+_SETTING = "config.weights.family"
 
 
 def find(name: str) -> Any:

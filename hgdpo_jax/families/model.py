@@ -143,7 +143,9 @@ class Model(Family):
         """Raises UserError where an entry of an adapter matches no layer."""
         for entry in adapters:
             if not isinstance(entry, tuple | list) or len(entry) != 2:
-                raise UserError("adapters are no pairs, expected [(adapter, scale), ...], for example [(adapter, 0.5)]")
+                raise UserError(
+                    f"adapters contain a {type(entry).__name__}, expected pairs: for example [(adapter, 0.5)]"
+                )
         for adapter, _ in adapters:
             lora.check(adapter, self.lora_layers)
 

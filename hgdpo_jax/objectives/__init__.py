@@ -168,7 +168,7 @@ def names() -> list[str]:
 def find(name: str) -> type[Objective]:
     """The class of an objective; raises UserError where there is none of this name."""
     if name not in names():
-        raise UserError(f"objective is {name!r}, expected {' or '.join(map(repr, names()))}")
+        raise UserError(f"config.objective is {name!r}, expected {' or '.join(map(repr, names()))}")
     module = importlib.import_module(f"{__name__}.{name}")
     classes = (value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Objective))
     return next(value for value in classes if value.__module__ == module.__name__)

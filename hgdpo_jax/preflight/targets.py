@@ -133,10 +133,10 @@ def parse_target(text: str) -> Target:
     if name not in CHIPS:
         near = difflib.get_close_matches(name, CHIPS, 1, 0.4)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(CHIPS)}"
-        raise UserError(f"there is no target {name!r}: {hint}")
+        raise UserError(f"config.preflight.target is {text!r}, and {name!r} is not a device: {hint}")
     if not count_text.isdecimal() or int(count_text) not in CHIPS[name].counts:
         expected = ", ".join(map(str, CHIPS[name].arrangements)) or f"1 to {_MOST_GPUS}"
-        raise UserError(f"the target is {text!r}, expected {name}:COUNT with {expected} devices")
+        raise UserError(f"config.preflight.target is {text!r}, expected {name}:COUNT with {expected} devices")
     return Target(name, int(count_text))
 
 

@@ -12,7 +12,7 @@ from hgdpo_jax.errors import UserError
 def require_framing(framing: str) -> None:
     """Raises UserError unless `framing` is "crop" or "pad"."""
     if framing not in ("crop", "pad"):
-        raise UserError(f"scoring.framing is {framing!r}, expected 'crop' or 'pad'")
+        raise UserError(f"config.scoring.framing is {framing!r}, expected 'crop' or 'pad'")
 
 
 def preprocess(

@@ -40,7 +40,9 @@ class UserFunction:
             raise
         # The user's own code may raise anything.
         except Exception as error:
-            raise UserError(f"{self.source} failed with {type(error).__name__}: {error}") from error
+            raise UserError(
+                f"{self.source} failed with {type(error).__name__}: {error}; correct the function"
+            ) from error
         if values.shape != (len(images),):
             raise UserError(
                 f"{self.source} returned an array of shape {list(values.shape)} for {len(images)} images, expected a "

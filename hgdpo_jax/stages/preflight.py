@@ -42,7 +42,7 @@ def check(experiment: Experiment) -> None:
     for section in (TRAINING[name] for name in program_names(experiment) if name in TRAINING):
         if (rows := getattr(experiment, section).batch_size) % target.count:
             raise UserError(
-                f"{section}.batch_size is {rows}, expected a multiple of the {target.count} devices of {target}"
+                f"config.{section}.batch_size is {rows}, expected a multiple of the {target.count} devices of {target}"
             )
     work(experiment)
     require_compiler(target)
@@ -86,7 +86,7 @@ def program_names(experiment: Experiment) -> list[str]:
     chosen = experiment.preflight.programs
     for name in chosen:
         if name not in BATCH_SETTINGS:
-            raise UserError(f"preflight.programs has {name!r}, expected some of {', '.join(BATCH_SETTINGS)}")
+            raise UserError(f"config.preflight.programs has {name!r}, expected some of {', '.join(BATCH_SETTINGS)}")
     names = set(chosen or experiment.stages)
     if experiment.pairs.latents == "sampled":
         # Then the stage decodes and encodes nothing.
@@ -96,7 +96,10 @@ def program_names(experiment: Experiment) -> list[str]:
         # Such a function has no program; its images are reported as not counted.
         names.discard("score_pool")
     if names.isdisjoint(BATCH_SETTINGS):
-        raise UserError(f"no program to compile: the config's stages are {', '.join(experiment.stages)}")
+        raise UserError(
+            f"config.stages are {', '.join(experiment.stages)}, none of which has a program, expected one of "
+            f"{', '.join(BATCH_SETTINGS)}"
+        )
     return [name for name in BATCH_SETTINGS if name in names]
 
 

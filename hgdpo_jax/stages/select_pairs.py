@@ -49,7 +49,9 @@ def check(experiment: Experiment) -> None:
     """Raises UserError if no loser has that rank, or the base cannot draw its images."""
     rank, size = experiment.pairs.loser_rank, experiment.pool.size
     if rank and not 2 <= rank <= size:
-        raise UserError(f"pairs.loser_rank is {rank}, expected 2 to {size} (pool.size), or 0 for the lowest score")
+        raise UserError(
+            f"config.pairs.loser_rank is {rank}, expected 2 to {size} (config.pool.size), or 0 for the lowest score"
+        )
     check_base(experiment)
 
 

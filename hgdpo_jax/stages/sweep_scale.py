@@ -40,7 +40,7 @@ def check(experiment: Experiment) -> None:
     """Raises UserError if no scale is given, one is given twice, or base or a scorer cannot be loaded."""
     check_evaluation(experiment)
     if not experiment.sweep.scales or len(set(experiment.sweep.scales)) < len(experiment.sweep.scales):
-        raise UserError(f"sweep.scales is {experiment.sweep.scales}, expected one scale or more, each once")
+        raise UserError(f"config.sweep.scales is {experiment.sweep.scales}, expected one scale or more, each once")
 
 
 def run(experiment: Experiment, run: StageRun) -> None:

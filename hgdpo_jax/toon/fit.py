@@ -46,7 +46,9 @@ def fit(
     UserError where there are several processes.
     """
     if hosts.count() > 1:
-        raise UserError("this stage trains a small network on one host: start it as a single process")
+        raise UserError(
+            f"{run.name} trains a small network on one host, expected a single process: start it without others"
+        )
     optimizer = make_optimizer(
         learning_rate=training.learning_rate,
         warmup_steps=warmup_steps or training.steps // 20,

@@ -68,7 +68,8 @@ def read_attributes(parameters: dict, images: UInt8[np.ndarray, "n 64 48 3"]) ->
     """Class indices of the attributes that a classifier with these weights reads off each image."""
     if images.shape[1:] != (HEIGHT, WIDTH, 3):
         raise UserError(
-            f"the oracle reads portraits of {WIDTH}x{HEIGHT} pixels, not {images.shape[2]}x{images.shape[1]}"
+            f"the oracle reads portraits of {WIDTH}x{HEIGHT} pixels, not "
+            f"{images.shape[2]}x{images.shape[1]}: set config.pool.width and config.pool.height"
         )
     return map_batches(functools.partial(_read, parameters), images, device_batch=64)
 
@@ -83,7 +84,9 @@ def prompt_labels(prompt: str) -> Int[np.ndarray, "attributes"]:
     for split in SPLITS:
         if prompt in (known := _labels_of_split(split)):
             return known[prompt]
-    raise UserError(f"the oracle reads only toon prompts, not {shortened(prompt)!r}: leave it out of evaluate.scorers")
+    raise UserError(
+        f"the oracle reads only toon prompts, not {shortened(prompt)!r}: leave it out of config.evaluate.scorers"
+    )
 
 
 @functools.cache

@@ -14,7 +14,10 @@ def _prompts(split: str, count: int) -> list[str]:
     from hgdpo_jax.toon.captions import prompts
 
     if not count:
-        raise UserError(f"prompts toon:{split} have no end, expected how many: give a count above 0")
+        raise UserError(
+            f"prompts toon:{split} have no end, expected how many: set the count, such as "
+            "config.prompts.train_count, above 0"
+        )
     return prompts(split, count)
 
 

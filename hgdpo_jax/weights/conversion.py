@@ -65,7 +65,10 @@ def to_tree(
     if missing := sorted(keys - set(left)):
         raise UserError(f"{where} lacks {some(missing)}: expected all weights of the model that its config describes")
     if unknown := sorted(set(left) - keys):
-        raise UserError(f"{where} has {some(unknown)}, which the model that its config describes does not have")
+        raise UserError(
+            f"{where} has {some(unknown)}, which the model that its config describes does not have: give weights "
+            "and config of one model"
+        )
 
     def convert(path: KeyPath, leaf: Any) -> Any:
         array = left.pop(_key(path))
@@ -75,7 +78,10 @@ def to_tree(
             # A linear layer stored as a 1x1 convolution.
             array = array[:, :, 0, 0]
         if array.shape != expected:
-            raise UserError(f"{where} has {_key(path)} of shape {list(array.shape)}, expected {list(expected)}")
+            raise UserError(
+                f"{where} has {_key(path)} of shape {list(array.shape)}, expected {list(expected)}: give weights and "
+                "config of one model"
+            )
         if _SHAPES_ONLY.get():
             return jax.ShapeDtypeStruct(leaf.shape, dtype)
         # A copy, whatever the type. Its transposed view is copied by `place`: XLA does so many times as fast as NumPy.

@@ -53,7 +53,8 @@ def resolve_source(source: epath.PathLike, weights: tuple[str, ...] = MODEL) -> 
     if not match or not match["revision"] and _is_local(str(source)):
         near = similar(path) or next(iter(difflib.get_close_matches(str(source), named, 1)), "")
         hint = f": did you mean {near}?" if near else f", expected {_EXPECTED}, or one of {', '.join(named)}."
-        hub = f" On the hub it is {str(source).replace(match['name'], match['name'] + '@main', 1)}" if match else ""
+        on_hub = str(source).replace(match["name"], f"{match['name']}@main", 1) if match else ""
+        hub = f" For a repository of the hub, type {on_hub}" if match else ""
         raise UserError(f"{source} is not an existing folder or file{hint}{hub}".rstrip("."))
     name, revision, file = match["name"], match["revision"], match.groupdict().get("path")
     if file:

@@ -112,7 +112,7 @@ def test_only_a_colon_behind_a_tables_ending_separates(source, parts):
         ("a.csv", "caption,faces\na man,1\n", ":caption:ages=1", "'ages=1' selects no rows .* caption, faces"),
         ("a.csv", "caption,faces\na man,1\n", ":caption:faces=2", "no row .* has faces=2, expected one of 1"),
         ("a.csv", "caption,faces\na man, tall,1\n", ":caption", "line 2 .* has 3 fields, expected 2 .* double quotes"),
-        ("a.csv", 'caption\n"a man\na woman\n', ":caption", "line 3 .* cannot be read: unexpected end of data"),
+        ("a.csv", 'caption\n"a man\na woman\n', ":caption", "line 3 .* cannot be read .unexpected end of data"),
         ("a.tsv", "caption\na man\ttall\n", ":caption", "line 2 .* has 2 fields, expected 1 .* tabs"),
         (
             "a.jsonl",
@@ -132,7 +132,7 @@ def test_only_a_colon_behind_a_tables_ending_separates(source, parts):
         ("a.json", "[5]", "", "item 1 of .* is 5, expected an array of texts, or of objects"),
         ("a.json", '[{"caption": "a man"}]', "", "is a table, expected .*a.json:COLUMN with one of caption"),
         ("a.json", '{"images": [], "annotations": []}', ":caption", "has no column .* one of images, annotations"),
-        ("a.json", '["a man",\n"a woman"', "", "is not JSON: Expecting"),
+        ("a.json", '["a man",\n"a woman"', "", "is not JSON .Expecting"),
         ("a.txt", '[\n"a man",\n"a woman"\n]', "", "holds JSON, .*: let its name end in .json or .jsonl"),
         ("a.ndjson", '{"caption": "a man"}\n{"caption": "a woman"}', "", "holds JSON"),
         ("a.csv", "caption\n", ":caption", "is empty"),

@@ -43,9 +43,9 @@ def test_what_is_set_replaces_what_the_files_say(config, options, expected):
         (
             {},
             {"terminal_snr": "zero"},
-            "set schedule.prediction_type='v_prediction' or schedule.terminal_snr='nonzero'",
+            "set config.schedule.prediction_type='v_prediction' or config.schedule.terminal_snr='nonzero'",
         ),
-        (VELOCITY, {"prediction_type": "epsilon"}, "or schedule.terminal_snr='nonzero'"),
+        (VELOCITY, {"prediction_type": "epsilon"}, "or config.schedule.terminal_snr='nonzero'"),
         ({}, {"steps_offset": 1}, "schedule.steps_offset is 1, but the spacing 'linspace' has no offset: set it to -1"),
         ({"use_karras_sigmas": True}, {"timestep_spacing": "leading"}, "is 'leading', but Karras sigmas decide"),
         ({}, {"sigmas": "exponential"}, "schedule.sigmas is 'exponential', expected '' or 'timesteps' or 'karras'"),
@@ -59,5 +59,7 @@ def test_what_cannot_be_or_has_no_effect_is_refused_by_the_names_of_the_settings
 def test_an_offset_that_leads_past_the_trained_steps_is_refused():
     schedule = schedule_of({"timestep_spacing": "leading"}, steps_offset=200)
     assert dpm_solver.timesteps(schedule, 4)[0] == 1000
-    with pytest.raises(UserError, match="sampling starts at timestep 1140, expected at most 1000: lower schedule.st"):
+    with pytest.raises(
+        UserError, match="sampling starts at timestep 1140, expected at most 1000: lower config.schedule.st"
+    ):
         dpm_solver.timesteps(schedule, 20)

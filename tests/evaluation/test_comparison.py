@@ -24,5 +24,5 @@ def test_an_unusable_image_is_left_out_of_its_prompt_and_a_prompt_without_any_is
     assert (rate.wins, rate.losses, rate.prompts) == (1, 2, 3)
     assert comparison.per_image_win_rate == 2 / 4
     assert comparison.tuned_mean == pytest.approx(22 / 8)
-    with pytest.raises(UserError, match="no prompt has an image with a finite score on both sides"):
+    with pytest.raises(UserError, match="no prompt has an image with a finite score from both models"):
         win_rate(scores_a[1:2], scores_b[1:2])

@@ -133,8 +133,11 @@ def test_a_file_of_a_folder_that_exists_is_not_asked_of_the_hub(hub, tmp_path):
     [
         ("checkpoints/potraits", "did you mean checkpoints/portraits?"),
         ("chekpoints/portraits", "did you mean checkpoints/portraits?"),
-        ("checkpoints/other", "expected a folder .* On the hub it is checkpoints/other@main$"),
-        ("checkpoints/other/model.safetensors", "On the hub it is checkpoints/other@main/model.safetensors$"),
+        ("checkpoints/other", "expected a folder .* For a repository of the hub, type checkpoints/other@main$"),
+        (
+            "checkpoints/other/model.safetensors",
+            "For a repository of the hub, type checkpoints/other@main/model.safetensors$",
+        ),
         ("portraits.safetensors", "did you mean checkpoints?|expected a folder"),
         ("weights/portraits.safetensors", "expected a folder"),
         ("./checkpoints/potraits", "did you mean checkpoints/portraits?"),

@@ -86,12 +86,12 @@ def read_checkpoint(
     if vae:
         configs["vae"], tensors["vae"] = _read_vae(vae, autoencoder_config(configs.get("vae", {})))
     elif "vae" not in tensors:
-        raise UserError(f"{path} holds no VAE: set weights.vae to a VAE of the Stable Diffusion 1.x family")
+        raise UserError(f"{path} holds no VAE: set config.weights.vae to a VAE of the Stable Diffusion 1.x family")
     if tokenizer:
         folder = require_tokenizer(resolve_source(tokenizer, weights=()))
     elif folder is None:
         raise UserError(
-            f"{path} holds no tokenizer: set weights.tokenizer to a folder with CLIP's vocab.json and merges.txt"
+            f"{path} holds no tokenizer: set config.weights.tokenizer to a folder with CLIP's vocab.json and merges.txt"
         )
     configs["scheduler"] = schedule.applied_to(configs["scheduler"])
     return StableDiffusionFiles(configs, tensors, folder)

@@ -94,7 +94,10 @@ def convert_checkpoint(
         if not parts[part] and part != "vae":
             raise UserError(f"{where} has no {prefix}*: expected a Stable Diffusion 1.x checkpoint in one file")
     if left:
-        raise UserError(f"{where} has {some(sorted(left))}, which is no part of a Stable Diffusion 1.x checkpoint")
+        raise UserError(
+            f"{where} has {some(sorted(left))}, which is not part of a Stable Diffusion 1.x checkpoint: give one "
+            "of this family"
+        )
     layers = _layers_per_block(parts["unet"])
     converted = {
         "unet": _rename(parts["unet"], lambda name: _unet_name(name, layers), where),

@@ -45,7 +45,7 @@ def scheduler_config(
         sources = " and ".join(f"{value!r} ({source})" for source, value in said.items())
         raise UserError(
             f"{path} should predict {sources}, expected "
-            "'epsilon' or 'v': set schedule.prediction_type to 'epsilon' or 'v_prediction', or write which into "
+            "'epsilon' or 'v': set config.schedule.prediction_type to 'epsilon' or 'v_prediction', or write which into "
             f'{described.name} beside it, as parameterization: "v" or "eps"'
         )
     config["prediction_type"] = prediction

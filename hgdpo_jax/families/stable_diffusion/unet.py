@@ -62,7 +62,10 @@ class UNetConfig(NetworkConfig):
                 )
         config = super().from_dict(values)
         if not isinstance(config.attention_head_dim, int) or not isinstance(config.layers_per_block, int):
-            raise UserError("this U-Net has a head count per level: give a Stable Diffusion 1.x checkpoint")
+            raise UserError(
+                f"this U-Net has attention_head_dim={config.attention_head_dim!r} and layers_per_block="
+                f"{config.layers_per_block!r}, expected one number each: give a Stable Diffusion 1.x checkpoint"
+            )
         return config
 
 

@@ -9,7 +9,7 @@ from etils import epath
 from hgdpo_jax.artifacts import DONE, STARTED, read_marker
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.evaluation.results import RESULTS
-from hgdpo_jax.files import names_in
+from hgdpo_jax.files import names_in, similar
 from hgdpo_jax.run_log import last_step
 
 EVALUATION = "evaluate_policy"
@@ -39,7 +39,8 @@ class Progress:
 def read_progress(folder: epath.Path) -> Progress:
     """The progress of the run in a folder WORKDIR/runs/NAME; raises UserError where there is no such folder."""
     if not folder.is_dir():
-        raise UserError(f"there is no run in {folder}, expected a folder WORKDIR/runs/NAME")
+        hint = f": did you mean {near}?" if (near := similar(folder)) else ", expected a folder WORKDIR/runs/NAME"
+        raise UserError(f"there is no run in {folder}{hint}")
     markers, done = {}, set()
     for stage in sorted(names_in(folder)):
         for marker in (DONE, STARTED):

@@ -221,6 +221,7 @@ def _read_run(folder: epath.Path) -> Run:
     results, sweep = read_results(folder / EVALUATION), folder / _SWEEP
     if BASE not in results.models:
         raise UserError(
-            f"{results.experiment} was evaluated without the base: put {BASE} in evaluate.models, or leave {folder} out"
+            f"{results.experiment} was evaluated without the base: put {BASE} in config.evaluate.models, or leave "
+            f"{folder} out"
         )
     return Run(results, read_results(sweep) if (sweep / RESULTS).is_file() else None, progress)
