@@ -16,7 +16,7 @@ from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.models import base_shapes, check_base
 from hgdpo_jax.experiment.rates import Rate, rate_of
 from hgdpo_jax.experiment.work import TRAINING, Work, stored_bytes, work
-from hgdpo_jax.pages.numbers import DASH, size
+from hgdpo_jax.pages.numbers import DASH, duration, size
 from hgdpo_jax.pages.tables import aligned
 from hgdpo_jax.pages.templates import render_text
 from hgdpo_jax.runner import (
@@ -77,7 +77,7 @@ class Plan:
     def __str__(self) -> str:
         known = [stage.hours for stage in self.stages if stage.hours is not None]
         least = "at least " if known and len(known) < len(self.stages) and sum(known) else ""
-        rows = [["stage", "state", "images", "hours", "on disk", ""]]
+        rows = [["stage", "state", "images", "time", "on disk", ""]]
         rows += [
             [each.name, each.state, _count(each.images), _hours(each.hours), _size(each.stored), each.cost]
             for each in self.stages
@@ -179,7 +179,7 @@ def _count(number: int) -> str:
 
 
 def _hours(hours: float | None) -> str:
-    return "unknown" if hours is None else f"{hours:,.2f}" if hours else DASH
+    return "unknown" if hours is None else duration(hours) if hours else DASH
 
 
 def _size(count: int) -> str:

@@ -13,6 +13,7 @@ from hgdpo_jax.config_files import load_config
 from hgdpo_jax.experiment.rates import note_rate
 from hgdpo_jax.files import write_json
 from hgdpo_jax.main import main
+from hgdpo_jax.runner import stage_run
 from hgdpo_jax.weights.tensor_files import save_tensors
 
 
@@ -155,3 +156,17 @@ def test_weights_in_each_others_place_are_told_apart(planned, tmp_path, tiny_bas
     status, lines = planned(f"--config.{setting}={('base', value) if setting == 'evaluate.models' else value}")
     assert status == 2 and len(lines) == 1
     assert lines[0].startswith(f"error: config.{setting}") and words in lines[0].replace(f"{tmp_path}/", ""), lines
+
+
+def test_a_sample_with_a_name_or_prompts_of_its_own_stands_in_no_others_way(config, tmp_path):
+    def folder(**changes) -> str:
+        config.sample.update({"prompts": (), "name": "", "seeds": 4} | changes)
+        return stage_run(typed(config), "sample_images", epath.Path(tmp_path)).folder.name
+
+    plain = folder()
+    assert plain == folder(seeds=5) == "sample_images"
+    one, other = folder(prompts=("A man!",)), folder(prompts=("A man!", "a dog"))
+    assert (
+        one.startswith("sample_images-a-man-") and len({plain, one, other, folder(prompts=("A man!",), seeds=5)}) == 4
+    )
+    assert folder(prompts=("猫",)).startswith("sample_images-") and folder(name="mine", seeds=5) == "sample_images-mine"

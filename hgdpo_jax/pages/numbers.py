@@ -59,6 +59,13 @@ def ordinal(number: int) -> str:
     return f"{number:,}{ending}"
 
 
+def duration(hours: float) -> str:
+    """A time in hours, or in minutes below two hours."""
+    if hours >= 2:
+        return f"{hours:,.3g} h" if hours < 100 else f"{hours:,.0f} h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 60 else "< 1 min"
+
+
 def size(count: float) -> str:
     """Bytes, with three significant digits and a decimal unit."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
