@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def content_fingerprint(source: epath.PathLike, weights: Sequence[str] = MODEL) 
     """
     source = epath.Path(source)
     if not source.is_dir():
-        return remembered(_checksum(source), source, [source])
+        return remembered(_checksum(source), source, {source.name: _checksum(source)})
     # Both layouts are at most one folder deep, and epath has no recursive search.
     paths = {path for pattern in ("*", "*/*") for path in source.glob(pattern) if path.suffix in (".json", ".txt")}
     for folder, _, stem in (place.rpartition("/") for place in weights):
@@ -38,20 +38,18 @@ def content_fingerprint(source: epath.PathLike, weights: Sequence[str] = MODEL) 
             # Missing shards are reported when the weights are read.
             shards = set(_places(file).values()) if file.suffix == ".json" else ()
             paths |= {file, *(path for name in shards if (path := file.parent / name).is_file())}
-    digest = hashlib.sha256()
-    for name, path in sorted((str(path.relative_to(source)), path) for path in paths):
-        digest.update(f"{name}\0{_checksum(path)}\n".encode())
-    return remembered(digest.hexdigest(), source, paths)
+    listed = {name: _checksum(path) for name, path in sorted((str(path.relative_to(source)), path) for path in paths)}
+    lines = "".join(f"{name}\0{found}\n" for name, found in listed.items())
+    return remembered(hashlib.sha256(lines.encode()).hexdigest(), source, listed)
 
 
 # Of each fingerprint that this process has made: its source, and the checksums of the files that it names.
 _CONTENTS: dict[str, dict[str, Any]] = {}
 
 
-def remembered(fingerprint: str, source: epath.Path, files: Iterable[epath.Path]) -> str:
-    """The fingerprint, whose files `contents` lists from now on, so that messages can say which one changed."""
-    listed = {str(path.relative_to(source) if path != source else path.name): _checksum(path) for path in files}
-    _CONTENTS[fingerprint] = {"source": str(source), "files": listed}
+def remembered(fingerprint: str, source: epath.Path, files: Mapping[str, str]) -> str:
+    """The fingerprint; `contents` gives its source and files from now on, for messages that say which one changed."""
+    _CONTENTS[fingerprint] = {"source": str(source), "files": files}
     return fingerprint
 
 

@@ -17,10 +17,10 @@ from etils import epath
 
 from hgdpo_jax.adapters import lora
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.files import expanded
+from hgdpo_jax.files import checksum, expanded
 from hgdpo_jax.texts import some
 from hgdpo_jax.weights import peft_config
-from hgdpo_jax.weights.folders import PICKLED, content_fingerprint, read_json
+from hgdpo_jax.weights.folders import PICKLED, read_json, remembered
 from hgdpo_jax.weights.pickled_files import load_pickled
 from hgdpo_jax.weights.tensor_files import OWN_METADATA, load_tensors, save_tensors
 
@@ -242,7 +242,8 @@ def adapter_fingerprint(path: epath.PathLike) -> str:
     """Names what decides an adapter: the file's checksum, and that of PEFT's config where one lies beside it."""
     path = _file(path)
     config = path.parent / _PEFT_CONFIG
-    return " ".join(map(content_fingerprint, [path, config] if config.is_file() else [path]))
+    files = [path, config] if config.is_file() else [path]
+    return " ".join(remembered(found := checksum(file), file, {file.name: found}) for file in files)
 
 
 def _file(path: epath.PathLike) -> epath.Path:

@@ -55,7 +55,7 @@ def test_people_are_one_category_of_the_parti_prompts():
 def test_rows_of_a_table_can_be_named_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parent.parent.parent)
     test = f"--config.prompts.test={PARTI}:Prompt:Category=People"
-    options = ["--plan", "--stage=evaluate_policy", f"--workdir={tmp_path}", "--config.prompts.test_count=0"]
+    options = ["--plan", f"--workdir={tmp_path}", "--config.prompts.test_count=0"]
     assert main(["--config=configs/toon_smoke.py", *options, test]) == 0
     assert "7 prompts x" in capsys.readouterr().out
 

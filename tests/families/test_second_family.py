@@ -74,10 +74,10 @@ def test_an_experiment_loads_its_base_by_its_family_whose_code_counts(folder, mo
 def test_a_part_that_a_family_cannot_replace_is_refused(folder):
     config = base_config()
     config.weights.update(base=str(folder), family=NAME, vae="a/vae")
-    with pytest.raises(UserError, match=f"weights.vae is given, but models of {NAME} cannot replace it"):
+    with pytest.raises(UserError, match=f"config.weights.vae is set, but models of {NAME} cannot replace"):
         base_fingerprints(typed(config))
     config.weights.vae, config.schedule.timestep_spacing = "", "leading"
-    with pytest.raises(UserError, match=f"schedule is given, but models of {NAME} cannot replace it"):
+    with pytest.raises(UserError, match=f"config.schedule is set, but models of {NAME} cannot replace"):
         base_fingerprints(typed(config))
 
 

@@ -179,7 +179,7 @@ def test_a_text_encoder_whose_heads_no_shape_tells_is_refused(small):
 
 
 def test_a_single_file_without_tokenizer_asks_for_one(small_file, tmp_path):
-    with pytest.raises(UserError, match="holds no tokenizer: set weights.tokenizer to a folder"):
+    with pytest.raises(UserError, match="holds no tokenizer: set config.weights.tokenizer to a folder"):
         read_checkpoint(small_file)
     with pytest.raises(UserError, match="holds no tokenizer, expected vocab.json"):
         read_checkpoint(small_file, tokenizer=str(tmp_path))
@@ -204,7 +204,7 @@ def test_a_file_without_vae_needs_one(small, tokenizer_folder, tmp_path):
     prefix = PREFIXES["vae"]
     safetensors.numpy.save_file({k: v for k, v in small[1].items() if not k.startswith(prefix)}, bare)
     safetensors.numpy.save_file({k: v for k, v in small[1].items() if k.startswith(prefix)}, vae)
-    with pytest.raises(UserError, match="bare.safetensors holds no VAE: set weights.vae"):
+    with pytest.raises(UserError, match="bare.safetensors holds no VAE: set config.weights.vae"):
         read_checkpoint(bare, str(tokenizer_folder))
     assert read_checkpoint(bare, str(tokenizer_folder), str(vae)).tensors["vae"]
 

@@ -237,7 +237,7 @@ def test_a_single_text_picture_or_latent_is_one_row(model):
         ("a man", 0.5, {}, r"seeds\[0\] is 0.5, expected a whole number"),
         # JAX would draw the image of seed 0.
         ("a man", [1, 1 << 32], {}, r"seeds\[1\] is 4294967296, expected 0 to 4294967295"),
-        ("a man", 0, {"adapters": ({}, 0.5)}, "adapters are no pairs"),
+        ("a man", 0, {"adapters": ({}, 0.5)}, "adapters contain a dict, expected pairs"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(model, prompts, seeds, options, message):

@@ -184,7 +184,7 @@ def test_results_of_another_version_are_refused_with_what_to_run(tmp_path):
 def test_a_run_that_did_not_evaluate_the_base_is_refused(tmp_path):
     results = make_results("n20")
     results["models"]["other"] = results["models"].pop("base")
-    with pytest.raises(UserError, match="n20 was evaluated without the base: put base in evaluate.models"):
+    with pytest.raises(UserError, match="n20 was evaluated without the base: put base in config.evaluate.models"):
         read_runs([write_run(tmp_path, results)])
 
 
