@@ -31,7 +31,7 @@ def test_what_can_be_mended_costs_one_line_and_status_2(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     run = str(write_run(tmp_path, make_results("n5")))
     for arguments, words in (
-        ([], "no runs given"),
+        ([], "no runs are given"),
         ([str(tmp_path / "n20")], "n20 lacks evaluate_policy; resume with python -m hgdpo_jax.main"),
         (["--outptu=x"], "--help lists the flags"),
         ([run, f"--output={tmp_path / 'file' / 'x'}"], "--output=DIR"),

@@ -189,7 +189,7 @@ def test_latents_of_the_sampler_need_no_program_for_the_pairs():
         (("--target=h100:32",), "expected a multiple of the 32 devices of h100:32"),
         (("--price_per_hour=-1",), "preflight.price_per_hour is -1.0, expected at least 0"),
         (("--price_per_hour=much",), "--help lists the flags"),
-        (("--config.preflight.traget=h100:8",), "did you mean preflight.target?"),
+        (("--config.preflight.traget=h100:8",), "did you mean config.preflight.target?"),
         (("--plan",), "--help lists the flags"),
     ],
 )
