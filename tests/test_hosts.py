@@ -122,7 +122,7 @@ def test_only_the_first_host_tells_how_far_it_is(outputs):
 
 
 def test_both_hosts_drew_a_share_of_the_pool(folders):
-    rates = {path.name for path in (folders[1] / "pools").glob("*/rates/*.json")}
+    rates = {path.name for path in (folders[1] / "rates").glob("generate_pool-*/*.json")}
     assert rates == {"host-0-of-2.json", "host-1-of-2.json"}
 
 
