@@ -76,7 +76,7 @@ class Pool:
     """
 
     # Images per prompt, N. Not part of the pool's fingerprint: more images are added to those there are.
-    size: int = setting(20, least=2, most=10_000)
+    size: int = setting(20, least=1, most=10_000)
     # DPM-Solver++ steps.
     steps: int = setting(50, least=1)
     # Scale of classifier-free guidance.

@@ -8,6 +8,7 @@ import glob
 import itertools
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -139,10 +140,19 @@ def _require_platform() -> None:
 
 
 def device_counts() -> tuple[int, int] | None:
-    """How many devices there are, and how many this process has; None where it would have to occupy accelerators."""
-    if not _started and (_has_tpu() or glob.glob("/dev/nvidia[0-9]*")):
+    """How many devices there are, and how many this process has; None before `start`, except on CPUs.
+
+    It starts no devices: a plan leaves them to the run that is under way.
+    """
+    if _started:
+        return jax.device_count(), jax.local_device_count()
+    if _has_tpu() or glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/dxg"):
         return None
-    return jax.device_count(), jax.local_device_count()
+    forced = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    # JAX defines its settings when it is imported, which the type checker cannot know; -1 is one device.
+    configured = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    count = int(forced[1]) if forced else max(1, configured)
+    return count, count
 
 
 def _has_tpu() -> bool:

@@ -45,8 +45,6 @@ def _run(arguments: Sequence[str]) -> None:
         return
     # Not at the top: --help does not wait for JAX.
     if values.plan:
-        # A plan leaves the machine's accelerators to the run that is under way.
-        os.environ["JAX_PLATFORMS"] = "cpu"
         from hgdpo_jax.planning import plan
 
         print(plan(config, values.workdir, values.stage), end="")

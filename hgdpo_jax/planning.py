@@ -28,7 +28,7 @@ from hgdpo_jax.runner import (
     require_inputs,
     stage_run,
 )
-from hgdpo_jax.stages import load_stage
+from hgdpo_jax.stages import load_stage, needs_of
 
 # Programs whose rates serve for a part of a stage, the best first.
 _LIKE = {
@@ -45,8 +45,8 @@ _LIKE = {
 class Planned:
     """A stage: its state ("done", "partly done", "to do" or "other settings"), and in words what it does.
 
-    `needs` are the empty settings that it needs. `images` and `hours` are those left, the hours None where no rate is
-    known; `stored` is in bytes.
+    `needs` are the empty settings that it needs. `images`, `hours` and `stored`, in bytes, are those left, or of the
+    whole stage where it does not say what is left; the hours are None where no rate is known.
     """
 
     name: str
@@ -83,8 +83,8 @@ class Plan:
             for each in self.stages
         ]
         total = sum(known) if known and (sum(known) or len(known) == len(self.stages)) else None
-        images, stored = (sum(getattr(each, name) for each in self.stages) for name in ("images", "stored"))
-        rows.append(["in all", "", _count(images), f"{least}{_hours(total)}", _size(stored), ""])
+        # Images are not added up: most stages read those of others.
+        rows.append(["in all", "", "", f"{least}{_hours(total)}", _size(sum(each.stored for each in self.stages)), ""])
         return render_text("plan.txt.jinja", str, plan=self, lines=aligned(rows))
 
 
@@ -95,7 +95,6 @@ def plan(config: ConfigDict, workdir: epath.PathLike = "workdir", stages: Sequen
     """
     experiment = checked(config)
     folder, names = checked_arguments(experiment, workdir, stages)
-    experiment = dataclasses.replace(experiment, stages=tuple(names))
     divide_cpu(experiment.cpu_devices)
     needs = missing_settings(experiment, names)
     ready = [name for name in names if name not in needs]
@@ -107,8 +106,12 @@ def plan(config: ConfigDict, workdir: epath.PathLike = "workdir", stages: Sequen
     require_inputs(ahead)
     # The states of the named stages say so themselves.
     refuse_changes([run for stage in ahead for name, run in stage.run.inputs.items() if name not in names])
-    base = check_base(experiment) if experiment.weights.base else base_shapes(experiment)
-    rows, stored, sources = work(experiment), stored_bytes(experiment, base), dict[str, None]()
+    # Of finished stages the weights may be gone.
+    loads_base = experiment.weights.base and any(
+        "weights.base" in needs_of(load_stage(name), experiment) for name in undone
+    )
+    base = check_base(experiment) if loads_base else base_shapes(experiment)
+    rows, stored, sources = work(experiment, names), stored_bytes(experiment, base, names), dict[str, None]()
     planned = []
     for name in names:
         if name in needs:
@@ -137,7 +140,7 @@ def _planned(
     state, words = _state(run), module.plan(experiment, run)
     if state == "done":
         return Planned(run.name, state, words)
-    left = module.left(experiment, run) if hasattr(module, "left") else 1.0
+    left = module.left(experiment, run) if hasattr(module, "left") and state != "other settings" else 1.0
     rates = {program: _rate(experiment, run, program) for (part, program) in rows if part.partition(":")[0] == run.name}
     hours = None
     if all(rates.values()):

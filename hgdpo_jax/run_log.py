@@ -27,8 +27,6 @@ LOG = "log.jsonl"
 _QUIET_SECONDS = 10.0
 _RATE_WINDOW = 20
 _REPORT_SECONDS = 60.0
-# What `rates_reported` gives them to, the innermost last.
-_rate_reports: list[Callable[[str, float], object]] = []
 # Of a run's time, the share that uploads of its log take at most.
 _UPLOAD_SHARE = 0.05
 
@@ -129,20 +127,48 @@ def last_step(folder: epath.PathLike) -> int:
     return int(max((step for step in steps if math.isfinite(step)), default=0))
 
 
+class _Rates:
+    """The last rate by description, given to `report` once a minute."""
+
+    def __init__(self, report: Callable[[str, float], object]):
+        self._report, self._latest = report, dict[str, float]()
+        self._next = time.monotonic() + _REPORT_SECONDS
+
+    def note(self, description: str, rate: float) -> None:
+        self._latest[description] = rate
+        if time.monotonic() > self._next:
+            self.flush()
+
+    def flush(self) -> None:
+        self._next = time.monotonic() + _REPORT_SECONDS
+        while self._latest:
+            self._report(*self._latest.popitem())
+
+
+# Those of `rates_reported`, the innermost last.
+_rates: list[_Rates] = []
+
+
 @contextlib.contextmanager
 def rates_reported(report: Callable[[str, float], object]) -> Iterator[None]:
-    """Within it `report` gets description and rate of each progress bar, once a minute and at its end."""
-    _rate_reports.append(report)
+    """Within it `report` gets what `report_rate` is told, once a minute and at the end."""
+    _rates.append(_Rates(report))
     try:
         yield
     finally:
-        _rate_reports.pop()
+        _rates.pop().flush()
+
+
+def report_rate(description: str, per_second: float) -> None:
+    """Says how fast something is; progress bars do so unless they are told not to."""
+    if _rates and per_second:
+        _rates[-1].note(description, per_second)
 
 
 class Progress:
     """A progress bar with rate and time left; a line every ten seconds where the error stream is no terminal."""
 
-    def __init__(self, items: Iterable[Any], total: int, initial: int, description: str, unit: str):
+    def __init__(self, items: Iterable[Any], total: int, initial: int, description: str, unit: str, reported: bool):
         live = sys.stderr.isatty()
         # The others do their share at the same time.
         quiet = not hosts.is_first()
@@ -162,16 +188,16 @@ class Progress:
         )
         # From the first update on: before it, programs are compiled.
         self._count, self._times = initial, collections.deque[tuple[float, int]](maxlen=_RATE_WINDOW)
-        self._description, self._next_report = description, time.monotonic() + _REPORT_SECONDS
+        self._description = description if reported else ""
 
     def update(self, count: int = 1) -> None:
         """Says that `count` more are done."""
         self._bar.update(count)
-        if time.monotonic() > self._next_report:
-            self._report()
         # A bar that is not shown does not count.
         self._count += count
         self._times.append((time.monotonic(), self._count))
+        if self._description:
+            report_rate(self._description, self.rate())
 
     def note(self, **values: float) -> None:
         """Shows numbers behind the bar."""
@@ -189,12 +215,6 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._report()
-
-    def _report(self) -> None:
-        self._next_report = time.monotonic() + _REPORT_SECONDS
-        if _rate_reports and (rate := self.rate()):
-            _rate_reports[-1](self._description, rate)
 
     def __iter__(self) -> Iterator[Any]:
         with self:
@@ -204,13 +224,22 @@ class Progress:
 
 
 def progress(
-    items: Iterable[Any] = (), *, total: int | None = None, initial: int = 0, description: str, unit: str
+    items: Iterable[Any] = (),
+    *,
+    total: int | None = None,
+    initial: int = 0,
+    description: str,
+    unit: str,
+    reported: bool = True,
 ) -> Progress:
-    """A bar to iterate over `items` with, or, given a `total`, to open with `with` and update by hand."""
+    """A bar to iterate over `items` with, or, given a `total`, to open with `with` and update by hand.
+
+    Its rate is that of `report_rate` where it is `reported`.
+    """
     if total is None:
         items = list(items)
         total = len(items)
-    return Progress(items, total, initial, description, unit)
+    return Progress(items, total, initial, description, unit, reported)
 
 
 class _Lines(io.TextIOBase):

@@ -21,6 +21,7 @@ from hgdpo_jax.base_config import Experiment, plain
 from hgdpo_jax.compilation import divide_cpu, keep_programs, spare_memory_of_cpu
 from hgdpo_jax.config_files import checked
 from hgdpo_jax.errors import UserError, first_line, outside_trouble
+from hgdpo_jax.experiment import models, scoring
 from hgdpo_jax.experiment.rates import note_rate
 from hgdpo_jax.files import require_store, require_utf8_name, write_text
 from hgdpo_jax.run_log import rates_reported
@@ -177,6 +178,10 @@ def missing_settings(experiment: Experiment, names: Sequence[str]) -> dict[str, 
 
 def check_stages(experiment: Experiment, names: Sequence[str], hook: str = "check") -> None:
     """Calls a function of the named stages, where they have it: "check" or "rehearse" (stages/__init__.py)."""
+    if hook == "check":
+        # Files may have changed since this process checked them last.
+        models.loaded_without_content.cache_clear()
+        scoring.loaded_without_content.cache_clear()
     for module in map(load_stage, names):
         if hasattr(module, hook):
             getattr(module, hook)(experiment)

@@ -1,6 +1,8 @@
 """A plan tells what a run would take, and refuses what the run would refuse."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,10 +12,10 @@ import hgdpo_jax as hg
 from hgdpo_jax import hosts
 from hgdpo_jax.base_config import typed
 from hgdpo_jax.config_files import load_config
-from hgdpo_jax.experiment.rates import note_rate
+from hgdpo_jax.experiment.rates import note_rate, rate_of
 from hgdpo_jax.files import write_json
 from hgdpo_jax.main import main
-from hgdpo_jax.runner import stage_run
+from hgdpo_jax.runner import load_stages, stage_run
 from hgdpo_jax.weights.tensor_files import save_tensors
 
 
@@ -92,7 +94,7 @@ def planned(tmp_path, capsys, monkeypatch, tiny_base, tiny_scorer):
         ("adapter.rank=0", "adapter.rank is 0, expected 1 to 1024"),
         ("pairs.loser_rank=9", "pairs.loser_rank is 9, expected 2 to"),
         ("pool.width=101", "does not fit this model"),
-        ("pool.size=1", "pool.size is 1, expected 2 to"),
+        ("pool.size=1", "pool.size is 1, expected at least 2"),
         ("pool.clip_skip=9", "clip_skip is 9"),
         ("attention=flash", "attention is 'flash', expected"),
         ("train.learning_rate=0.0", "train.learning_rate is 0.0, expected 1e-12 to 1"),
@@ -170,3 +172,42 @@ def test_a_sample_with_a_name_or_prompts_of_its_own_stands_in_no_others_way(conf
         one.startswith("sample_images-a-man-") and len({plain, one, other, folder(prompts=("A man!",), seeds=5)}) == 4
     )
     assert folder(prompts=("猫",)).startswith("sample_images-") and folder(name="mine", seeds=5) == "sample_images-mine"
+
+
+def test_a_plan_of_some_stages_is_that_of_the_whole_experiment(config, tmp_path):
+    whole = by_name(hg.plan(config, tmp_path))
+    names = ("generate_pool", "score_pool", "select_pairs", "check_pairs")
+    assert list(by_name(hg.plan(config, tmp_path, names)).values()) == [whole[name] for name in names]
+    run = stage_run(typed(config), "evaluate_policy", epath.Path(tmp_path))
+    (loaded,) = load_stages(typed(config), ["evaluate_policy"], epath.Path(tmp_path))
+    loaded.run.start()
+    loaded.run.finish()
+    assert run.is_done() and by_name(hg.plan(config, tmp_path, ["evaluate_policy"]))["evaluate_policy"].state == "done"
+
+
+def test_a_training_of_several_processes_has_one_rate_and_one_that_cannot_be_recorded_ends_no_run(
+    config, tmp_path, monkeypatch
+):
+    experiment, workdir = typed(config), epath.Path(tmp_path)
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    for index in (0, 1):
+        monkeypatch.setattr(hosts, "index", lambda index=index: index)
+        monkeypatch.setattr(hosts, "is_first", lambda index=index: index == 0)
+        note_rate(experiment, workdir, "train_policy", 8.0)
+        note_rate(experiment, workdir, "generate_pool", 3.0)
+    assert rate_of(experiment, workdir, workdir, "train_policy").per_second == 8.0
+    assert rate_of(experiment, workdir, workdir, "generate_pool").per_second == 6.0
+    (tmp_path / "file").touch()
+    note_rate(experiment, workdir / "file", "generate_pool", 3.0)
+
+
+def test_a_plan_starts_no_devices_so_that_processes_can_still_be_joined(tiny_base, tiny_scorer, tmp_path):
+    program = f"""if True:
+        import hgdpo_jax as hg
+        from jax._src import xla_bridge
+        config = hg.load_config("toon")
+        config.weights.update(base={str(tiny_base)!r}, scorer={str(tiny_scorer)!r})
+        print(len(hg.plan(config, {str(tmp_path)!r}).stages), xla_bridge.backends_are_initialized())
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["8", "False"], done.stderr

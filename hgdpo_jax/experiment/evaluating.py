@@ -35,12 +35,16 @@ def evaluation_needs(experiment: Experiment) -> tuple[str, ...]:
 
 
 def check_evaluation(experiment: Experiment) -> None:
-    """Raises UserError where the base or a scorer cannot be loaded, a LoRA does not fit, or a folder lacks images."""
-    base = check_base(experiment)
+    """Raises UserError where the base, a scorer or a measure cannot be loaded."""
+    check_base(experiment)
     check_scorers(experiment)
     for source in _measure_sources(experiment).values():
         source.load()
-    blocks = blocks_of(test_prompts(experiment), experiment.pool.block)
+
+
+def check_models(experiment: Experiment) -> None:
+    """Raises UserError where a LoRA does not fit the base, or a folder lacks images."""
+    base, blocks = check_base(experiment), blocks_of(test_prompts(experiment), experiment.pool.block)
     for model in models_of(experiment):
         if model.folder:
             folder_images(experiment, model, epath.Path()).complete(blocks, experiment.evaluate.seeds)

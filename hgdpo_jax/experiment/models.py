@@ -3,6 +3,8 @@
 import functools
 from typing import Any
 
+import jax
+
 from hgdpo_jax import families
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.errors import UserError, naming
@@ -82,13 +84,17 @@ def check_base(experiment: Experiment) -> Model:
     # The tokenizer may be in a checkpoint's folder.
     expected = {"tokenizer": "", "base": kinds.CHECKPOINT, "vae": kinds.VAE}
     with kinds.placed({f"config.weights.{name}": (getattr(weights, name), kind) for name, kind in expected.items()}):
-        base = _without_content(family_of(experiment), weights.base, experiment.dtype, tuple(options.items()))
+        base = loaded_without_content(family_of(experiment), weights.base, experiment.dtype, tuple(options.items()))
     base.require_drawable(pool.width, pool.height, pool.steps, pool.clip_skip)
     return base
 
 
 # Several stages check it.
 @functools.cache
-def _without_content(family: type[Model], source: str, dtype: str, options: tuple[tuple[str, Any], ...]) -> Model:
+def loaded_without_content(family: type[Model], source: str, dtype: str, options: tuple[tuple[str, Any], ...]) -> Model:
+    """A base with shapes for parameters; its cache is cleared before stages are checked."""
     with shapes_only():
-        return family.load(source, dtype, **dict(options))
+        model = family.load(source, dtype, **dict(options))
+    # A family that does not read its files by `to_tree` has loaded them.
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.parameters)
+    return model.with_parameters(**shapes)

@@ -1,5 +1,6 @@
 """How fast a workdir's runs were on its machines, for plans to say how long the rest takes."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -11,11 +12,16 @@ from etils import epath
 from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import fingerprint_of
 from hgdpo_jax.base_config import Experiment
+from hgdpo_jax.experiment.evaluating import models_of
+from hgdpo_jax.experiment.work import TRAINING
 from hgdpo_jax.files import write_json
 
 _DRAWING = ("generate_pool", "evaluate_policy")
 # Stages that draw as `evaluate_policy` does.
 _SAME = {"sample_images": "evaluate_policy", "sweep_scale": "evaluate_policy"}
+# Stages whose bars count the work of all processes, and those whose bars count pairs of images.
+_OF_ALL = (*TRAINING, "sample_images")
+_PAIRS = ("select_pairs",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,24 +33,26 @@ class Rate:
 
 
 def note_rate(experiment: Experiment, workdir: epath.Path, description: str, per_second: float) -> None:
-    """Records the rate of a progress bar, in its own unit, for this process."""
+    """Records what `report_rate` gives for this process, in rows as `work` counts them.
+
+    What cannot be recorded is lost: no run ends for it.
+    """
     stage, _, part = description.partition(": ")
     program = _SAME.get(stage, stage.partition(" ")[0])
-    if part and program not in _DRAWING:
-        # A stage's other work, such as writing its files.
+    if (part and program not in _DRAWING) or (stage in _OF_ALL and not hosts.is_first()):
+        # A stage's other work, such as writing its files, or what the first process records for all.
         return
-    rows = {
-        "select_pairs": 2,
-        "train_policy": experiment.train.batch_size,
-        "finetune_base": experiment.finetune.batch_size,
-    }
+    normalized = any(model.name == part and model.latent_normalization for model in models_of(experiment))
     devices = jax.local_devices()
     values = {
-        "rows_per_second": per_second * rows.get(program, 1),
+        "rows_per_second": per_second * (2 if stage in _PAIRS or normalized else 1),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "time": time.time(),
     }
-    write_json(_folder(experiment, workdir, program) / f"host-{hosts.index()}-of-{hosts.count()}.json", values)
+    index, count = (0, 1) if stage in _OF_ALL else (hosts.index(), hosts.count())
+    # An object store may fail for a moment.
+    with contextlib.suppress(Exception):
+        write_json(_folder(experiment, workdir, program) / f"host-{index}-of-{count}.json", values)
 
 
 def rate_of(experiment: Experiment, workdir: epath.Path, run_folder: epath.Path, program: str) -> Rate | None:
@@ -76,12 +84,15 @@ def _folder(experiment: Experiment, workdir: epath.Path, program: str) -> epath.
     workload: dict[str, Any] = {
         "dtype": experiment.dtype,
         "family": experiment.weights.family,
+        "base": experiment.weights.base,
         "size": [pool.width, pool.height],
     }
     if program in _DRAWING:
-        workload |= {"attention": experiment.attention, "steps": pool.steps}
+        workload |= {"attention": experiment.attention, "guided": pool.guidance != 1, "steps": pool.steps}
     elif program == "train_policy":
         workload |= {"objective": experiment.objective.name(), "rank": experiment.adapter.rank}
-    elif program in ("score_pool", "check_pairs", "measure"):
+    elif program == "score_pool":
+        workload["scorer"] = experiment.weights.scorer
+    elif program in ("check_pairs", "measure"):
         workload["scorers"] = [experiment.weights.scorer, *experiment.evaluate.scorers]
     return workdir / "rates" / f"{program}-{fingerprint_of(workload)}"

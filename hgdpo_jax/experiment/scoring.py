@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -41,31 +41,49 @@ def sources_of(experiment: Experiment) -> dict[str, ScorerSource]:
     return score_sources(experiment.weights.scorer, experiment.evaluate.scorers)
 
 
+def check_scorer(experiment: Experiment) -> None:
+    """Raises UserError where the scorer that chooses the pairs cannot be loaded, as `check_scorers`."""
+    _without_content(experiment, scorer_source(experiment))
+
+
 def check_scorers(experiment: Experiment) -> None:
     """Raises UserError where one of `sources_of` cannot be loaded, as far as its files' names and shapes tell."""
     for source in sources_of(experiment).values():
         _without_content(experiment, source)
 
 
+def rehearse_scorer(experiment: Experiment) -> None:
+    """`rehearse_scorers` for the scorer that chooses the pairs."""
+    _rehearse(experiment, [scorer_source(experiment)])
+
+
 def rehearse_scorers(experiment: Experiment) -> None:
     """Raises UserError where a scorer of the user's own fails on a black picture of the experiment's size."""
+    _rehearse(experiment, sources_of(experiment).values())
+
+
+def _rehearse(experiment: Experiment, sources: Iterable[ScorerSource]) -> None:
     prompts = train_prompts if experiment.prompts.train else test_prompts
-    for source in sources_of(experiment).values():
+    for source in sources:
         if isinstance(scorer := _without_content(experiment, source), UserFunction):
             scorer.try_out(prompts(experiment)[0], experiment.pool.width, experiment.pool.height)
 
 
 def _without_content(experiment: Experiment, source: ScorerSource) -> Scorer | UserFunction:
-    weights = {source.setting: (source.source, kinds.CLIP)} if source.kind != FUNCTION else {}
-    with naming(source.setting), kinds.placed(weights):
-        return _loaded_without_content(source.text, source.setting, experiment.dtype, experiment.scoring.framing)
+    dtype, framing = experiment.dtype, experiment.scoring.framing
+    if source.kind == FUNCTION:
+        return source.load(dtype, framing)
+    with naming(source.setting), kinds.placed({source.setting: (source.source, kinds.CLIP)}):
+        return loaded_without_content(source.text, source.setting, dtype, framing)
 
 
 # Several stages check them.
 @functools.cache
-def _loaded_without_content(text: str, setting: str, dtype: str, framing: str) -> Scorer | UserFunction:
+def loaded_without_content(text: str, setting: str, dtype: str, framing: str) -> Scorer | UserFunction:
+    """A scorer with shapes for parameters; its cache is cleared before stages are checked."""
+    source = ScorerSource.parse(text, setting)
     with shapes_only():
-        return ScorerSource.parse(text, setting).load(dtype, framing)
+        return source.load(dtype, framing)
 
 
 def scorer_source(experiment: Experiment) -> ScorerSource:

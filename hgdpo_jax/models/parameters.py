@@ -26,4 +26,5 @@ def apply(network: nn.Module, parameters: dict, *arguments, **keywords) -> Any:
 
 def shapes_of(network: nn.Module, *arguments) -> dict:
     """Shapes of the network's parameters for such arguments, without creating them."""
-    return jax.eval_shape(network.init, jax.random.key(0), *arguments)["params"]
+    # The key within it: outside, it would start JAX's devices, which a plan leaves alone.
+    return jax.eval_shape(lambda *given: network.init(jax.random.key(0), *given), *arguments)["params"]

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
@@ -35,7 +34,7 @@ class Aesthetic(CLIPScorer):
         """
         head = read_tensor_file(resolve_source(source))
         scorer = super().load(clip, dtype, framing)
-        shapes = shapes_of(ScoreHead(), jnp.zeros((1, scorer.clip.config.projection_dim)))
+        shapes = shapes_of(ScoreHead(), np.zeros((1, scorer.clip.config.projection_dim)))
         parameters = {
             "clip": {name: leaf for name, leaf in scorer.parameters.items() if not name.startswith("text_")},
             "head": to_tree(head, shapes, source, place=replicated),

@@ -55,7 +55,9 @@ class CLIPScorer(Scorer):
             scorer = cls.without_weights(files.config, files.preprocessor, dtype, framing)
         parameters = to_tree(files.tensors, scorer.parameters, where, dtype, replicated)
         # In bfloat16 exp(logit_scale) is inaccurate: equally for all images, but scores should compare across runs.
-        parameters["logit_scale"] = replicated(np.array(files.tensors["logit_scale"], np.float32))
+        names = ("logit_scale",)
+        scale, shapes = ({name: each[name] for name in names} for each in (files.tensors, scorer.parameters))
+        parameters |= to_tree(scale, shapes, where, "float32", replicated)
         return dataclasses.replace(scorer, parameters=parameters, tokenizer=load_tokenizer(files.tokenizer))
 
     @classmethod
@@ -66,7 +68,7 @@ class CLIPScorer(Scorer):
         require_framing(framing)
         clip = CLIP(CLIPConfig.from_dict(config), jnp.dtype(require_compute_type(dtype)))
         size = clip.config.vision.image_size
-        shapes = shapes_of(clip, jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, size, size, 3)))
+        shapes = shapes_of(clip, np.zeros((1, 2), np.int32), np.zeros((1, size, size, 3)))
         return cls(
             clip=clip,
             parameters=jax.tree.map(lambda leaf: leaf.update(dtype=clip.dtype), shapes),

@@ -61,14 +61,14 @@ class ImageReward(Scorer):
         text = TextEncoder(TextConfig(**text_config), jnp.dtype(dtype))
         head = {name: array for name, array in tensors.items() if name.startswith("mlp.")}
         towers = {name: array for name, array in tensors.items() if name not in head}
-        size, states = vision.config.image_size, jnp.zeros((1, 2, vision.config.width))
+        size, states = vision.config.image_size, np.zeros((1, 2, vision.config.width))
         shapes = {
-            "visual_encoder": shapes_of(vision, jnp.zeros((1, size, size, 3))),
-            "text_encoder": shapes_of(text, jnp.zeros((1, 2), jnp.int32), states),
+            "visual_encoder": shapes_of(vision, np.zeros((1, size, size, 3))),
+            "text_encoder": shapes_of(text, np.zeros((1, 2), np.int32), states),
         }
         # Unknown names are among the towers', so that they are reported.
         parameters = to_tree(towers, {"blip": shapes}, source, dtype, replicated)
-        mlp = {"mlp": shapes_of(ScoreHead(), jnp.zeros((1, text.config.width)))}
+        mlp = {"mlp": shapes_of(ScoreHead(), np.zeros((1, text.config.width)))}
         parameters |= to_tree(head, mlp, source, "float32", replicated)
         return cls(parameters, vision, text, _load_tokenizer(tokenizer), framing)
 

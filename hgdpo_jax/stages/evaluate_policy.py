@@ -17,6 +17,7 @@ from hgdpo_jax.evaluation.rank_statistics import RankStatistics
 from hgdpo_jax.evaluation.results import Results, write_results
 from hgdpo_jax.experiment.evaluating import (
     check_evaluation,
+    check_models,
     comparable_settings,
     evaluation_needs,
     folder_images,
@@ -74,7 +75,10 @@ def plan(experiment: Experiment, run: StageRun) -> str:
     return f"{number_of_prompts(experiment, 'test'):,} prompts x {experiment.evaluate.seeds} images: {names}"
 
 
-check = check_evaluation
+def check(experiment: Experiment) -> None:
+    """Raises UserError if base, scorers, measures, LoRAs or folders cannot be what the evaluation needs."""
+    check_evaluation(experiment)
+    check_models(experiment)
 
 
 def rehearse(experiment: Experiment) -> None:

@@ -52,7 +52,7 @@ def check(experiment: Experiment) -> None:
 
 
 def left(experiment: Experiment, run: StageRun) -> float:
-    """The share of the steps that no checkpoint holds yet."""
+    """The share of the steps that no checkpoint holds yet, by the names of checkpoints."""
     return 1 - max(saved_steps(run.folder / "checkpoints"), default=0) / experiment.finetune.steps
 
 

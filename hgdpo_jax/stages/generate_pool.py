@@ -4,6 +4,7 @@ from hgdpo_jax import hosts
 from hgdpo_jax.artifacts import StageRun, flat
 from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.data.pool import prompt_count
+from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.drawing import complete_pool, drawing_settings, pool_of
 from hgdpo_jax.experiment.models import check_base
 from hgdpo_jax.experiment.prompts import number_of_prompts, prompts_fingerprint, train_prompts
@@ -24,7 +25,13 @@ def settings(experiment: Experiment) -> dict:
     }
 
 
-check = check_base
+def check(experiment: Experiment) -> None:
+    """Raises UserError if the pool gives no pairs, or the base cannot draw its images."""
+    if experiment.pool.size < 2:
+        raise UserError(
+            f"config.pool.size is {experiment.pool.size}, expected at least 2: a pair needs a winner and a loser"
+        )
+    check_base(experiment)
 
 
 def plan(experiment: Experiment, run: StageRun) -> str:

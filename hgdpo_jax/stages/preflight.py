@@ -10,6 +10,7 @@ from hgdpo_jax.artifacts import StageRun
 from hgdpo_jax.base_config import Experiment, plain
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.models import base_shapes
+from hgdpo_jax.experiment.prompts import number_of_prompts
 from hgdpo_jax.experiment.work import TRAINING, stored_bytes, work
 from hgdpo_jax.files import write_json, write_text
 from hgdpo_jax.preflight.apart import compiler_environment, require_compiler, run_apart
@@ -28,11 +29,7 @@ INPUTS = ()
 
 def settings(experiment: Experiment) -> dict:
     # Everything that may decide a shape or a sum.
-    found = plain(dataclasses.replace(experiment, name="", cpu_devices=0))
-    if not experiment.schedule.given():
-        # As in versions without this section, whose results stay valid.
-        del found["schedule"]
-    return found
+    return plain(dataclasses.replace(experiment, name="", cpu_devices=0))
 
 
 def check(experiment: Experiment) -> None:
@@ -44,7 +41,10 @@ def check(experiment: Experiment) -> None:
             raise UserError(
                 f"config.{section}.batch_size is {rows}, expected a multiple of the {target.count} devices of {target}"
             )
-    work(experiment)
+    if "generate_pool" in experiment.stages and not number_of_prompts(experiment, "train"):
+        raise UserError(
+            "the number of training prompts is unknown: set config.prompts.train or config.prompts.train_count"
+        )
     require_compiler(target)
 
 

@@ -33,7 +33,9 @@ def folder_name(experiment: Experiment) -> str:
     """A sample with a name or prompts of its own has a folder of its own, so that it stands in no other's way."""
     sample, name = experiment.sample, experiment.sample.name
     if sample.prompts and not name:
-        values = {**decisive(sample), "prompts": list(sample.prompts)}
+        # With all that one changes to compare pictures; the weights' content would have to be read.
+        values = {**decisive(sample), **decisive(experiment.sampling), **decisive(experiment.adapter)}
+        values |= {"prompts": list(sample.prompts), "seed": experiment.seed}
         name = f"{_short(sample.prompts[0])}-{fingerprint_of(values)[:6]}".lstrip("-")
     return f"sample_images-{name}" if name else "sample_images"
 

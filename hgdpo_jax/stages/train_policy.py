@@ -43,7 +43,8 @@ def settings(experiment: Experiment) -> dict:
 def plan(experiment: Experiment, run: StageRun) -> str:
     prompts, rows = number_of_prompts(experiment, "train"), f"{experiment.objective.rows}s"
     steps, batch_size = experiment.train.steps, experiment.train.batch_size
-    return f"{steps:,} steps of {batch_size} {rows}, of at most {prompts:,}: each {steps * batch_size / prompts:.3g} x"
+    words = f"{steps:,} steps of {batch_size} {rows}"
+    return f"{words}, of at most {prompts:,}: each {steps * batch_size / prompts:.3g} times" if prompts else words
 
 
 def check(experiment: Experiment) -> None:
@@ -53,7 +54,7 @@ def check(experiment: Experiment) -> None:
 
 
 def left(experiment: Experiment, run: StageRun) -> float:
-    """The share of the steps that no checkpoint holds yet."""
+    """The share of the steps that no checkpoint holds yet, by the names of checkpoints."""
     return 1 - max(saved_steps(run.folder / "checkpoints"), default=0) / experiment.train.steps
 
 

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
@@ -35,7 +34,7 @@ class AttributeOracle:
     def parameters(self) -> dict:
         """The classifier's weights."""
         folder = resolve_source(self.source)
-        shapes = shapes_of(AttributeClassifier(), jnp.zeros((1, HEIGHT, WIDTH, 3)))
+        shapes = shapes_of(AttributeClassifier(), np.zeros((1, HEIGHT, WIDTH, 3)))
         return to_tree(folders.read_weights(folder, "model"), shapes, where=str(folder), place=replicated)
 
     @property

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from hgdpo_jax import hosts
 from hgdpo_jax.checkpoints import Checkpoints
 from hgdpo_jax.errors import UserError
-from hgdpo_jax.run_log import RunLog, progress
+from hgdpo_jax.run_log import RunLog, progress, report_rate
 from hgdpo_jax.sharding import introduce, shard_batch, shard_parameters
 from hgdpo_jax.termination import Terminated, kept_for_later, raised_on_sigterm
 from hgdpo_jax.training.step_rate import StepRate
@@ -76,6 +76,7 @@ def train(
         rate.step_done()
         if samples_per_step and (per_second := rate.per_second()):
             scalars[f"{unit}s_per_second"] = per_second * samples_per_step
+            report_rate(description, per_second * samples_per_step)
         log.scalars(step, scalars)
         bar.note(loss=scalars["loss"])
 
@@ -96,7 +97,7 @@ def train(
         kept_for_later() as sigterm_came,
         contextlib.closing(log),
         contextlib.closing(checkpoints),
-        progress(total=steps, initial=start, description=description, unit="step") as bar,
+        progress(total=steps, initial=start, description=description, unit="step", reported=False) as bar,
     ):
         # A step logs once, and its evaluation once more.
         if start and is_evaluated(start) and log.count(start) < 2:

@@ -69,6 +69,6 @@ def placed(sources: Mapping[str, tuple[str, str]]) -> Iterator[None]:
 
 def _kind_of_source(source: str) -> str:
     # What cannot be read is reported by the loading that failed.
-    with contextlib.suppress(UserError):
-        return kind_of(resolve_source(source)) if source else ""
+    with contextlib.suppress(UserError, OSError):
+        return kind_of(resolve_source(source, weights=())) if source else ""
     return ""

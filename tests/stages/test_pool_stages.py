@@ -490,7 +490,7 @@ def test_plans_say_how_much_there_is_to_do(config, tmp_path):
         "6 prompts x 3 images of 2 steps",
         "18 images decoded and scored",
         "at most 6 pairs",
-        "30 steps of 4 pairs, of at most 6: each 20 x",
+        "30 steps of 4 pairs, of at most 6: each 20 times",
     ]
 
 

@@ -169,7 +169,7 @@ def test_without_any_number_of_prompts_the_setting_to_give_is_named():
     config = n20_sml()
     config.prompts.train_count = 0
     with pytest.raises(UserError, match="prompts.train_count"):
-        work(typed(config))
+        preflight.check(typed(config))
 
 
 def test_latents_of_the_sampler_need_no_program_for_the_pairs():

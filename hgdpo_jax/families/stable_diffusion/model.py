@@ -129,18 +129,18 @@ class StableDiffusion(Model):
             autoencoder = Autoencoder(autoencoder_config(configs["vae"]), compute)
             text_encoder = CLIPTextTransformer(text_config(configs["text_encoder"]), compute)
             schedule = NoiseSchedule.from_dict(configs["scheduler"])
-            ids, size = jnp.zeros((1, 2), jnp.int32), 8 * autoencoder.config.factor
+            ids, size = np.zeros((1, 2), np.int32), 8 * autoencoder.config.factor
             shapes = by_role(
                 unet=shapes_of(
                     unet,
-                    jnp.zeros((1, 16, 16, unet.config.in_channels)),
-                    jnp.zeros((1,), jnp.int32),
-                    jnp.zeros((1, 2, unet.config.cross_attention_dim)),
+                    np.zeros((1, 16, 16, unet.config.in_channels)),
+                    np.zeros((1,), np.int32),
+                    np.zeros((1, 2, unet.config.cross_attention_dim)),
                 ),
                 vae=shapes_of(
                     autoencoder,
-                    jnp.zeros((1, size, size, 3)),
-                    jnp.zeros((1, 8, 8, autoencoder.config.latent_channels)),
+                    np.zeros((1, size, size, 3)),
+                    np.zeros((1, 8, 8, autoencoder.config.latent_channels)),
                 ),
                 text_encoder=shapes_of(text_encoder, ids),
             )
