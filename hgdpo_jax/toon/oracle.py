@@ -46,7 +46,7 @@ class AttributeOracle:
     def description(self) -> str:
         """What its scores are, and how far they can be trusted."""
         right = 100 * self.accuracy["all"]
-        return f"per cent of the prompt's attributes that the image shows; right on {right:.1f} % of real portraits'"
+        return f"per cent of the prompt's attributes that the image shows; {right:.1f} % right on real portraits"
 
     @property
     def fingerprint(self) -> str:

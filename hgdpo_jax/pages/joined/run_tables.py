@@ -38,7 +38,7 @@ def runs_section(runs: Sequence[Run], unfinished: Sequence[Progress]) -> Section
 
 def picture_sections(runs: Sequence[Run]) -> list[Section]:
     """The first prompts' pictures of the base and of all models, where the runs have kept them."""
-    with_pictures = [run for run in runs if run.base.pictures]
+    with_pictures = [run for run in runs if run.base.pictures and (run.folder / run.base.pictures[0]).is_file()]
     if not with_pictures:
         return []
     first = with_pictures[0]
@@ -47,7 +47,7 @@ def picture_sections(runs: Sequence[Run]) -> list[Section]:
     images = [[column.run.folder / column.results.pictures[row] for column in columns] for row in range(count)]
     lead = "The first image of the first prompts of the test list, which no score has chosen."
     without = ", ".join(run.name for run in runs if run not in with_pictures)
-    notes = [f"Evaluated by an earlier version, which kept no pictures: {without}."] if without else []
+    notes = [f"Without pictures, which earlier versions did not keep: {without}."] if without else []
     grid = ImageGrid([column.label for column in columns], first.results.prompts[:count], images)
     return [Section("Pictures", lead, notes, grid=grid)]
 
