@@ -85,7 +85,8 @@ def check_base(experiment: Experiment) -> Model:
     expected = {"tokenizer": "", "base": kinds.CHECKPOINT, "vae": kinds.VAE}
     with kinds.placed({f"config.weights.{name}": (getattr(weights, name), kind) for name, kind in expected.items()}):
         base = loaded_without_content(family_of(experiment), weights.base, experiment.dtype, tuple(options.items()))
-    base.require_drawable(pool.width, pool.height, pool.steps, pool.clip_skip)
+    with naming("config.pool"):
+        base.require_drawable(pool.width, pool.height, pool.steps, pool.clip_skip)
     return base
 
 
