@@ -2,6 +2,7 @@
 
     WORKDIR/runs/<experiment>/<stage>/    one stage's files, with started.json and done.json
     WORKDIR/pools/                        image pools and their scores, shared by experiments
+    WORKDIR/rates/                        how fast they were made, for plans (experiment/rates.py)
 
 A stage is done once its done.json exists: settings, fingerprint and the checksums of its files.
 """
