@@ -18,10 +18,11 @@ from hgdpo_jax.files import write_json
 
 _DRAWING = ("generate_pool", "evaluate_policy")
 # Stages that draw as `evaluate_policy` does.
-_SAME = {"sample_images": "evaluate_policy", "sweep_scale": "evaluate_policy"}
-# Stages whose bars count the work of all processes, and those whose bars count pairs of images.
-_OF_ALL = (*TRAINING, "sample_images")
-_PAIRS = ("select_pairs",)
+_SAME = {"sweep_scale": "evaluate_policy"}
+# Its images are few, so that compiling decides its rate.
+_IGNORED = "sample_images"
+# A stage whose bar counts pairs of images.
+_PAIRS = "select_pairs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +40,17 @@ def note_rate(experiment: Experiment, workdir: epath.Path, description: str, per
     """
     stage, _, part = description.partition(": ")
     program = _SAME.get(stage, stage.partition(" ")[0])
-    if (part and program not in _DRAWING) or (stage in _OF_ALL and not hosts.is_first()):
-        # A stage's other work, such as writing its files, or what the first process records for all.
+    if stage == _IGNORED or (part and program not in _DRAWING) or (stage in TRAINING and not hosts.is_first()):
+        # Or a stage's other work, such as writing its files, or a training, whose first process records it for all.
         return
     normalized = any(model.name == part and model.latent_normalization for model in models_of(experiment))
     devices = jax.local_devices()
     values = {
-        "rows_per_second": per_second * (2 if stage in _PAIRS or normalized else 1),
+        "rows_per_second": per_second * (2 if stage == _PAIRS or normalized else 1),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "time": time.time(),
     }
-    index, count = (0, 1) if stage in _OF_ALL else (hosts.index(), hosts.count())
+    index, count = (0, 1) if stage in TRAINING else (hosts.index(), hosts.count())
     # An object store may fail for a moment.
     with contextlib.suppress(Exception):
         write_json(_folder(experiment, workdir, program) / f"host-{index}-of-{count}.json", values)
