@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import time
 from typing import Any
 
@@ -15,6 +14,7 @@ from hgdpo_jax.base_config import Experiment
 from hgdpo_jax.experiment.evaluating import models_of
 from hgdpo_jax.experiment.work import TRAINING
 from hgdpo_jax.files import write_json
+from hgdpo_jax.weights.folders import read_json
 
 _DRAWING = ("generate_pool", "evaluate_policy")
 # Stages that draw as `evaluate_policy` does.
@@ -43,16 +43,16 @@ def note_rate(experiment: Experiment, workdir: epath.Path, description: str, per
     if stage == _IGNORED or (part and program not in _DRAWING) or (stage in TRAINING and not hosts.is_first()):
         # Or a stage's other work, such as writing its files, or a training, whose first process records it for all.
         return
-    normalized = any(model.name == part and model.latent_normalization for model in models_of(experiment))
-    devices = jax.local_devices()
-    values = {
-        "rows_per_second": per_second * (2 if stage == _PAIRS or normalized else 1),
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
-        "time": time.time(),
-    }
-    index, count = (0, 1) if stage in TRAINING else (hosts.index(), hosts.count())
-    # An object store may fail for a moment.
+    # An object store may fail for a moment, and the models of an evaluation need not be valid yet.
     with contextlib.suppress(Exception):
+        normalized = any(model.name == part and model.latent_normalization for model in models_of(experiment))
+        devices = jax.local_devices()
+        values = {
+            "rows_per_second": per_second * (2 if stage == _PAIRS or normalized else 1),
+            "devices": f"{len(devices)} x {devices[0].device_kind}",
+            "time": time.time(),
+        }
+        index, count = (0, 1) if stage in TRAINING else (hosts.index(), hosts.count())
         write_json(_folder(experiment, workdir, program) / f"host-{index}-of-{count}.json", values)
 
 
@@ -62,7 +62,7 @@ def rate_of(experiment: Experiment, workdir: epath.Path, run_folder: epath.Path,
     Of several processes it is the sum over those of the last run.
     """
     folder = _folder(experiment, workdir, program)
-    noted = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")} if folder.is_dir() else {}
+    noted = {path.name: read_json(path) for path in folder.glob("*.json")} if folder.is_dir() else {}
     if noted:
         last = max(noted, key=lambda name: noted[name]["time"])
         together = [values for name, values in noted.items() if name.partition("-of-")[2] == last.partition("-of-")[2]]
@@ -70,7 +70,7 @@ def rate_of(experiment: Experiment, workdir: epath.Path, run_folder: epath.Path,
         source = f"as last seen with {hosts_words}{noted[last]['devices']}"
         return Rate(sum(values["rows_per_second"] for values in together), source)
     file = run_folder / "preflight" / "preflight.json"
-    found = json.loads(file.read_text()) if file.is_file() else {}
+    found = read_json(file) if file.is_file() else {}
     if not (examined := found.get("programs", {}).get(program)):
         return None
     share = min(map(float, found["total"]["device_hours"]))
