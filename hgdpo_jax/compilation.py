@@ -34,7 +34,9 @@ def leave_out_cuda() -> None:
             nothing.__dict__["initialize"] = lambda: None
             sys.modules.setdefault(entry.value, nothing)
             # JAX imports its compiled parts as well, which print when they find no driver; None is "not installed".
-            sys.modules.setdefault(f"jax_{entry.value.rpartition('_')[2]}_plugin", None)  # type: ignore[arg-type]
+            plugin = f"jax_{entry.value.rpartition('_')[2]}_plugin"
+            # The types of Python's library do not know of None.
+            sys.modules.setdefault(plugin, None)  # type: ignore[arg-type]
 
 
 def spare_memory_of_cpu() -> None:

@@ -15,7 +15,7 @@ from hgdpo_jax.config_files import checked
 from hgdpo_jax.errors import UserError
 from hgdpo_jax.experiment.models import base_shapes, check_base
 from hgdpo_jax.experiment.rates import Rate, rate_of
-from hgdpo_jax.experiment.work import TRAINING, Work, stored_bytes, work
+from hgdpo_jax.experiment.work import TRAINING, stored_bytes, work
 from hgdpo_jax.pages.numbers import DASH, duration, size
 from hgdpo_jax.pages.tables import aligned
 from hgdpo_jax.pages.templates import render_text
@@ -114,41 +114,43 @@ def plan(config: ConfigDict, workdir: epath.PathLike = "workdir", stages: Sequen
     rows, stored, sources = work(experiment, names), stored_bytes(experiment, base, names), dict[str, None]()
     planned = []
     for name in names:
+        programs = {program: count for (part, program), count in rows.items() if part.partition(":")[0] == name}
         if name in needs:
-            planned.append(_without_settings(experiment, name, needs[name], rows, stored))
+            planned.append(_without_settings(experiment, name, needs[name], programs, stored.get(name, 0)))
         else:
-            planned.append(_planned(experiment, loaded[name], rows, stored, sources))
+            planned.append(_planned(experiment, loaded[name], programs, stored.get(name, 0), sources))
     drawing = f"{experiment.pool.steps} steps of DPM-Solver++; {base.schedule}"
     return Plan(planned, drawing, list(sources))
 
 
 def _without_settings(
-    experiment: Experiment, name: str, needs: Sequence[str], rows: Work, stored: Mapping[str, int]
+    experiment: Experiment, name: str, needs: Sequence[str], programs: Mapping[str, int], stored: int
 ) -> Planned:
     """A stage that needs empty settings, so that its state is not known."""
     words = ""
     with contextlib.suppress(UserError):
         words = load_stage(name).plan(experiment, stage_run(experiment, name, epath.Path()))
-    return Planned(name, "to do", words, needs, _images(name, rows), None, stored.get(name, 0))
+    return Planned(name, "to do", words, needs, _images(programs), None, stored)
 
 
 def _planned(
-    experiment: Experiment, stage: Stage, rows: Work, stored: Mapping[str, int], sources: dict[str, None]
+    experiment: Experiment, stage: Stage, programs: Mapping[str, int], stored: int, sources: dict[str, None]
 ) -> Planned:
-    """A stage as it stands; adds where its hours are known from to `sources`."""
+    """A stage as it stands, which passes so many rows through each of its programs.
+
+    Adds to `sources` where its hours are known from.
+    """
     run, module = stage.run, stage.module
     state, words = _state(run), module.plan(experiment, run)
     if state == "done":
         return Planned(run.name, state, words)
     left = module.left(experiment, run) if hasattr(module, "left") and state != "other settings" else 1.0
-    rates = {program: _rate(experiment, run, program) for (part, program) in rows if part.partition(":")[0] == run.name}
+    rates = {program: rate for program in programs if (rate := _rate(experiment, run, program))}
     hours = None
-    if all(rates.values()):
-        known = {program: rate for program, rate in rates.items() if rate}
-        sources |= dict.fromkeys(rate.source for rate in known.values())
-        hours = left * sum(_rows(run.name, program, rows) / rate.per_second for program, rate in known.items()) / 3600
-    images = round(left * _images(run.name, rows))
-    return Planned(run.name, state, words, (), images, hours, round(left * stored.get(run.name, 0)))
+    if len(rates) == len(programs):
+        sources |= dict.fromkeys(rate.source for rate in rates.values())
+        hours = left * sum(programs[program] / rate.per_second for program, rate in rates.items()) / 3600
+    return Planned(run.name, state, words, (), round(left * _images(programs)), hours, round(left * stored))
 
 
 def _state(run: StageRun) -> str:
@@ -159,15 +161,9 @@ def _state(run: StageRun) -> str:
     return "partly done" if run.is_started() else "to do"
 
 
-def _rows(stage: str, program: str, rows: Work) -> int:
-    return sum(n for (part, of), n in rows.items() if part.partition(":")[0] == stage and of == program)
-
-
-def _images(stage: str, rows: Work) -> int:
+def _images(programs: Mapping[str, int]) -> int:
     """How many images a stage draws or reads: of its programs on images, what the one with most does."""
-    return max(
-        (n for (part, of), n in rows.items() if part.partition(":")[0] == stage and of not in TRAINING), default=0
-    )
+    return max((count for program, count in programs.items() if program not in TRAINING), default=0)
 
 
 def _rate(experiment: Experiment, run: StageRun, program: str) -> Rate | None:
